@@ -1,0 +1,96 @@
+"""Box arithmetic: frames, areas, IoU and the box coder. Boxes are xyxy, half-open, in pixels."""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from retina_jax.types import Array
+
+DELTA_CLAMP = math.log(1000.0 / 16)
+"""Largest log scale that is decoded (torchvision, Detectron2): a wild delta stays finite."""
+
+
+def coco_xywh_to_xyxy(boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4"]:
+    """COCO's ``[x, y, width, height]`` to ``[x1, y1, x2, y2]``; pixels, any float dtype."""
+    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+
+
+def xyxy_to_coco_xywh(boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4"]:
+    """``[x1, y1, x2, y2]`` to COCO's ``[x, y, width, height]``; pixels, any float dtype."""
+    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+
+
+def tfds_yxyx_to_xyxy(
+    boxes: Float[np.ndarray, "n 4"], height: int, width: int
+) -> Float[np.ndarray, "n 4"]:
+    """TFDS's normalised float32 ``[ymin, xmin, ymax, xmax]`` to pixels, float64.
+
+    Rounded to 1/1000 pixel, which gives back the decimals that COCO annotations have.
+    """
+    scale = np.array([width, height, width, height], np.float64)
+    return np.round(boxes[:, [1, 0, 3, 2]].astype(np.float64) * scale, 3)
+
+
+def area(boxes: Float[Array, "*n 4"]) -> Float[Array, "*n"]:
+    """Width times height, pixels²; 0 for a box turned inside out."""
+    size = jnp.maximum(boxes[..., 2:] - boxes[..., :2], 0)
+    return size[..., 0] * size[..., 1]
+
+
+def pairwise_intersection(a: Float[Array, "n 4"], b: Float[Array, "m 4"]) -> Float[Array, "n m"]:
+    """Area shared by each pair, pixels²."""
+    top_left = jnp.maximum(a[:, None, :2], b[None, :, :2])
+    bottom_right = jnp.minimum(a[:, None, 2:], b[None, :, 2:])
+    size = jnp.maximum(bottom_right - top_left, 0)
+    return size[..., 0] * size[..., 1]
+
+
+def pairwise_iou(a: Float[Array, "n 4"], b: Float[Array, "m 4"]) -> Float[Array, "n m"]:
+    """Intersection over union of each pair, 0 to 1; boxes of no area score 0."""
+    intersection = pairwise_intersection(a, b)
+    union = area(a)[:, None] + area(b)[None, :] - intersection
+    return jnp.where(union > 0, intersection / jnp.where(union > 0, union, 1), 0)
+
+
+def clip(boxes: Float[Array, "*n 4"], height: Array | int, width: Array | int) -> Array:
+    """Boxes cut to a picture of ``height`` × ``width`` pixels."""
+    x = jnp.clip(boxes[..., 0::2], 0, width)
+    y = jnp.clip(boxes[..., 1::2], 0, height)
+    return jnp.stack([x[..., 0], y[..., 0], x[..., 1], y[..., 1]], axis=-1)
+
+
+def _centre_and_size(boxes: Float[Array, "*n 4"]) -> tuple[Array, Array]:
+    size = boxes[..., 2:] - boxes[..., :2]
+    return boxes[..., :2] + 0.5 * size, size
+
+
+def encode(
+    boxes: Float[Array, "*n 4"],
+    anchors: Float[Array, "*n 4"],
+    weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0),
+) -> Float[Array, "*n 4"]:
+    """Deltas ``(dx, dy, dw, dh)`` that carry ``anchors`` onto ``boxes`` (R-CNN, arXiv:1311.2524).
+
+    ``dx = wx (x - xa) / wa`` of the centres and ``dw = ww log(w / wa)``. Boxes and anchors must
+    have area; masked places should be given their anchor instead.
+    """
+    centre, size = _centre_and_size(boxes)
+    anchor_centre, anchor_size = _centre_and_size(anchors)
+    shift = (centre - anchor_centre) / anchor_size
+    stretch = jnp.log(size / anchor_size)
+    return jnp.concatenate([shift, stretch], axis=-1) * jnp.asarray(weights, jnp.float32)
+
+
+def decode(
+    deltas: Float[Array, "*n 4"],
+    anchors: Float[Array, "*n 4"],
+    weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0),
+) -> Float[Array, "*n 4"]:
+    """The inverse of `encode`; log scales are clamped at `DELTA_CLAMP`. Float32, pixels."""
+    deltas = deltas.astype(jnp.float32) / jnp.asarray(weights, jnp.float32)
+    anchor_centre, anchor_size = _centre_and_size(anchors)
+    centre = deltas[..., :2] * anchor_size + anchor_centre
+    size = jnp.exp(jnp.minimum(deltas[..., 2:], DELTA_CLAMP)) * anchor_size
+    return jnp.concatenate([centre - 0.5 * size, centre + 0.5 * size], axis=-1)

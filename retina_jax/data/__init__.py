@@ -1,0 +1,1 @@
+"""Data on disk (TFDS ArrayRecord), the plan of batches, transforms and the loader."""

@@ -1,0 +1,193 @@
+"""Rows of a split to batches in host memory. Grain does workers, prefetch and order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import grain
+import ml_collections
+import numpy as np
+from absl import flags
+
+from retina_jax.data.plan import (
+    Draw,
+    Placement,
+    TrainPlan,
+    evaluation_batches,
+    padding_share,
+    place,
+)
+from retina_jax.data.sources import Split
+from retina_jax.data.transforms import decode_image, flip, resize, scale_boxes
+from retina_jax.errors import UserError
+from retina_jax.types import Batch, GroundTruth
+
+
+def placements(split: Split, config: ml_collections.ConfigDict) -> list[Placement]:
+    """Where each row of a split lies in its bucket."""
+    data = config.data
+    sizes, inverse = np.unique(split.sizes, axis=0, return_inverse=True)
+    placed = [place(*map(int, s), data.buckets, data.short_side, data.long_side) for s in sizes]
+    return [placed[i] for i in inverse.reshape(-1)]
+
+
+def check_split(split: Split, config: ml_collections.ConfigDict) -> None:
+    """`UserError` for a split that this config cannot read."""
+    if not len(split):
+        raise UserError(f"{split.label()} is empty; prepare it from annotations with images")
+    most = int(split.box_counts.max())
+    if most > config.data.max_boxes:
+        image_id = int(split.image_ids[int(split.box_counts.argmax())])
+        raise UserError(
+            f"config.data.max_boxes={config.data.max_boxes} is under the {most} boxes of image "
+            f"{image_id} in {split.label()}; set --config.data.max_boxes={most}"
+        )
+
+
+class _Pictures:
+    """One row to one picture of a batch; picklable, for workers."""
+
+    def __init__(self, split: Split, config: ml_collections.ConfigDict, flips: bool):
+        self._split = split
+        self._placements = placements(split, config)
+        self._buckets = tuple(config.data.buckets)
+        self._max_boxes = config.data.max_boxes
+        self._seed = config.seed if flips else None
+
+    def filler(self, bucket: int) -> Batch:
+        """A black picture that stands in where an evaluation batch has no row."""
+        return Batch(
+            images=np.zeros((*self._buckets[bucket], 3), np.uint8),
+            sizes=np.array(self._buckets[bucket], np.int32),
+            ground_truth=self._pad(np.zeros((0, 4)), np.zeros(0, np.int32), np.zeros(0, bool)),
+            index=np.int32(-1),
+            example_mask=np.bool_(False),
+        )
+
+    def read(self, draw: Draw) -> Batch:
+        """A `Batch` without its leading axis."""
+        example = self._split[draw.row]
+        placement = self._placements[draw.row]
+        image = decode_image(example.image)
+        original = tuple(int(v) for v in self._split.sizes[draw.row])
+        if image is None or image.shape[:2] != original:
+            raise UserError(
+                f"image {example.image_id} (row {draw.row}) of {self._split.label()} cannot be "
+                f"decoded to {original[0]}×{original[1]}; prepare the data set anew"
+            )
+        size = (placement.height, placement.width)
+        image = resize(image, *size)
+        boxes = scale_boxes(example.boxes, original, size)
+        if self._seed is not None:
+            rng = np.random.default_rng((self._seed, 2, draw.epoch, draw.row))
+            if rng.random() < 0.5:
+                image, boxes = flip(image, boxes)
+        padded = np.zeros((*self._buckets[placement.bucket], 3), np.uint8)
+        padded[: size[0], : size[1]] = image
+        return Batch(
+            images=padded,
+            sizes=np.array(size, np.int32),
+            ground_truth=self._pad(boxes, example.labels, example.is_crowd),
+            index=np.int32(draw.row),
+            example_mask=np.bool_(True),
+        )
+
+    def _pad(self, boxes: np.ndarray, labels: np.ndarray, is_crowd: np.ndarray) -> GroundTruth:
+        count, most = len(boxes), self._max_boxes
+        truth = GroundTruth(
+            boxes=np.zeros((most, 4), np.float32),
+            labels=np.zeros(most, np.int32),
+            valid=np.arange(most) < count,
+            is_crowd=np.zeros(most, bool),
+        )
+        truth.boxes[:count] = boxes
+        truth.labels[:count] = labels
+        truth.is_crowd[:count] = is_crowd
+        return truth
+
+
+def _stack(pictures: list[Batch]) -> Batch:
+    import jax
+
+    return jax.tree.map(lambda *parts: np.stack(parts), *pictures)
+
+
+def _read_options() -> grain.ReadOptions:
+    threads = min(16, os.cpu_count() or 1)
+    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=64)
+
+
+class TrainLoader:
+    """Batches of a split from any step on; this host's rows of each."""
+
+    def __init__(
+        self,
+        split: Split,
+        config: ml_collections.ConfigDict,
+        process: int = 0,
+        processes: int = 1,
+    ):
+        check_split(split, config)
+        self._pictures = _Pictures(split, config, flips=config.data.flip)
+        placed = placements(split, config)
+        self.padding_share = padding_share(placed, config.data.buckets)
+        bucket_of = np.array([p.bucket for p in placed])
+        self.plan = TrainPlan(bucket_of, config.seed, config.train.batch_size)
+        self._rows = config.train.batch_size // processes
+        self._first = process * self._rows
+        self._workers = config.data.num_workers
+
+    def _read(self, place_in_run: int) -> Batch:
+        step, row = divmod(place_in_run, self._rows)
+        _, draws = self.plan.batch_at(step)
+        return self._pictures.read(draws[self._first + row])
+
+    def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
+        """The batches of steps ``first_step`` to ``last_step - 1``, in order."""
+        places = grain.MapDataset.range(first_step * self._rows, last_step * self._rows)
+        pictures = places.map(self._read).to_iter_dataset(_read_options())
+        batches = pictures.batch(self._rows, batch_fn=_stack)
+        if self._workers:
+            if not flags.FLAGS.is_parsed():  # Grain reads flags of its own in a program without
+                flags.FLAGS.mark_as_parsed()
+            options = grain.MultiprocessingOptions(num_workers=self._workers)
+            batches = batches.mp_prefetch(options)
+        return iter(batches)
+
+
+class EvaluationLoader:
+    """Every row of a split exactly once, in batches; this host's rows of each."""
+
+    def __init__(
+        self,
+        split: Split,
+        config: ml_collections.ConfigDict,
+        process: int = 0,
+        processes: int = 1,
+    ):
+        check_split(split, config)
+        self._pictures = _Pictures(split, config, flips=False)
+        placed = placements(split, config)
+        self._batches = evaluation_batches(
+            np.array([p.bucket for p in placed]), config.eval.batch_size
+        )
+        rows = config.eval.batch_size // processes
+        self._share = slice(process * rows, (process + 1) * rows)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def _read(self, number: int) -> Batch:
+        bucket, rows = self._batches[number]
+        return _stack(
+            [
+                self._pictures.filler(bucket) if row is None else self._pictures.read(Draw(row, 0))
+                for row in rows[self._share]
+            ]
+        )
+
+    def __iter__(self) -> Iterator[Batch]:
+        options = grain.ReadOptions(num_threads=min(8, os.cpu_count() or 1), prefetch_buffer_size=4)
+        numbers = grain.MapDataset.range(len(self._batches))
+        return iter(numbers.map(self._read).to_iter_dataset(options))

@@ -1,0 +1,127 @@
+"""Which images make which batch: pure functions, the same on every host.
+
+A picture goes to the bucket that shows it largest. Each bucket is an endless stream: its
+pictures in a new order every epoch, cut into batches; what an epoch leaves over begins the next,
+so nothing is dropped and nothing padded. After e epochs a bucket of n pictures has given
+``e · n // batch`` batches, so any step is found directly and a resumed run needs no state.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """How a picture lies in its input, top left."""
+
+    bucket: int
+    height: int
+    width: int
+
+
+def place(
+    height: int,
+    width: int,
+    buckets: Sequence[tuple[int, int]],
+    short_side: int,
+    long_side: int,
+) -> Placement:
+    """Bucket and size, in pixels, of a picture of ``height`` × ``width``.
+
+    The short side becomes ``short_side`` unless the long one would pass ``long_side`` (Detectron2),
+    and the whole must fit its bucket; of the buckets that show it largest, the smallest.
+    """
+    rule = min(short_side / min(height, width), long_side / max(height, width))
+    scales = [min(rule, rows / height, columns / width) for rows, columns in buckets]
+    areas = [rows * columns for rows, columns in buckets]
+    best = min(range(len(buckets)), key=lambda b: (-round(scales[b], 9), areas[b], b))
+    rows, columns = buckets[best]
+    return Placement(
+        bucket=best,
+        height=min(rows, max(1, int(height * scales[best] + 0.5))),
+        width=min(columns, max(1, int(width * scales[best] + 0.5))),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Draw:
+    """One place of a batch: a row of the split in one of its epochs."""
+
+    row: int
+    epoch: int
+
+
+class TrainPlan:
+    """``batch_at(step)``: bucket and rows, for ever, from sizes and a seed."""
+
+    def __init__(self, bucket_of: np.ndarray, seed: int, batch_size: int):
+        """``bucket_of [rows]``: bucket of each row; ``batch_size``: images over all hosts."""
+        self._arguments = (bucket_of, seed, batch_size)
+        self._members = [np.flatnonzero(bucket_of == b) for b in range(int(bucket_of.max()) + 1)]
+        self._seed = seed
+        self._batch_size = batch_size
+        self._order = functools.lru_cache(maxsize=4 * len(self._members) + 64)(self._shuffled)
+        self._schedule = functools.lru_cache(maxsize=4)(self._epoch_schedule)
+
+    def __reduce__(self):
+        return TrainPlan, self._arguments  # its caches do not travel to workers
+
+    def _batches_before(self, epoch: int) -> list[int]:
+        """Batches that each bucket has given before an epoch."""
+        return [epoch * len(m) // self._batch_size for m in self._members]
+
+    def _shuffled(self, bucket: int, epoch: int) -> np.ndarray:
+        rng = np.random.default_rng((self._seed, 1, bucket, epoch))
+        return rng.permutation(self._members[bucket])
+
+    def _epoch_schedule(self, epoch: int) -> list[tuple[int, int]]:
+        """(bucket, batch of that bucket) for each step of an epoch, mixed."""
+        first, last = self._batches_before(epoch), self._batches_before(epoch + 1)
+        steps = [(b, k) for b in range(len(first)) for k in range(first[b], last[b])]
+        order = np.random.default_rng((self._seed, 0, epoch)).permutation(len(steps))
+        return [steps[i] for i in order]
+
+    def epoch_of(self, step: int) -> int:
+        """The epoch, from 0, to which a step belongs."""
+        total = sum(len(m) for m in self._members)
+        # batches before epoch e lie within one a bucket of e · total / batch
+        epoch = max(0, step * self._batch_size // total - len(self._members) - 1)
+        while sum(self._batches_before(epoch + 1)) <= step:
+            epoch += 1
+        return epoch
+
+    def batch_at(self, step: int) -> tuple[int, list[Draw]]:
+        """Bucket and draws of a step, from 0; O(1) in ``step``."""
+        epoch = self.epoch_of(step)
+        bucket, batch = self._schedule(epoch)[step - sum(self._batches_before(epoch))]
+        size = len(self._members[bucket])
+        draws = []
+        for position in range(batch * self._batch_size, (batch + 1) * self._batch_size):
+            turn, place_in_turn = divmod(position, size)
+            draws.append(Draw(int(self._order(bucket, turn)[place_in_turn]), turn))
+        return bucket, draws
+
+
+def evaluation_batches(
+    bucket_of: np.ndarray, batch_size: int
+) -> list[tuple[int, list[int | None]]]:
+    """(bucket, rows) that show every row exactly once; None fills the last batch of a bucket."""
+    batches = []
+    for bucket in range(int(bucket_of.max()) + 1):
+        rows: list[int | None] = np.flatnonzero(bucket_of == bucket).tolist()
+        rows += [None] * (-len(rows) % batch_size)
+        for start in range(0, len(rows), batch_size):
+            batches.append((bucket, rows[start : start + batch_size]))
+    return batches
+
+
+def padding_share(placements: Sequence[Placement], buckets: Sequence[tuple[int, int]]) -> float:
+    """Share of the input's pixels that no picture covers, over one epoch."""
+    shown = sum(p.height * p.width for p in placements)
+    paid = sum(buckets[p.bucket][0] * buckets[p.bucket][1] for p in placements)
+    return 1 - shown / paid

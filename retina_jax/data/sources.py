@@ -1,0 +1,181 @@
+"""Open a prepared data set: records by row, their sizes, and what its labels are called."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retina_jax.boxes import tfds_yxyx_to_xyxy
+from retina_jax.data.records import index_path
+from retina_jax.errors import UserError
+
+PREPARE_COCO = (
+    "python scripts/prepare.py coco --images IMAGES --annotations train.json "
+    "--annotations val.json --out {dir}"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One record, still encoded. Boxes xyxy, float64, in pixels of the original image."""
+
+    image_id: int
+    image: bytes
+    boxes: np.ndarray
+    labels: np.ndarray
+    is_crowd: np.ndarray
+    areas: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """One split of a data set, by random access; rows keep their order for ever."""
+
+    name: str
+    directory: Path
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    image_ids: np.ndarray
+    sizes: np.ndarray
+    """``[rows, 2]``: height and width of each image, pixels."""
+    box_counts: np.ndarray
+    _records: Sequence[Any]
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def __getitem__(self, row: int) -> Example:
+        return _example(
+            self._records[row], int(self.image_ids[row]), *(int(v) for v in self.sizes[row])
+        )
+
+    def label(self) -> str:
+        """For messages."""
+        return f"{self.directory}, split {self.name}"
+
+
+def data_dir(config_dir: str) -> Path:
+    """``data.dir``, or where TFDS keeps its data sets."""
+    return Path(
+        config_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    ).expanduser()
+
+
+def find_data_set(directory: Path, name: str) -> Path:
+    """The newest version of data set ``name`` under ``directory``; empty: the only one there.
+
+    Raises `UserError` with the command that prepares it, and with what is there instead.
+    """
+    there = _data_sets(directory)
+    if not name and len(there) == 1:
+        return next(iter(there.values()))
+    if name in there:
+        return there[name]
+    advice = f"prepare one with: {PREPARE_COCO.format(dir=directory)}"
+    if there:
+        advice += f", or set --config.data.name to one of: {', '.join(there)}"
+    if not directory.is_dir():
+        raise UserError(f"config.data.dir={str(directory)!r} is not a folder; {advice}")
+    if not name:
+        raise UserError(f"config.data.name is empty and {directory} holds {len(there)}; {advice}")
+    raise UserError(f"no data set {name!r} under config.data.dir={str(directory)!r}; {advice}")
+
+
+def _data_sets(directory: Path) -> dict[str, Path]:
+    found = {}
+    for info in sorted(directory.glob("*/*/dataset_info.json")):
+        found[info.parent.parent.name] = info.parent  # the last, newest version stays
+    for info in sorted(directory.glob("*/*/*/dataset_info.json")):  # name/config/version
+        found[f"{info.parts[-4]}/{info.parts[-3]}"] = info.parent
+    return found
+
+
+def open_data_set(config_dir: str, name: str) -> Path:
+    """The directory of a data set; the embedded ``shapes`` is drawn where it is not there yet."""
+    directory = data_dir(config_dir)
+    if name == "shapes" and name not in _data_sets(directory):
+        from retina_jax.data import shapes
+
+        return shapes.build(directory)
+    return find_data_set(directory, name)
+
+
+def open_split(directory: Path, split: str) -> Split:
+    """A split of the data set in ``directory``. Raises `UserError` for what cannot be read."""
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(str(directory))
+    if split not in builder.info.splits:
+        raise UserError(
+            f"{directory} has no split {split!r}; it has {', '.join(builder.info.splits)}"
+        )
+    if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
+        raise UserError(
+            f"{directory} is {builder.info.file_format.value}, which has no random access; "
+            f"convert it: tfds convert_format --root_data_dir={directory.parent.parent} "
+            "--out_file_format=array_record --out_path=DIR"
+        )
+    features = builder.info.features
+    if "objects" not in features or "bbox" not in features["objects"].feature:
+        raise UserError(f"{directory} has no objects/bbox: it is not a detection data set")
+    records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+    class_names = tuple(features["objects"].feature["label"].names)
+    metadata = builder.info.metadata or {}
+    category_ids = tuple(metadata.get("category_ids", range(len(class_names))))
+    index = _index(directory, split, records)
+    return Split(
+        name=split,
+        directory=directory,
+        class_names=class_names,
+        category_ids=category_ids,
+        image_ids=index[:, 0],
+        sizes=index[:, 1:3].astype(np.int32),
+        box_counts=index[:, 3],
+        _records=records,
+    )
+
+
+def _index(directory: Path, split: str, records: Sequence[Any]) -> np.ndarray:
+    path = index_path(directory, split)
+    if path.exists():
+        index = np.load(path)
+        if len(index) == len(records):
+            return index
+    # a data set that something else wrote: read the sizes once
+    index = np.array([_measure(row, records[row]) for row in range(len(records))], np.int64)
+    index = index.reshape(-1, 4)
+    if len(np.unique(index[:, 0])) != len(index):
+        index[:, 0] = np.arange(len(index))
+    if os.access(directory, os.W_OK):
+        np.save(path, index)
+    return index
+
+
+def _measure(row: int, record: dict) -> tuple[int, int, int, int]:
+    from PIL import Image
+
+    with Image.open(io.BytesIO(record["image"])) as image:  # reads the header alone
+        width, height = image.size
+    return int(record.get("image/id", row)), height, width, len(record["objects"]["bbox"])
+
+
+def _example(record: dict, image_id: int, height: int, width: int) -> Example:
+    objects = record["objects"]
+    boxes = np.asarray(objects["bbox"], np.float32).reshape(-1, 4)
+    boxes = tfds_yxyx_to_xyxy(boxes, height, width)
+    count = len(boxes)
+    size = boxes[:, 2:] - boxes[:, :2]
+    return Example(
+        image_id=image_id,
+        image=record["image"],
+        boxes=boxes,
+        labels=np.asarray(objects["label"], np.int32).reshape(count),
+        is_crowd=np.asarray(objects.get("is_crowd", np.zeros(count)), bool).reshape(count),
+        areas=np.asarray(objects.get("area", size.prod(axis=1)), np.float64).reshape(count),
+    )

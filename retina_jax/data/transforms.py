@@ -1,0 +1,40 @@
+"""What happens to one picture and its boxes between disk and batch (NumPy and OpenCV)."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+cv2.setNumThreads(1)  # the loader runs many pictures at once
+
+
+def decode_image(encoded: bytes) -> np.ndarray | None:
+    """JPEG or PNG to RGB uint8 ``[h, w, 3]``; None where it cannot be read.
+
+    Grey becomes three equal channels. EXIF orientation is left alone, as TFDS leaves it:
+    `retina_jax.data.coco_json` has turned such pictures upright.
+    """
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    return cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
+
+
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Bilinear, half-pixel centres, without antialiasing."""
+    if image.shape[:2] == (height, width):
+        return image
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def scale_boxes(
+    boxes: np.ndarray, from_size: tuple[int, int], to_size: tuple[int, int]
+) -> np.ndarray:
+    """xyxy of a picture of ``from_size`` (height, width) to one of ``to_size``."""
+    y, x = to_size[0] / from_size[0], to_size[1] / from_size[1]
+    return boxes * np.array([x, y, x, y])
+
+
+def flip(image: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Picture and xyxy boxes mirrored left to right."""
+    width = image.shape[1]
+    x1, y1, x2, y2 = boxes.T
+    return image[:, ::-1], np.stack([width - x2, y1, width - x1, y2], axis=1)

@@ -1,0 +1,59 @@
+"""Evaluate: score a checkpoint of a workdir on its data set."""
+
+from __future__ import annotations
+
+import ml_collections
+from rich.console import Console
+
+from retina_jax import parallel
+from retina_jax.checkpoint import Checkpoints
+from retina_jax.data.sources import open_data_set, open_split
+from retina_jax.errors import UserError
+from retina_jax.evaluation.loop import Evaluator
+from retina_jax.evaluation.report import print_table
+from retina_jax.interop.graft import graft
+from retina_jax.metrics import ProgressBar
+from retina_jax.models import retinanet
+from retina_jax.optimizer import build_optimizer
+from retina_jax.train_step import init_state
+from retina_jax.workdir import StopRequest, open_workdir
+
+
+def run(config: ml_collections.ConfigDict, workdir: str, console: Console) -> int:
+    """Scores the latest (or best) checkpoint into ``workdir/eval/<step>``; the exit code."""
+    devices = parallel.Devices.local()
+    devices.check_batch(config.eval.batch_size, "eval.batch_size")
+    directory = open_data_set(config.data.dir, config.data.name)
+    split = open_split(directory, config.data.eval_split)
+    model = retinanet.build(config, len(split.class_names))
+    evaluator = Evaluator(model, split, config, devices)
+    state = init_state(model, build_optimizer(config), config.seed)
+    fresh = {"params": state.params, "batch_stats": state.batch_stats}
+
+    folder, _ = open_workdir(workdir, config)
+    checkpoints = Checkpoints(folder)
+    best = config.eval.checkpoint == "best"
+    step = checkpoints.best_step() if best else checkpoints.latest_step()
+    if step is None:
+        raise UserError(
+            f"--workdir={workdir} holds no {config.eval.checkpoint} checkpoint to evaluate; train "
+            "there first with --mode=train"
+        )
+    weights = checkpoints.restore_weights(step)
+    variables, _ = graft(fresh, weights, f"checkpoint of step {step} in {folder}")
+    console.print(f"evaluating step {step} of {folder} on {len(split)} images ({directory})")
+    variables = devices.replicate(variables)
+    with StopRequest() as stop, ProgressBar(console, "evaluating", len(evaluator)) as bar:
+
+        def advance() -> bool:
+            bar.advance()
+            return not stop
+
+        metrics = evaluator.run(variables, step, folder / "eval" / str(step), advance)
+    checkpoints.close()
+    if metrics is None:
+        console.print(f"stopped by {stop.signal.name}: nothing was written")
+        return stop.exit_code
+    print_table(console, metrics)
+    console.print(f"all of it: {folder / 'eval' / str(step)}")
+    return 0

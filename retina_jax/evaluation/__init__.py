@@ -1,0 +1,1 @@
+"""Scoring on the host: NMS, COCO metrics, the report."""

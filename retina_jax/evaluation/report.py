@@ -1,0 +1,39 @@
+"""What an evaluation leaves behind: files for programs, a table for people."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from retina_jax.evaluation.coco import METRICS
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Whole or not at all: written beside the target, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(path.suffix + ".partial")
+    partial.write_text(json.dumps(value, indent=None if isinstance(value, list) else 2) + "\n")
+    partial.rename(path)
+
+
+def print_table(console: Console, metrics: dict[str, Any]) -> None:
+    """COCO's numbers in one row, then AP and AP50 of each class."""
+    summary = Table(title=f"COCO metrics on {metrics['images']} images, step {metrics['step']}")
+    for name in METRICS:
+        summary.add_column(name, justify="right")
+    summary.add_row(*(_number(metrics[name]) for name in METRICS))
+    console.print(summary)
+    classes = Table()
+    for name, justify in (("class", "left"), ("AP", "right"), ("AP50", "right")):
+        classes.add_column(name, justify=justify)
+    for name, value in metrics["per_class"].items():
+        classes.add_row(name, _number(value), _number(metrics["per_class_AP50"][name]))
+    console.print(classes)
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}" if value >= 0 else "–"

@@ -1,0 +1,1 @@
+"""The network: ResNet, FPN and heads in Flax Linen."""

@@ -1,0 +1,104 @@
+"""Convolution and normalisation as the backbone, the pyramid and the heads share them."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import lax
+
+Initializer = Callable[..., Any]
+
+he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+"""As torchvision initialises ResNets."""
+lecun_uniform_fan_in = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
+"""torch's ``kaiming_uniform_(a=1)``, as FPNs are initialised."""
+
+
+class Conv(nn.Module):
+    """Convolution of NHWC with torch's padding of ``kernel // 2`` on every side (not SAME)."""
+
+    features: int
+    kernel: int
+    stride: int = 1
+    use_bias: bool = False
+    kernel_init: Initializer = he_normal_fan_out
+    bias_init: Initializer = nn.initializers.zeros_init()
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        shape = (self.kernel, self.kernel, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(self.dtype)
+        x = x.astype(self.dtype)
+        if self.kernel == 1:
+            # as a dot: XLA on CPU runs the weight gradient of a 1x1 convolution several times
+            # slower than the matrix product that it is
+            x = x[:, :: self.stride, :: self.stride]
+            x = jnp.einsum("nhwi,io->nhwo", x, kernel[0, 0])
+        else:
+            pad = self.kernel // 2
+            x = lax.conv_general_dilated(
+                x,
+                kernel,
+                (self.stride, self.stride),
+                ((pad, pad), (pad, pad)),
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            )
+        if self.use_bias:
+            bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
+            x = x + bias.astype(self.dtype)
+        return x
+
+
+class FrozenNorm(nn.Module):
+    """Batch norm on its stored statistics, never updated: an affine map.
+
+    It keeps batch norm's names, so that weights move between the two; its parameters get no
+    gradient.
+    """
+
+    epsilon: float
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        channels = (x.shape[-1],)
+        mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32).value
+        var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32).value
+        scale = self.param("scale", nn.initializers.ones_init(), channels, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros_init(), channels, jnp.float32)
+        multiplier = lax.stop_gradient(scale * lax.rsqrt(var + self.epsilon))
+        offset = lax.stop_gradient(bias) - mean * multiplier
+        return x * multiplier.astype(self.dtype) + offset.astype(self.dtype)
+
+
+def group_norm(epsilon: float, dtype: Any, channels: int, name: str) -> nn.Module:
+    """Group norm with 32 groups (arXiv:1803.08494), or as many as divide a narrow layer."""
+    groups = math.gcd(32, channels)
+    return nn.GroupNorm(num_groups=groups, epsilon=epsilon, dtype=dtype, name=name)
+
+
+def make_norm(
+    kind: str, train: bool, epsilon: float, dtype: Any, axis_name: str | None
+) -> Callable[[str, int], nn.Module]:
+    """A factory ``(name, channels) -> norm`` for ``kind`` in frozen, batch, group.
+
+    Batch statistics are means over all devices of ``axis_name``, so that one global batch gives
+    one network whatever the number of devices.
+    """
+    if kind == "frozen":
+        return lambda name, channels: FrozenNorm(epsilon, dtype, name=name)
+    if kind == "group":
+        return lambda name, channels: group_norm(epsilon, dtype, channels, name)
+    batch_norm = partial(
+        nn.BatchNorm,
+        use_running_average=not train,
+        momentum=0.9,
+        epsilon=epsilon,
+        dtype=dtype,
+        axis_name=axis_name if train else None,
+    )
+    return lambda name, channels: batch_norm(name=name)

@@ -1,0 +1,54 @@
+"""SGD with momentum as torch runs it, warm-up, schedules, decay off norms, clipping."""
+
+import jax
+import ml_collections
+import optax
+
+from retina_jax.config import resolve
+
+
+def learning_rate_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
+    """Step to learning rate: linear warm-up times "step" or "cosine"."""
+    optimizer = config.optimizer
+    peak = resolve(config).learning_rate
+    warmup = optimizer.warmup_steps
+    if optimizer.schedule == "cosine":
+        decay_steps = max(1, config.train.steps - warmup)
+        main = optax.cosine_decay_schedule(peak, decay_steps)
+    else:
+        # join_schedules counts from the boundary: the decays are given from step 0
+        boundaries = {at - warmup: optimizer.decay_factor for at in optimizer.decay_at}
+        main = optax.piecewise_constant_schedule(peak, boundaries)
+    if warmup == 0:
+        return main
+    ramp = optax.linear_schedule(peak * optimizer.warmup_factor, peak, warmup)
+    return optax.join_schedules([ramp, main], [warmup])
+
+
+def decay_mask(params, decay_biases: bool):
+    """True for what weight decay shrinks: kernels, biases of convolutions if asked, no norm."""
+
+    def decays(path, leaf) -> bool:
+        *parents, name = [getattr(key, "key", str(key)) for key in path]
+        if any("norm" in parent for parent in parents):
+            return False
+        return name == "kernel" or decay_biases
+
+    return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def build_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+    """Clip, add the decay to the gradient, momentum, learning rate: torch's order."""
+    optimizer = config.optimizer
+    steps = []
+    if optimizer.clip_norm:
+        steps.append(optax.clip_by_global_norm(optimizer.clip_norm))
+    if optimizer.weight_decay:
+        steps.append(
+            optax.add_decayed_weights(
+                optimizer.weight_decay, lambda params: decay_mask(params, optimizer.decay_biases)
+            )
+        )
+    steps.append(optax.trace(decay=optimizer.momentum))
+    steps.append(optax.scale_by_learning_rate(learning_rate_schedule(config)))
+    return optax.chain(*steps)

@@ -1,0 +1,77 @@
+"""The folder of a run: its config, and the wish to stop that reaches it from outside."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import ml_collections
+
+from retina_jax.config import leaves
+from retina_jax.errors import UserError
+from retina_jax.evaluation.report import write_json
+
+
+def open_workdir(workdir: str, config: ml_collections.ConfigDict) -> tuple[Path, list[str]]:
+    """Makes the folder, writes ``config.json``, and says which fields changed since last time.
+
+    Raises `UserError` where the folder cannot be written.
+    """
+    folder = Path(workdir).expanduser().absolute()
+    path = folder / "config.json"
+    given = json.loads(json.dumps(leaves(config)))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        before = _leaves_of(json.loads(path.read_text())) if path.exists() else given
+        write_json(path, json.loads(json.dumps(config.to_dict())))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"--workdir={workdir}: {error}; give a folder that can be written"
+        ) from None
+    changed = [
+        f"config.{name}: {before.get(name)} before, {given.get(name)} now"
+        for name in sorted(before.keys() | given.keys())
+        if before.get(name) != given.get(name)
+    ]
+    return folder, changed
+
+
+def _leaves_of(tree: dict, prefix: str = "") -> dict[str, object]:
+    found = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            found |= _leaves_of(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value
+    return found
+
+
+class StopRequest:
+    """True once SIGINT or SIGTERM has come; a second one ends the program as usual."""
+
+    def __init__(self):
+        self.signal: signal.Signals | None = None
+        self._before: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> StopRequest:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, _frame: object) -> None:
+        self.signal = signal.Signals(number)
+        for each, handler in self._before.items():
+            signal.signal(each, handler)
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+    @property
+    def exit_code(self) -> int:
+        """As shells count it: 130 after Ctrl-C, 143 after SIGTERM, 0 without either."""
+        return 128 + self.signal if self.signal else 0

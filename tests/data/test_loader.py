@@ -1,0 +1,87 @@
+"""Batches: the same on any number of hosts and workers, from any step."""
+
+import jax
+import numpy as np
+import pytest
+
+from retina_jax.data.loader import EvaluationLoader, TrainLoader
+from retina_jax.data.sources import open_data_set, open_split
+from retina_jax.errors import UserError
+
+
+@pytest.fixture
+def train_split(tiny_config):
+    directory = open_data_set(tiny_config.data.dir, "shapes")
+    return open_split(directory, "train")
+
+
+def assert_same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_batches_have_the_shapes_they_promise(train_split, tiny_config):
+    (batch,) = TrainLoader(train_split, tiny_config).batches(0, 1)
+    assert batch.images.shape == (8, 128, 128, 3)
+    assert batch.images.dtype == np.uint8
+    assert batch.ground_truth.boxes.shape == (8, 16, 4)
+    np.testing.assert_array_equal(
+        batch.ground_truth.valid.sum(1), train_split.box_counts[batch.index]
+    )
+
+
+@pytest.mark.parametrize("first", [1, 3, 7])
+def test_a_resumed_loader_goes_on_where_the_first_would(train_split, tiny_config, first):
+    loader = TrainLoader(train_split, tiny_config)
+    whole = list(loader.batches(0, 9))
+    for expected, batch in zip(whole[first:], loader.batches(first, 9), strict=True):
+        assert_same(batch, expected)
+
+
+def test_hosts_share_one_batch(train_split, tiny_config):
+    (whole,) = TrainLoader(train_split, tiny_config).batches(4, 5)
+    parts = [next(TrainLoader(train_split, tiny_config, p, 4).batches(4, 5)) for p in range(4)]
+    assert_same(whole, jax.tree.map(lambda *p: np.concatenate(p), *parts))
+
+
+def test_workers_change_nothing(train_split, tiny_config):
+    expected = list(TrainLoader(train_split, tiny_config).batches(2, 6))
+    tiny_config.data.num_workers = 2
+    for batch, other in zip(TrainLoader(train_split, tiny_config).batches(2, 6), expected,
+                            strict=True):  # fmt: skip
+        assert_same(batch, other)
+
+
+def test_flips_differ_between_epochs_and_can_be_off(train_split, tiny_config):
+    def pictures():
+        seen = {}
+        for batch in TrainLoader(train_split, tiny_config).batches(0, 24):  # eight epochs
+            for row, image in zip(batch.index.tolist(), batch.images, strict=True):
+                seen.setdefault(row, set()).add(image.tobytes())
+        return seen
+
+    counts = [len(images) for images in pictures().values()]
+    assert len(counts) == 24
+    assert sum(n == 2 for n in counts) >= 20  # as it is and mirrored: each 1 in 128 misses
+    tiny_config.data.flip = False
+    assert {len(images) for images in pictures().values()} == {1}
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_evaluation_shows_every_row_once(tiny_config, processes):
+    split = open_split(open_data_set(tiny_config.data.dir, "shapes"), "validation")
+    rows = []
+    for process in range(processes):
+        loader = EvaluationLoader(split, tiny_config, process, processes)
+        batches = list(loader)
+        assert len(batches) == len(loader) == 2
+        for batch in batches:
+            assert len(batch.index) == 8 // processes
+            rows += batch.index[batch.example_mask].tolist()
+    assert sorted(rows) == list(range(10))
+
+
+def test_more_boxes_than_the_padding_is_an_error_with_the_number(train_split, tiny_config):
+    tiny_config.data.max_boxes = 2
+    most = train_split.box_counts.max()
+    with pytest.raises(UserError, match=rf"set --config.data.max_boxes={most}"):
+        TrainLoader(train_split, tiny_config)

@@ -1,0 +1,110 @@
+"""The plan: a partition of every epoch, for any bucket, batch and step."""
+
+import collections
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retina_jax.data.plan import (
+    Placement,
+    TrainPlan,
+    evaluation_batches,
+    padding_share,
+    place,
+)
+
+COCO = ((800, 1344), (1344, 800))
+bucket_lists = st.lists(st.integers(0, 2), min_size=1, max_size=30).map(np.array)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((480, 640), Placement(0, 800, 1067)),  # short side 480 to 800: × 5/3
+        ((640, 480), Placement(1, 1067, 800)),
+        ((300, 1000), Placement(0, 400, 1333)),  # the long side rules: × 1.333
+        ((1000, 300), Placement(1, 1333, 400)),
+        ((500, 500), Placement(0, 800, 800)),
+        ((1600, 1600), Placement(0, 800, 800)),
+    ],
+)
+def test_place_of_coco_pictures(size, expected):
+    assert place(*size, COCO, 800, 1333) == expected
+
+
+def test_a_picture_that_fits_no_bucket_shrinks_until_it_does():
+    assert place(640, 480, ((256, 320),), 256, 320) == Placement(0, 256, 192)
+
+
+@given(st.integers(1, 5000), st.integers(1, 5000))
+def test_pictures_fit_their_bucket_and_keep_their_aspect(height, width):
+    placed = place(height, width, COCO, 800, 1333)
+    rows, columns = COCO[placed.bucket]
+    assert 1 <= placed.height <= rows
+    assert 1 <= placed.width <= columns
+    scale = min(800 / min(height, width), 1333 / max(height, width))
+    assert abs(placed.height - height * scale) <= 1
+    assert abs(placed.width - width * scale) <= 1
+
+
+@given(bucket_lists, st.integers(1, 7), st.integers(0, 2**31 - 1))
+def test_every_image_is_drawn_equally_often_and_none_is_lost(bucket_of, batch, seed):
+    plan = TrainPlan(bucket_of, seed, batch)
+    drawn = collections.Counter()
+    epochs = 7
+    steps = sum(epochs * int((bucket_of == b).sum()) // batch for b in range(3))
+    for step in range(steps):
+        bucket, draws = plan.batch_at(step)
+        assert len(draws) == batch
+        assert all(bucket_of[d.row] == bucket for d in draws)
+        drawn.update((d.row, d.epoch) for d in draws)
+    assert all(n == 1 for n in drawn.values())
+    # after 7 epochs a bucket holds back fewer images than one batch
+    held_back = collections.Counter(bucket_of.tolist())
+    for row, epoch in drawn:
+        assert epoch < epochs
+        held_back[int(bucket_of[row])] -= 1 / epochs
+    assert all(left * epochs < batch for left in held_back.values())
+
+
+@given(bucket_lists, st.integers(1, 7), st.lists(st.integers(0, 400), max_size=5))
+def test_any_step_stands_alone(bucket_of, batch, steps):
+    in_order = TrainPlan(bucket_of, 3, batch)
+    expected = [in_order.batch_at(step) for step in range(401)]
+    for step in steps:
+        assert TrainPlan(bucket_of, 3, batch).batch_at(step) == expected[step]
+
+
+def test_a_far_step_is_found_at_once_and_plans_travel_to_workers():
+    plan = TrainPlan(np.arange(1000) % 2, 0, 16)
+    assert plan.epoch_of(10**9) == 10**9 * 16 // 1000
+    assert pickle.loads(pickle.dumps(plan)).batch_at(10**9) == plan.batch_at(10**9)
+
+
+def test_seeds_and_epochs_shuffle_anew():
+    def rows(seed, step):
+        return [d.row for d in TrainPlan(np.zeros(64, int), seed, 32).batch_at(step)[1]]
+
+    assert rows(0, 0) != rows(1, 0)
+    assert rows(0, 0) + rows(0, 1) != rows(0, 2) + rows(0, 3)
+    assert sorted(rows(0, 0) + rows(0, 1)) == list(range(64))
+
+
+@given(bucket_lists, st.integers(1, 9))
+def test_evaluation_shows_every_row_once(bucket_of, batch):
+    rows = []
+    for bucket, members in evaluation_batches(bucket_of, batch):
+        assert len(members) == batch
+        real = [r for r in members if r is not None]
+        assert all(bucket_of[r] == bucket for r in real)
+        rows += real
+    assert sorted(rows) == list(range(len(bucket_of)))
+
+
+def test_padding_share_by_hand():
+    # 800 × 1067 and 800 × 800 in 800 × 1344
+    share = padding_share([Placement(0, 800, 1067), Placement(0, 800, 800)], COCO)
+    assert share == pytest.approx(1 - (1067 + 800) / (2 * 1344))

@@ -1,0 +1,36 @@
+"""Finding data sets: what is there, what is not, and what to do about it."""
+
+import numpy as np
+import pytest
+
+from retina_jax.data.records import index_path
+from retina_jax.data.sources import find_data_set, open_split
+from retina_jax.errors import UserError
+
+
+def test_a_folder_that_is_not_there_says_how_to_prepare(tmp_path):
+    with pytest.raises(UserError, match=r"is not a folder; prepare one with: .*prepare.py coco"):
+        find_data_set(tmp_path / "nowhere", "coco")
+
+
+def test_a_data_set_that_is_not_there_names_those_that_are(shapes_dir):
+    with pytest.raises(UserError, match=r"no data set 'coco'.*one of: shapes"):
+        find_data_set(shapes_dir, "coco")
+
+
+def test_an_empty_name_takes_the_only_one(shapes_dir):
+    assert find_data_set(shapes_dir, "") == shapes_dir / "shapes" / "1.0.0"
+
+
+def test_an_unknown_split_names_those_that_are(shapes_dir):
+    with pytest.raises(UserError, match=r"no split 'test'; it has train, validation"):
+        open_split(shapes_dir / "shapes" / "1.0.0", "test")
+
+
+def test_a_data_set_without_an_index_is_measured(shapes_dir):
+    directory = shapes_dir / "shapes" / "1.0.0"
+    path = index_path(directory, "validation")
+    written = np.load(path)
+    path.unlink()
+    open_split(directory, "validation")
+    np.testing.assert_array_equal(np.load(path), written)

@@ -1,0 +1,75 @@
+"""The whole network: shapes that fit the anchors, the prior, normalisation, precision."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from retina_jax.config import default_config
+from retina_jax.models import retinanet
+
+
+def small(**changes):
+    config = default_config()
+    config.model.backbone = "resnet18"
+    config.model.width = 8
+    config.model.fpn_channels = config.model.head_channels = 16
+    config.model.norm = "batch"
+    config.train.precision = "float32"
+    with config.unlocked():
+        config.update_from_flattened_dict(changes)
+    return config
+
+
+def outputs(config, size, classes=4):
+    model = retinanet.build(config, classes)
+    images = jax.random.normal(jax.random.key(0), (2, *size, 3))
+    variables = model.init(jax.random.key(1), images, train=False)
+    return model.apply(variables, images, train=False)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (96, 160), (32, 224)])
+def test_outputs_fit_the_anchors_level_by_level(size):
+    config = small()
+    logits, deltas = outputs(config, size)
+    counts = [len(a) for a in retinanet.anchors_for(config, size)]
+    assert [x.shape for x in logits] == [(2, n, 4) for n in counts]
+    assert [x.shape for x in deltas] == [(2, n, 4) for n in counts]
+
+
+def test_every_anchor_begins_near_the_prior():
+    logits, _ = outputs(small(), (64, 64))
+    probabilities = np.concatenate([jax.nn.sigmoid(x).ravel() for x in logits])
+    np.testing.assert_allclose(probabilities, 0.01, rtol=0.1)
+
+
+@pytest.mark.parametrize("source", ["C5", "P5"])
+def test_p6_takes_its_source(source):
+    config = small(**{"model.p6_from": source})
+    model = retinanet.build(config, 4)
+    shape = jax.eval_shape(
+        lambda: model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=False)
+    )
+    assert shape["params"]["fpn"]["p6"]["kernel"].shape[2] == {"C5": 64, "P5": 16}[source]
+
+
+@pytest.mark.parametrize("norm", ["frozen", "batch", "group"])
+@pytest.mark.parametrize("head_norm", ["none", "group"])
+def test_bfloat16_is_near_float32(norm, head_norm):
+    changes = {"model.norm": norm, "model.head_norm": head_norm}
+    full, _ = outputs(small(**changes), (64, 64))
+    half, _ = outputs(small(**changes, **{"train.precision": "bfloat16"}), (64, 64))
+    assert all(x.dtype == jnp.float32 for x in half)
+    spread = max(float(np.ptp(x)) for x in full)
+    assert all(float(jnp.abs(a - b).max()) < 0.1 * spread + 0.02
+               for a, b in zip(full, half, strict=True))  # fmt: skip
+
+
+def test_normalize_blacks_out_what_lies_beyond_the_picture():
+    images = np.full((2, 4, 6, 3), 128, np.uint8)
+    sizes = np.array([[4, 6], [2, 3]], np.int32)
+    out = np.asarray(retinanet.normalize(images, sizes, (120.0, 128.0, 130.0), (4.0, 1.0, 2.0)))
+    np.testing.assert_allclose(out[0, 0, 0], [2, 0, -1])
+    np.testing.assert_allclose(out[1, 1, 2], [2, 0, -1])
+    assert (out[1, 2:] == 0).all()
+    assert (out[1, :, 3:] == 0).all()
