@@ -21,14 +21,16 @@ def get_config():
     config.model.head_norm = "group"  # std 0.01 through narrow towers starves them without
     config.anchors.scale = 2.0  # objects of 10 to 80 px: anchors of 16 px and up
 
-    config.optimizer.learning_rate = 0.02
+    config.optimizer.learning_rate = 0.3
     config.optimizer.schedule = "cosine"
-    config.optimizer.warmup_steps = 100
+    config.optimizer.warmup_steps = 300
+    config.optimizer.weight_decay = 5e-4  # sixteen epochs of 1,200 pictures: they would be learnt
     config.optimizer.clip_norm = 10.0
 
-    config.train.steps = 1100
+    config.train.steps = 2400
+    config.train.batch_size = 8
     config.train.precision = "float32"
-    config.train.checkpoint_every = 500
-    config.eval.every = 500
-    config.eval.batch_size = 20
+    config.train.checkpoint_every = 400
+    config.eval.every = 800
+    config.eval.batch_size = 16
     return config

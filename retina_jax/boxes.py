@@ -4,6 +4,7 @@ import math
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from retina_jax.types import Array
@@ -54,7 +55,7 @@ def pairwise_iou(a: Float[Array, "n 4"], b: Float[Array, "m 4"]) -> Float[Array,
     return jnp.where(union > 0, intersection / jnp.where(union > 0, union, 1), 0)
 
 
-def clip(boxes: Float[Array, "*n 4"], height: Array | int, width: Array | int) -> Array:
+def clip(boxes: Float[Array, "*n 4"], height: ArrayLike, width: ArrayLike) -> Array:
     """Boxes cut to a picture of ``height`` × ``width`` pixels."""
     x = jnp.clip(boxes[..., 0::2], 0, width)
     y = jnp.clip(boxes[..., 1::2], 0, height)

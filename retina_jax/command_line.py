@@ -49,6 +49,7 @@ def parse(
     """The config that the command line describes, locked and valid; else `UserError`."""
     try:
         rest = flags.FLAGS(argv)
+        config = config_flag.value  # a file that cannot be read fails here
     except UserError:
         raise
     except (
@@ -65,12 +66,11 @@ def parse(
         raise UserError(f"--config={error.filename}: line {error.lineno}: {error.msg}") from None
     if rest[1:]:
         raise UserError(f"{rest[1]!r} is not a flag; write --flag=value")
-    if config_flag.value is None:
+    if config is None:
         raise UserError("--config is missing; set --config=experiments/shapes.py or your own")
     for name, flag in required.items():
         if not flag.value:
             raise UserError(f"--{name} is missing; set --{name}=runs/first")
-    config = config_flag.value
     validate(config)
     return config.lock()
 

@@ -97,7 +97,7 @@ def make_train_step(
         loss, classification, box = over_devices((loss, classification, box))
 
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        gradient_norm = optax.global_norm(gradient)
+        gradient_norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
         moved = TrainState(
             step=state.step + 1,

@@ -41,10 +41,19 @@ def prepare_coco(options: argparse.Namespace, console: Console) -> Path:
     target = data_set_directory(options.out, options.name)
     if target.exists():
         raise UserError(f"{target} is there already; remove it, or give another --name or --out")
-    if not options.images.is_dir():
-        raise UserError(f"--images {options.images} is not a folder")
-    files = {}
-    for argument in options.annotations:
+    folders = options.images
+    if len(folders) == 1:
+        folders = folders * len(options.annotations)
+    if len(folders) != len(options.annotations):
+        raise UserError(
+            f"{len(folders)} --images for {len(options.annotations)} --annotations; give one for "
+            "all, or one for each in the same order"
+        )
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"--images {folder} is not a folder")
+    files, folder_of = {}, {}
+    for argument, folder in zip(options.annotations, folders, strict=True):
         split, path = split_of(argument)
         if split in files:
             raise UserError(
@@ -52,6 +61,7 @@ def prepare_coco(options: argparse.Namespace, console: Console) -> Path:
                 f"name one yourself: --annotations NAME={path}"
             )
         files[split] = read_annotations(path)
+        folder_of[split] = folder
     categories = next(iter(files.values())).categories
     for file in files.values():
         if file.categories != categories:
@@ -61,7 +71,7 @@ def prepare_coco(options: argparse.Namespace, console: Console) -> Path:
             )
     category_ids = sorted(categories)
     labels = {category_id: label for label, category_id in enumerate(category_ids)}
-    readers = {s: CocoReader(file, options.images, labels) for s, file in files.items()}
+    readers = {s: CocoReader(file, folder_of[s], labels) for s, file in files.items()}
     for reader in readers.values():
         reader.check_files()
     total = sum(len(file.images) for file in files.values())
@@ -96,7 +106,13 @@ def main() -> int:
     )
     formats = parser.add_subparsers(dest="format", required=True)
     coco = formats.add_parser("coco", help="COCO JSON and a folder of pictures")
-    coco.add_argument("--images", type=Path, required=True, help="folder of the pictures")
+    coco.add_argument(
+        "--images",
+        type=Path,
+        action="append",
+        required=True,
+        help="folder of the pictures; once, or once for each --annotations",
+    )
     coco.add_argument(
         "--annotations", action="append", required=True, help="[SPLIT=]FILE; once for each split"
     )

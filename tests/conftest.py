@@ -2,9 +2,13 @@
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 
-# before JAX is imported
+# before JAX is imported; programs that several tests and their subprocesses share compile once
+_COMPILED = tempfile.TemporaryDirectory(prefix="retina_jax_tests_")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "1"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 ).strip()
@@ -77,3 +81,63 @@ def tiny_config(shapes_dir):
 @pytest.fixture
 def quiet():
     return Console(file=sys.stderr, soft_wrap=True, highlight=False)
+
+
+def _prepare_coco_tree(root, categories, images):
+    """Runs prepare's own code over a small COCO tree; returns the data folder."""
+    import json
+    import subprocess
+
+    from PIL import Image
+
+    (root / "images").mkdir(parents=True)
+    arguments = []
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        content = {"categories": categories, "images": [], "annotations": []}
+        for i, (width, height) in enumerate(images):
+            name = f"{split}_{i:03d}.jpg"
+            picture = rng.integers(0, 256, (height // 8, width // 8, 3)).astype(np.uint8)
+            Image.fromarray(picture).resize((width, height)).save(root / "images" / name)
+            content["images"].append(
+                {"id": 1000 + 7 * i, "file_name": name, "width": width, "height": height}
+            )
+            for k in range(i % 5):  # some images have no boxes
+                x, y = rng.uniform(0, width / 2), rng.uniform(0, height / 2)
+                box = [x, y, rng.uniform(10, width / 2), rng.uniform(10, height / 2)]
+                content["annotations"].append(
+                    {
+                        "id": len(content["annotations"]) + 1,
+                        "image_id": 1000 + 7 * i,
+                        "category_id": int(rng.choice([c["id"] for c in categories])),
+                        "bbox": [round(v, 2) for v in box],
+                        "area": round(box[2] * box[3] * 0.7, 2),
+                        "iscrowd": int(k == 3),
+                    }
+                )
+        path = root / f"instances_{split}.json"
+        path.write_text(json.dumps(content))
+        arguments += ["--annotations", str(path)]
+    subprocess.run(
+        [sys.executable, REPOSITORY / "scripts/prepare.py", "coco", "--images", root / "images",
+         "--out", root / "data", *arguments],
+        check=True,
+    )  # fmt: skip
+    return root / "data"
+
+
+@pytest.fixture(scope="session")
+def coco_tree(tmp_path_factory):
+    """COCO-shaped: 80 classes with ids 1 to 90 and gaps, crowds, empty images, all aspects."""
+    gaps = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
+    categories = [{"id": i, "name": f"thing {i}"} for i in range(1, 91) if i not in gaps]
+    sizes = [(640, 480), (480, 640), (500, 333), (640, 640), (300, 500), (640, 200)] * 3
+    return _prepare_coco_tree(tmp_path_factory.mktemp("coco"), categories, sizes)
+
+
+@pytest.fixture(scope="session")
+def two_aspects(tmp_path_factory):
+    """Three classes, ids 1, 3, 7; landscape and portrait pictures."""
+    categories = [{"id": i, "name": f"thing {i}"} for i in (1, 3, 7)]
+    sizes = [(160, 120), (120, 160)] * 8
+    return _prepare_coco_tree(tmp_path_factory.mktemp("aspects"), categories, sizes)

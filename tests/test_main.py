@@ -1,5 +1,6 @@
 """The program as a user meets it: its errors are one line and exit with 2."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ def program(*arguments, cwd=REPOSITORY):
         capture_output=True,
         text=True,
         cwd=cwd,
+        env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"},  # one device, as at home
     )
 
 
@@ -35,7 +37,10 @@ MISTAKES = {
         "config.train.batch_size=0 must be above",
     ),
     "nan": (["--config.optimizer.learning_rate=nan"], "learning_rate=nan is not a number"),
-    "tuple that is none": (["--config.data.buckets=800"], "--config.data.buckets=800 is not of ty"),
+    "tuple that is none": (
+        ["--config.data.buckets=800"],
+        "config.data.buckets=(800,) must be pairs (height, width)",
+    ),
     "unknown flag": (["--stepz=4"], "stepz"),
     "unknown mode": (["--mode=fly"], "train"),
     "bare word": (["train"], "'train' is not a flag"),

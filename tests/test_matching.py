@@ -53,10 +53,12 @@ def test_padding_and_boxes_that_touch_nothing_claim_no_anchor():
 
 
 def test_anchors_on_crowds_are_ignored_never_background_never_matched():
-    anchors = np.array([[0, 0, 10, 10], [3, 3, 9, 9], [50, 50, 60, 60], [6, 0, 16, 10]], np.float32)
+    anchors = np.array(
+        [[0, 0, 10, 10], [3, 3, 9, 9], [50, 50, 60, 60], [5.5, 0, 15.5, 10]], np.float32
+    )
     boxes = np.array([[0, 0, 10, 10], [49, 49, 59, 59]], np.float32)
     found = match(anchors, boxes, np.ones(2, bool), np.array([True, False]), 0.5, 0.4, True)
-    # 1 lies inside the crowd; 3 is covered by 40 of its 100 pixels²; 2 belongs to the box
+    # 1 lies inside the crowd; 3 is covered by 45 of its 100 pixels²; 2 belongs to the box
     np.testing.assert_array_equal(found, [Match.IGNORE, Match.IGNORE, 1, Match.IGNORE])
     barely = np.array([[7, 0, 17, 10]], np.float32)  # 30 of 100
     found = match(barely, boxes, np.ones(2, bool), np.array([True, False]), 0.5, 0.4, True)

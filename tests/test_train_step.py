@@ -62,6 +62,8 @@ def test_1_2_and_8_devices_take_the_same_step(tiny_config, norm):
 
 
 def test_every_parameter_learns(tiny_config):
+    # group norm of a 1x1 map with one channel a group is 0: at 64 px P7 could not learn
+    tiny_config.model.head_norm = "none"
     before, after, _ = one_step(tiny_config, batch_of(1))
     still = [
         jax.tree_util.keystr(path)
@@ -113,14 +115,14 @@ def test_images_without_boxes_are_trained_as_background(tiny_config):
 
 
 def test_a_loss_that_is_not_finite_reaches_no_weight(tiny_config):
-    batch = batch_of(4)
-    batch.ground_truth.boxes[1, 0] = np.nan
-    batch.ground_truth.boxes[1, 1] = [0, 0, 20, np.inf]
-    before, after, metrics = one_step(tiny_config, batch)
+    tiny_config.optimizer.learning_rate = 1e30
+    tiny_config.optimizer.clip_norm = 0.0
+    _, good, _ = one_step(tiny_config, batch_of(4), steps=1)
+    _, kept, metrics = one_step(tiny_config, batch_of(4), steps=2)
     assert not metrics["finite"]
-    assert after.step == before.step + 1
+    assert kept.step == 2
     for name in ("params", "batch_stats", "opt_state"):
-        jax.tree.map(np.testing.assert_array_equal, getattr(before, name), getattr(after, name))
+        jax.tree.map(np.testing.assert_array_equal, getattr(good, name), getattr(kept, name))
 
 
 def test_bfloat16_steps_near_float32(tiny_config):

@@ -115,7 +115,7 @@ def _stack(pictures: list[Batch]) -> Batch:
 
 def _read_options() -> grain.ReadOptions:
     threads = min(16, os.cpu_count() or 1)
-    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=64)
+    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 2)
 
 
 class TrainLoader:
@@ -134,20 +134,19 @@ class TrainLoader:
         self.padding_share = padding_share(placed, config.data.buckets)
         bucket_of = np.array([p.bucket for p in placed])
         self.plan = TrainPlan(bucket_of, config.seed, config.train.batch_size)
-        self._rows = config.train.batch_size // processes
-        self._first = process * self._rows
+        rows = config.train.batch_size // processes
+        self._share = slice(process * rows, (process + 1) * rows)
         self._workers = config.data.num_workers
 
-    def _read(self, place_in_run: int) -> Batch:
-        step, row = divmod(place_in_run, self._rows)
+    def _read(self, step: int) -> Batch:
         _, draws = self.plan.batch_at(step)
-        return self._pictures.read(draws[self._first + row])
+        return _stack([self._pictures.read(draw) for draw in draws[self._share]])
 
     def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
         """The batches of steps ``first_step`` to ``last_step - 1``, in order."""
-        places = grain.MapDataset.range(first_step * self._rows, last_step * self._rows)
-        pictures = places.map(self._read).to_iter_dataset(_read_options())
-        batches = pictures.batch(self._rows, batch_fn=_stack)
+        # whole batches are the elements: workers share elements out in turn, and so keep the order
+        steps = grain.MapDataset.range(first_step, last_step)
+        batches = steps.map(self._read).to_iter_dataset(_read_options())
         if self._workers:
             if not flags.FLAGS.is_parsed():  # Grain reads flags of its own in a program without
                 flags.FLAGS.mark_as_parsed()
@@ -188,6 +187,5 @@ class EvaluationLoader:
         )
 
     def __iter__(self) -> Iterator[Batch]:
-        options = grain.ReadOptions(num_threads=min(8, os.cpu_count() or 1), prefetch_buffer_size=4)
         numbers = grain.MapDataset.range(len(self._batches))
-        return iter(numbers.map(self._read).to_iter_dataset(options))
+        return iter(numbers.map(self._read).to_iter_dataset(_read_options()))

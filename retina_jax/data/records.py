@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -144,7 +146,8 @@ def write_data_set(
         splits=splits,
     )
     tfds.disable_progress_bar()
-    builder.download_and_prepare()
+    with contextlib.redirect_stdout(io.StringIO()):  # TFDS talks of downloads that there are not
+        builder.download_and_prepare()
     directory = data_set_directory(data_dir, name)
     for split, rows in builder.index.items():
         np.save(index_path(directory, split), np.asarray(rows, np.int64).reshape(-1, 4))

@@ -24,6 +24,7 @@ _SUPERSAMPLE = 4
 _EMPTY_SHARE = 0.05
 _CROWD_SHARE = 0.05
 _LEAST_VISIBLE = 0.7
+_LEAN = np.pi / 6  # largest turn either way: objects stand, as they do in photographs
 _HOLE = 0.55  # of a ring, over its radius
 
 
@@ -31,11 +32,11 @@ def _outline(kind: str, radius: float, angle: float, centre: np.ndarray) -> np.n
     """Corners of a shape, pixels."""
     if kind in ("disc", "ring"):
         turns, radii = np.linspace(0, 2 * np.pi, 64, endpoint=False), np.ones(64)
-    elif kind == "bar":  # three times as long as wide: turned, its boxes have any aspect
-        lean = np.arctan2(1, 3)
+    elif kind == "bar":  # 2.5 times as long as wide
+        lean = np.arctan2(2, 5)
         turns, radii = np.array([-lean, lean, np.pi - lean, np.pi + lean]), np.ones(4)
     elif kind == "triangle":
-        turns, radii = np.arange(3) * 2 * np.pi / 3, np.ones(3)
+        turns, radii = np.arange(3) * 2 * np.pi / 3 - np.pi / 2, np.ones(3)
     elif kind == "cross":
         arm = np.arctan2(0.3, 0.95)
         quarter = np.array([-arm, arm, np.pi / 4])
@@ -129,10 +130,10 @@ def _draw(rng: np.random.Generator) -> tuple[np.ndarray, list[tuple[np.ndarray, 
     for _ in range(wanted):
         for _attempt in range(20):
             label = int(rng.integers(len(CLASS_NAMES)))
-            radius = float(np.exp(rng.uniform(np.log(8), np.log(38))))
+            radius = float(np.exp(rng.uniform(np.log(9), np.log(38))))
             margin = 0.6 * radius
             centre = rng.uniform(margin, SIDE - margin, 2)
-            corners = _outline(CLASS_NAMES[label], radius, rng.uniform(0, 2 * np.pi), centre)
+            corners = _outline(CLASS_NAMES[label], radius, rng.uniform(-_LEAN, _LEAN), centre)
             mask = _mask(CLASS_NAMES[label], corners)
             whole = mask.sum()
             outline_area = cv2.contourArea(corners.astype(np.float32))
@@ -167,7 +168,9 @@ def _draw_crowd(picture: np.ndarray, rng: np.random.Generator):
     boxes = []
     for _ in range(rng.integers(10, 18)):
         centre = middle + rng.uniform(-26, 26, 2)
-        corners = _outline(CLASS_NAMES[label], rng.uniform(5, 9), rng.uniform(0, 2 * np.pi), centre)
+        corners = _outline(
+            CLASS_NAMES[label], rng.uniform(5, 9), rng.uniform(-_LEAN, _LEAN), centre
+        )
         mask = _mask(CLASS_NAMES[label], corners)
         picture = _paint(picture, mask, rng)
         covered = np.maximum(covered, mask)

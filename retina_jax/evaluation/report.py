@@ -21,12 +21,14 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def print_table(console: Console, metrics: dict[str, Any]) -> None:
-    """COCO's numbers in one row, then AP and AP50 of each class."""
-    summary = Table(title=f"COCO metrics on {metrics['images']} images, step {metrics['step']}")
-    for name in METRICS:
-        summary.add_column(name, justify="right")
-    summary.add_row(*(_number(metrics[name]) for name in METRICS))
-    console.print(summary)
+    """COCO's numbers, precision above recall, then AP and AP50 of each class."""
+    console.print(f"COCO metrics on {metrics['images']} images, step {metrics['step']}")
+    for names in (METRICS[:6], METRICS[6:]):  # twelve columns would not fit 80 characters
+        summary = Table()
+        for name in names:
+            summary.add_column(name, justify="right", min_width=6)
+        summary.add_row(*(_number(metrics[name]) for name in names))
+        console.print(summary)
     classes = Table()
     for name, justify in (("class", "left"), ("AP", "right"), ("AP50", "right")):
         classes.add_column(name, justify=justify)

@@ -34,7 +34,7 @@ def test_parameter_count_is_torchvisions(backbone):
 def test_stages_have_strides_8_16_32(backbone, widen):
     model = network(backbone, width=8)
     images = jnp.zeros((2, 64, 96, 3))
-    stages = model.apply(model.init(jax.random.key(0), images), images)
+    stages = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), images)[0])
     expected = [(2, 64 // s, 96 // s, s * 2 * widen) for s in (8, 16, 32)]
     assert [stage.shape for stage in stages] == expected
 

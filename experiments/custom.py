@@ -1,0 +1,36 @@
+"""RetinaNet-18 from scratch on your own boxes; classes and paths come from the data set.
+
+    python scripts/prepare.py coco --images DIR --annotations train.json --annotations val.json \\
+        --out DATA
+    python -m retina_jax.main --config=experiments/custom.py --config.data.dir=DATA --workdir=DIR
+
+A few hundred images and no pretrained weights: batch norm in the backbone, group norm in the
+heads, and a learning rate that these two allow.
+"""
+
+from retina_jax.config import default_config
+
+
+def get_config():
+    config = default_config()
+    config.data.name = ""  # the only data set under data.dir
+    config.data.short_side, config.data.long_side = 256, 320
+    config.data.buckets = ((256, 320), (320, 256))
+
+    config.model.backbone = "resnet18"
+    config.model.norm = "batch"
+    config.model.head_norm = "group"
+
+    config.optimizer.learning_rate = 0.1
+    config.optimizer.schedule = "cosine"
+    config.optimizer.warmup_steps = 100
+    config.optimizer.clip_norm = 10.0
+
+    config.train.steps = 2000
+    config.train.batch_size = 8
+    config.train.precision = "float32"
+    config.train.log_every = 10
+    config.train.checkpoint_every = 100
+    config.eval.every = 500
+    config.eval.batch_size = 8
+    return config

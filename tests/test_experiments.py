@@ -1,0 +1,91 @@
+"""Experiments run by flags alone: one step of the paper's on a small COCO, real blood cells."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from retina_jax.data.sources import open_split
+from retina_jax.evaluation import coco
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+def program(*arguments):
+    done = subprocess.run(
+        [sys.executable, "-m", "retina_jax.main", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"},
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.mark.slow
+def test_a_step_of_the_papers_experiment_on_a_coco_shaped_tree(coco_tree, tmp_path):
+    done = program(
+        "--config=experiments/coco.py", f"--workdir={tmp_path}", f"--config.data.dir={coco_tree}",
+        "--config.data.short_side=128", "--config.data.long_side=213",
+        "--config.data.buckets=((128,224),(224,128))", "--config.model.width=8",
+        "--config.model.fpn_channels=16", "--config.model.head_channels=16",
+        "--config.train.steps=1", "--config.train.batch_size=4", "--config.train.log_every=1",
+        "--config.eval.batch_size=4", "--config.eval.score_threshold=0.0",
+    )  # fmt: skip
+    assert "80 classes" in done.stderr
+    metrics = json.loads((tmp_path / "eval/1/metrics.json").read_text())
+    assert metrics["images"] == 18
+    assert len(metrics["per_class"]) == 80
+    known = set(range(1, 91)) - {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
+    detections = json.loads((tmp_path / "eval/1/detections.json").read_text())
+    assert {d["image_id"] for d in detections} == {1000 + 7 * i for i in range(18)}
+    assert {d["category_id"] for d in detections} <= known
+    for d in detections:  # original pixels: all pictures are at most 640 wide and high
+        x, y, w, h = d["bbox"]
+        assert min(x, y, w, h) >= 0
+        assert max(x + w, y + h) <= 640.01
+    (entry,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(entry)["loss_classification"] > 0
+
+
+def prepared_blood_cells(bccd, out):
+    subprocess.run(
+        [sys.executable, REPOSITORY / "scripts/prepare.py", "coco", "--images", bccd / "images",
+         "--annotations", bccd / "train.json", "--annotations", bccd / "val.json", "--out", out],
+        check=True,
+    )  # fmt: skip
+    return out
+
+
+def test_real_images_come_back_as_their_annotations_say(bccd, tmp_path):
+    """Needs ../shared/data/bccd."""
+    out = prepared_blood_cells(bccd, tmp_path)
+    original = json.loads((bccd / "val.json").read_text())
+    truth = coco.ground_truth(open_split(out / "coco" / "1.0.0", "validation"))
+    key = lambda a: (a["image_id"], a["category_id"], *a["bbox"])  # noqa: E731
+    ours = sorted(key(a) for a in truth["annotations"])
+    assert ours == sorted(key(a) for a in original["annotations"])
+    assert {c["id"]: c["name"] for c in truth["categories"]} == {
+        1: "RBC", 3: "WBC", 7: "Platelets"
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_custom_experiment_takes_classes_and_paths_from_the_data(bccd, tmp_path):
+    """Needs ../shared/data/bccd."""
+    out = prepared_blood_cells(bccd, tmp_path / "data")
+    done = program(
+        "--config=experiments/custom.py", f"--workdir={tmp_path}/run", f"--config.data.dir={out}",
+        "--config.data.short_side=96", "--config.data.long_side=128",
+        "--config.data.buckets=((96,128),)", "--config.model.width=8",
+        "--config.model.fpn_channels=32", "--config.model.head_channels=32",
+        "--config.train.steps=2", "--config.eval.engine=pycocotools",
+    )  # fmt: skip
+    assert "3 classes" in done.stderr
+    metrics = json.loads((tmp_path / "run/eval/2/metrics.json").read_text())
+    assert set(metrics["per_class"]) == {"RBC", "WBC", "Platelets"}
+    assert metrics["images"] == 87
