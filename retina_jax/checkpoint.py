@@ -10,6 +10,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from retina_jax import parallel
 from retina_jax.errors import UserError
 from retina_jax.types import TrainState
 
@@ -36,6 +37,7 @@ class Checkpoints:
         self._folder = (workdir / FOLDER).absolute()
         self._manager = ocp.CheckpointManager(
             self._folder,
+            item_handlers=ocp.StandardCheckpointHandler(),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policy,
                 best_fn=_average_precision,
@@ -55,6 +57,9 @@ class Checkpoints:
 
         A checkpoint that is already there stays, unless an AP has come that it lacks.
         """
+        # host copies: the state's buffers are given up to the next step, every host holds the same,
+        # and Orbax would else split and write each replica's share by programs of its own
+        state = parallel.fetch(state)
         step = int(state.step)
         metrics = None if average_precision is None else {_METRIC: float(average_precision)}
         if step in self._manager.all_steps():
@@ -68,7 +73,7 @@ class Checkpoints:
     def restore(self, template: TrainState, step: int) -> TrainState:
         """The state of a step as NumPy, bit for bit; ``template`` gives its tree and shapes."""
         saved = self._saved_shapes(step)
-        wanted = _shapes(ocp.tree.serialize_tree(template, keep_empty_nodes=False))
+        wanted = _shapes(template)
         if saved != wanted:
             differ = sorted(
                 k for k in saved.keys() | wanted.keys() if saved.get(k) != wanted.get(k)

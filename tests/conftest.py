@@ -13,7 +13,7 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 ).strip()
 
-from jaxtyping import install_import_hook
+from jaxtyping import install_import_hook  # noqa: E402
 
 PURE = ("boxes", "anchors", "matching", "targets", "losses", "postprocess")
 install_import_hook([f"retina_jax.{name}" for name in PURE], "beartype.beartype")
