@@ -27,10 +27,10 @@ def get_config():
     config.optimizer.weight_decay = 5e-4  # sixteen epochs of 1,200 pictures: they would be learnt
     config.optimizer.clip_norm = 10.0
 
-    config.train.steps = 2400
+    config.train.steps = 2000
     config.train.batch_size = 8
     config.train.precision = "float32"
-    config.train.checkpoint_every = 400
-    config.eval.every = 800
+    config.train.checkpoint_every = 500
+    config.eval.every = 1000
     config.eval.batch_size = 16
     return config

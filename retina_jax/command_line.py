@@ -49,7 +49,9 @@ def parse(
     """The config that the command line describes, locked and valid; else `UserError`."""
     try:
         rest = flags.FLAGS(argv)
-        config = config_flag.value  # a file that cannot be read fails here
+        config = config_flag.value
+        if config is not None:
+            config.is_locked  # noqa: B018  a file that could not be read raises only when touched
     except UserError:
         raise
     except (
