@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -258,13 +259,13 @@ def _conclude(config, folder, metrics, stop, checkpoints, console) -> int:
         )
         return stop.exit_code
     curves = visualize.draw_curves(folder)
-    step = config.train.steps
-    if metrics is None:
-        console.print(f"already trained to step {step}; raise --config.train.steps to go on")
-    else:
-        print_table(console, metrics)
+    evaluation = folder / "eval" / str(config.train.steps)
+    if metrics is None:  # an earlier run came to the end
+        console.print(f"already trained to step {config.train.steps}; raise --config.train.steps")
+        metrics = json.loads((evaluation / "metrics.json").read_text())
+    print_table(console, metrics)
     if config.eval.pictures:
-        console.print(f"detections: {folder / 'eval' / str(step) / 'detections.png'}")
+        console.print(f"detections: {evaluation / 'detections.png'}")
     if curves:
         console.print(f"curves:     {curves}")
     console.print(f"all of it:  {folder} (checkpoints, eval, metrics.jsonl, tensorboard)")

@@ -75,7 +75,9 @@ def test_a_run_leaves_all_that_it_promises(tiny_config, tmp_path, quiet):
     assert list((tmp_path / "tensorboard").glob("events*"))
     for picture in ("eval/4/detections.png", "curves.png"):
         assert Image.open(tmp_path / picture).size > (300, 100)
-    # evaluating the checkpoint again gives the same
+    # the same command on a finished run, and evaluating its checkpoint, give the same
+    assert train.run(tiny_config, str(tmp_path), quiet) == 0
+    assert metrics_of(tmp_path, 4) == metrics
     assert evaluate.run(tiny_config, str(tmp_path), quiet) == 0
     assert metrics_of(tmp_path, 4) == metrics
 
