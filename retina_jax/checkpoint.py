@@ -55,7 +55,8 @@ class Checkpoints:
     def save(self, state: TrainState, average_precision: float | None = None) -> int:
         """Begins to write; training may go on. Returns the step.
 
-        A checkpoint that is already there stays, unless an AP has come that it lacks.
+        A checkpoint that is already there stays, unless an AP has come that it lacks and another
+        checkpoint stands by while it is written anew.
         """
         # host copies: the state's buffers are given up to the next step, every host holds the same,
         # and Orbax would else split and write each replica's share by programs of its own
@@ -63,7 +64,8 @@ class Checkpoints:
         step = int(state.step)
         metrics = None if average_precision is None else {_METRIC: float(average_precision)}
         if step in self._manager.all_steps():
-            if metrics is None or self._manager.metrics(step) is not None:
+            alone = len(self._manager.all_steps()) == 1
+            if metrics is None or alone or self._manager.metrics(step) is not None:
                 return step
             self._manager.wait_until_finished()
             self._manager.delete(step)

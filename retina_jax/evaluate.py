@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import ml_collections
 from rich.console import Console
 
 from retina_jax import parallel
-from retina_jax.checkpoint import Checkpoints
+from retina_jax.checkpoint import FOLDER, Checkpoints
 from retina_jax.data.sources import open_data_set, open_split
 from retina_jax.errors import UserError
 from retina_jax.evaluation.loop import Evaluator
@@ -16,7 +18,7 @@ from retina_jax.metrics import ProgressBar
 from retina_jax.models import retinanet
 from retina_jax.optimizer import build_optimizer
 from retina_jax.train_step import init_state
-from retina_jax.workdir import StopRequest, open_workdir
+from retina_jax.workdir import StopRequest
 
 
 def run(config: ml_collections.ConfigDict, workdir: str, console: Console) -> int:
@@ -30,17 +32,25 @@ def run(config: ml_collections.ConfigDict, workdir: str, console: Console) -> in
     state = init_state(model, build_optimizer(config), config.seed)
     fresh = {"params": state.params, "batch_stats": state.batch_stats}
 
-    folder, _ = open_workdir(workdir, config)
-    checkpoints = Checkpoints(folder)
-    best = config.eval.checkpoint == "best"
-    step = checkpoints.best_step() if best else checkpoints.latest_step()
+    folder = Path(workdir).expanduser().absolute()
+    step = None
+    if (folder / FOLDER).is_dir():
+        checkpoints = Checkpoints(folder)
+        best = config.eval.checkpoint == "best"
+        step = checkpoints.best_step() if best else checkpoints.latest_step()
     if step is None:
         raise UserError(
             f"--workdir={workdir} holds no {config.eval.checkpoint} checkpoint to evaluate; train "
             "there first with --mode=train"
         )
     weights = checkpoints.restore_weights(step)
-    variables, _ = graft(fresh, weights, f"checkpoint of step {step} in {folder}")
+    source = f"checkpoint of step {step} in {folder}"
+    variables, stayed = graft(fresh, weights, source)
+    if stayed:
+        raise UserError(
+            f"{source} has another number of classes than {directory} ({len(split.class_names)}); "
+            "set --config.data.dir and --config.data.name to the data set that it was trained on"
+        )
     console.print(f"evaluating step {step} of {folder} on {len(split)} images ({directory})")
     variables = devices.replicate(variables)
     with StopRequest() as stop, ProgressBar(console, "evaluating", len(evaluator)) as bar:

@@ -138,7 +138,7 @@ def run(config: ml_collections.ConfigDict, workdir: str, console: Console) -> in
             metrics = loop.run(devices.replicate(state), step_fn, loader, first_step)
         finally:
             checkpoints.close()
-    return _conclude(config, folder, metrics, stop, checkpoints, console)
+    return _conclude(config, folder, metrics, stop, console)
 
 
 def _introduce(config, folder, devices, loader, train_split, eval_split, state, console) -> None:
@@ -175,7 +175,8 @@ class _Loop:
         config, stop, steps = self._config.train, self._stop, self._config.train.steps
         log = MetricsLog(self._folder, first_step)
         metrics = None
-        if first_step and self._evaluation_due(first_step):  # stopped before it was done
+        evaluated = (self._folder / "eval" / str(first_step) / "metrics.json").exists()
+        if first_step and self._evaluation_due(first_step) and not evaluated:  # stopped before it
             metrics = self._evaluate(state, first_step, log)
         batches = parallel.ahead(
             loader.batches(first_step, steps), lambda b: (b.index, self._devices.shard(b))
@@ -221,8 +222,7 @@ class _Loop:
 
     def _evaluation_due(self, step: int) -> bool:
         every, steps = self._config.eval.every, self._config.train.steps
-        due = step == steps or (every > 0 and step % every == 0)
-        return due and not (self._folder / "eval" / str(step) / "metrics.json").exists()
+        return step == steps or (every > 0 and step % every == 0)
 
     def _evaluate(self, state: TrainState, step: int, log: MetricsLog) -> dict[str, Any] | None:
         variables = {"params": state.params, "batch_stats": state.batch_stats}
@@ -252,7 +252,7 @@ def _note(values: dict[str, float]) -> str:
     )
 
 
-def _conclude(config, folder, metrics, stop, checkpoints, console) -> int:
+def _conclude(config, folder, metrics, stop, console) -> int:
     if stop:
         console.print(
             f"stopped by {stop.signal.name}: saved in {folder}; run the same command to go on"

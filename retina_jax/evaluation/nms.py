@@ -56,13 +56,9 @@ def class_wise_nms(
 
 def suppress(candidates: Candidates, iou_threshold: float, max_detections: int) -> Detections:
     """NMS over the candidates of one image; places that score 0 are empty."""
-    alive = np.flatnonzero((candidates.scores > 0) & (_areas(candidates.boxes) > 0))
+    alive = np.flatnonzero(candidates.scores > 0)
     boxes, scores, labels = (
         x[alive] for x in (candidates.boxes, candidates.scores, candidates.labels)
     )
     kept = class_wise_nms(boxes, scores, labels, iou_threshold, max_detections)
     return Detections(boxes=boxes[kept], scores=scores[kept], labels=labels[kept])
-
-
-def _areas(boxes: np.ndarray) -> np.ndarray:
-    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
