@@ -80,11 +80,13 @@ class Checkpoints:
             differ = sorted(
                 k for k in saved.keys() | wanted.keys() if saved.get(k) != wanted.get(k)
             )
+            shown = "; ".join(
+                f"{name}: saved {saved.get(name, 'nothing')}, configured {wanted.get(name, 'nothing')}"
+                for name in differ[-3:]  # parameters come after what the optimiser keeps of them
+            )
             raise UserError(
-                f"checkpoint {self._folder / str(step)} does not fit this config "
-                f"({differ[0]}: saved {saved.get(differ[0], 'nothing')}, configured "
-                f"{wanted.get(differ[0], 'nothing')}; {len(differ)} differ); use another "
-                "--workdir or the config that made it"
+                f"checkpoint {self._folder / str(step)} does not fit this config ({len(differ)} "
+                f"arrays differ, such as {shown}); use another --workdir or the config that made it"
             )
         host = jax.tree.map(np.asarray, template)
         return self._manager.restore(step, args=ocp.args.StandardRestore(host))
