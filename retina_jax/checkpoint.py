@@ -80,8 +80,9 @@ class Checkpoints:
             differ = sorted(
                 k for k in saved.keys() | wanted.keys() if saved.get(k) != wanted.get(k)
             )
+            none = "nothing"
             shown = "; ".join(
-                f"{name}: saved {saved.get(name, 'nothing')}, configured {wanted.get(name, 'nothing')}"
+                f"{name}: saved {saved.get(name, none)}, configured {wanted.get(name, none)}"
                 for name in differ[-3:]  # parameters come after what the optimiser keeps of them
             )
             raise UserError(
