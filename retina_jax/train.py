@@ -38,6 +38,7 @@ class Meter:
         self._read: list[dict[str, float]] = []
         self._images = 0
         self._seconds = self._input_wait = 0.0
+        self._compiling = (0, 0.0)
         self.skipped = 0
 
     def add(self, step: int, rows: np.ndarray, metrics: dict[str, jax.Array]) -> None:
@@ -45,6 +46,10 @@ class Meter:
         if len(self._pending) > 2:
             # two steps stay under way: the device never waits, yet a stop is heard soon
             jax.block_until_ready(self._pending[-3][2])
+
+    def time_compilation(self, images: int, seconds: float) -> None:
+        """The first step: it counts only where a log step has no other."""
+        self._compiling = (images, seconds)
 
     def time(self, images: int, seconds: float, input_wait: float) -> None:
         self._images += images
@@ -78,9 +83,10 @@ class Meter:
         """Means since the last reading, images/s and the share of time spent waiting for input."""
         names = self._read[0] if self._read else {}
         values = {name: float(np.mean([m[name] for m in self._read])) for name in names}
-        if self._seconds:
-            values["images_per_second"] = self._images / self._seconds
-            values["input_wait"] = self._input_wait / self._seconds
+        if not self._images:
+            self._images, self._seconds = self._compiling
+        values["images_per_second"] = self._images / self._seconds
+        values["input_wait"] = self._input_wait / self._seconds
         if self.skipped:
             values["skipped_steps"] = self.skipped
         self._read, self._images, self._seconds, self._input_wait = [], 0, 0.0, 0.0
@@ -190,14 +196,15 @@ class _Loop:
                 rows, batch = next(batches)
                 waited = time.perf_counter() - started
                 state, step_metrics = step_fn(state, batch)
-                self._meter.add(done, rows, step_metrics)
                 done += 1
-                if not compiled:  # the first step's time is the compiler's
-                    jax.block_until_ready(step_metrics)
-                    compiled = True
-                else:
+                self._meter.add(done, rows, step_metrics)
+                if compiled:
                     elapsed = time.perf_counter() - started
                     self._meter.time(config.batch_size, elapsed, waited)
+                else:  # the first step's time is the compiler's
+                    jax.block_until_ready(step_metrics)
+                    self._meter.time_compilation(config.batch_size, time.perf_counter() - started)
+                    compiled = True
                 log_due = done % config.log_every == 0 or done == steps
                 save_due = done % config.checkpoint_every == 0 or done == steps or stop
                 if log_due or save_due or self._evaluation_due(done):

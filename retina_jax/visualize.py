@@ -153,10 +153,11 @@ def draw_curves(workdir: Path) -> Path | None:
     loss, rate, precision = figure.subplots(1, 3)
     steps = [entry["step"] for entry in log]
     for name in ("loss", "loss_classification", "loss_box"):
-        loss.plot(steps, [entry[name] for entry in log], label=name)
+        values = [entry.get(name, math.nan) for entry in log]  # absent where all were skipped
+        loss.plot(steps, values, label=name)
     loss.set(title="loss", xlabel="step", ylim=(0, None))
     loss.legend()
-    rate.plot(steps, [entry["learning_rate"] for entry in log])
+    rate.plot(steps, [entry.get("learning_rate", math.nan) for entry in log])
     rate.set(title="learning rate", xlabel="step", ylim=(0, None))
     scores = [json.loads(p.read_text()) for p in workdir.glob("eval/*/metrics.json")]
     scores.sort(key=lambda s: s["step"])

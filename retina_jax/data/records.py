@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import io
 import re
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -146,8 +147,9 @@ def write_data_set(
         splits=splits,
     )
     tfds.disable_progress_bar()
-    with contextlib.redirect_stdout(io.StringIO()):  # TFDS talks of downloads that there are not
-        builder.download_and_prepare()
+    # nothing is downloaded, yet TFDS says so and makes a folder for it
+    with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as downloads:
+        builder.download_and_prepare(download_dir=downloads)
     directory = data_set_directory(data_dir, name)
     for split, rows in builder.index.items():
         np.save(index_path(directory, split), np.asarray(rows, np.int64).reshape(-1, 4))
