@@ -8,6 +8,7 @@ paper's where it names a value (arXiv:1708.02002, section 4), else what Detectro
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import ml_collections
 
@@ -24,7 +25,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.data = data = ml_collections.ConfigDict()
     data.dir = ""  # where TFDS keeps data sets; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets
     data.name = "coco"  # data set under dir; empty: the only one there
-    data.train_split = "train"  # TFDS split, slices allowed: "train[:50%]"
+    data.train_split = "train"
     data.eval_split = "validation"
     data.short_side = 800  # pixels; a picture is scaled until its short side has these ...
     data.long_side = 1333  # ... unless its long side would pass this
@@ -155,6 +156,9 @@ _SHARES = (
     "optimizer.warmup_factor optimizer.decay_factor eval.score_threshold eval.nms_iou "
     "anchors.offset"
 ).split()
+_NUMBERS = (
+    "data.mean data.std anchors.octaves anchors.ratios coder_weights optimizer.decay_at"
+).split()
 _CHOICES = {
     "model.backbone": BACKBONES,
     "model.norm": ("frozen", "batch", "group"),
@@ -171,6 +175,10 @@ _CHOICES = {
 }
 
 
+def _is_finite(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
 def _refuse(name: str, value: object, rule: str, fix: object) -> None:
     raise UserError(f"config.{name}={value!r} {rule}; set --config.{name}={fix}")
 
@@ -179,9 +187,14 @@ def validate(config: ml_collections.ConfigDict) -> None:
     """Raises `UserError`, naming the field, its value and the fix, for what cannot work."""
     default = leaves(default_config())
     given = leaves(config)
+    if given.keys() != default.keys():
+        odd = sorted(given.keys() ^ default.keys())[0]
+        raise UserError(f"config.{odd} is not as in default_config(); build experiments from it")
     for name, value in given.items():
-        if isinstance(value, float) and value != value:
-            _refuse(name, value, "is not a number", default[name])
+        if isinstance(value, float) and not math.isfinite(value):
+            _refuse(name, value, "is not a finite number", default[name])
+        if name in _NUMBERS and not all(_is_finite(v) for v in value):
+            _refuse(name, value, "must hold finite numbers alone", f"'{default[name]}'")
     for name in _POSITIVE:
         if not given[name] > 0:
             _refuse(name, given[name], "must be above 0", default[name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import ml_collections
@@ -18,11 +19,14 @@ from retina_jax.metrics import ProgressBar
 from retina_jax.models import retinanet
 from retina_jax.optimizer import build_optimizer
 from retina_jax.train_step import init_state
-from retina_jax.workdir import StopRequest
+from retina_jax.workdir import CONFIG, StopRequest
 
 
 def run(config: ml_collections.ConfigDict, workdir: str, console: Console) -> int:
-    """Scores the latest (or best) checkpoint into ``workdir/eval/<step>``; the exit code."""
+    """Scores the latest (or best) checkpoint into ``workdir/eval/<step>``; the exit code.
+
+    On other data than the run's own it is ``eval/<step>-<data set>-<split>``.
+    """
     devices = parallel.Devices.local()
     devices.check_batch(config.eval.batch_size, "eval.batch_size")
     directory = open_data_set(config.data.dir, config.data.name)
@@ -36,11 +40,11 @@ def run(config: ml_collections.ConfigDict, workdir: str, console: Console) -> in
     step = None
     if (folder / FOLDER).is_dir():
         checkpoints = Checkpoints(folder)
-        best = config.eval.checkpoint == "best"
-        step = checkpoints.best_step() if best else checkpoints.latest_step()
+        step = checkpoints.best_step() if config.eval.checkpoint == "best" else None
+        step = checkpoints.latest_step() if step is None else step
     if step is None:
         raise UserError(
-            f"--workdir={workdir} holds no {config.eval.checkpoint} checkpoint to evaluate; train "
+            f"--workdir={workdir} holds no checkpoint to evaluate; train "
             "there first with --mode=train"
         )
     weights = checkpoints.restore_weights(step)
@@ -53,17 +57,21 @@ def run(config: ml_collections.ConfigDict, workdir: str, console: Console) -> in
         )
     console.print(f"evaluating step {step} of {folder} on {len(split)} images ({directory})")
     variables = devices.replicate(variables)
+    own = json.loads((folder / CONFIG).read_text())["data"] if (folder / CONFIG).exists() else {}
+    same = all(own.get(name) == config.data[name] for name in ("dir", "name", "eval_split"))
+    other = "" if same else f"-{directory.parent.name}-{split.name}"
+    target = folder / "eval" / f"{step}{other}"
     with StopRequest() as stop, ProgressBar(console, "evaluating", len(evaluator)) as bar:
 
         def advance() -> bool:
             bar.advance()
             return not stop
 
-        metrics = evaluator.run(variables, step, folder / "eval" / str(step), advance)
+        metrics = evaluator.run(variables, step, target, advance)
     checkpoints.close()
     if metrics is None:
         console.print(f"stopped by {stop.signal.name}: nothing was written")
         return stop.exit_code
     print_table(console, metrics)
-    console.print(f"all of it: {folder / 'eval' / str(step)}")
+    console.print(f"all of it: {target}")
     return 0

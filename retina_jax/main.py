@@ -42,6 +42,9 @@ def main(argv: list[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # before training began, or a second time
+        print("stopped; run the same command again", file=sys.stderr)
+        return 130
     except RunError as error:
         print(f"stopped: {error}", file=sys.stderr)
         return 1

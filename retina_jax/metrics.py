@@ -35,16 +35,20 @@ class MetricsLog:
                         kept.append(line)
                 except ValueError:
                     break  # a line that a kill cut short: nothing stands behind it
-        self._path.write_text("".join(line + "\n" for line in kept))
+        partial = self._path.with_suffix(".partial")  # a kill here must not lose the log
+        partial.write_text("".join(line + "\n" for line in kept))
+        partial.rename(self._path)
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
 
-    def write(self, step: int, values: dict[str, float]) -> None:
+    def write(self, step: int, values: dict[str, float | None]) -> None:
         with self._path.open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         self.scalars("train", step, values)
 
-    def scalars(self, group: str, step: int, values: dict[str, float]) -> None:
+    def scalars(self, group: str, step: int, values: dict[str, float | None]) -> None:
         for name, value in values.items():
+            if value is None:
+                continue
             self._events.add_scalar(f"{group}/{name}", value, step)
 
     def close(self) -> None:

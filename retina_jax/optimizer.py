@@ -38,7 +38,11 @@ def decay_mask(params, decay_biases: bool):
 
 
 def build_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    """Clip, add the decay to the gradient, momentum, learning rate: torch's order."""
+    """Clip, add the decay to the gradient, momentum: torch's order.
+
+    What it gives is still to be scaled by minus the learning rate. The step does that, from its own
+    number: a count of Optax's would stand still where an update is left out.
+    """
     optimizer = config.optimizer
     steps = []
     if optimizer.clip_norm:
@@ -50,5 +54,4 @@ def build_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransfor
             )
         )
     steps.append(optax.trace(decay=optimizer.momentum))
-    steps.append(optax.scale_by_learning_rate(learning_rate_schedule(config)))
     return optax.chain(*steps)

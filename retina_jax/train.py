@@ -17,7 +17,7 @@ from retina_jax.checkpoint import Checkpoints, weights_of
 from retina_jax.config import notices
 from retina_jax.data.loader import TrainLoader
 from retina_jax.data.sources import Split, open_data_set, open_split
-from retina_jax.errors import RunError
+from retina_jax.errors import RunError, UserError
 from retina_jax.evaluation.loop import Evaluator
 from retina_jax.evaluation.report import print_table
 from retina_jax.interop.graft import graft
@@ -26,7 +26,7 @@ from retina_jax.models import retinanet
 from retina_jax.optimizer import build_optimizer, learning_rate_schedule
 from retina_jax.train_step import init_state, make_train_step
 from retina_jax.types import TrainState
-from retina_jax.workdir import StopRequest, open_workdir
+from retina_jax.workdir import StopRequest, open_workdir, write_config
 
 
 class Meter:
@@ -39,6 +39,7 @@ class Meter:
         self._images = 0
         self._seconds = self._input_wait = 0.0
         self._compiling = (0, 0.0)
+        self._names: tuple[str, ...] = ()
         self.skipped = 0
 
     def add(self, step: int, rows: np.ndarray, metrics: dict[str, jax.Array]) -> None:
@@ -60,7 +61,9 @@ class Meter:
         """Waits for all steps given so far; `RunError` at the first that was not finite."""
         for step, rows, metrics in self._pending:
             values = {name: float(value) for name, value in parallel.fetch(metrics).items()}
-            if values.pop("finite"):
+            finite = values.pop("finite")
+            self._names = tuple(values)
+            if finite:
                 self._read.append(values)
             elif on_nonfinite == "skip":
                 self.skipped += 1
@@ -79,10 +82,11 @@ class Meter:
                 )
         self._pending.clear()
 
-    def read(self) -> dict[str, float]:
+    def read(self) -> dict[str, float | None]:
         """Means since the last reading, images/s and the share of time spent waiting for input."""
-        names = self._read[0] if self._read else {}
-        values = {name: float(np.mean([m[name] for m in self._read])) for name in names}
+        values: dict[str, float | None] = dict.fromkeys(self._names)  # None: all were skipped
+        if self._read:
+            values = {n: float(np.mean([m[n] for m in self._read])) for n in self._names}
         if not self._images:
             self._images, self._seconds = self._compiling
         values["images_per_second"] = self._images / self._seconds
@@ -93,13 +97,8 @@ class Meter:
         return values
 
 
-def _initial_state(
-    model: retinanet.RetinaNet, optimizer: Any, config: ml_collections.ConfigDict, console: Console
-) -> TrainState:
-    state = init_state(model, optimizer, config.seed)
-    source = config.model.init_from
-    if not source:
-        return state
+def _start_from(state: TrainState, source: str, console: Console) -> TrainState:
+    """``state`` with the weights of another run."""
     fresh = {"params": state.params, "batch_stats": state.batch_stats}
     merged, stayed = graft(fresh, weights_of(source), f"config.model.init_from={source!r}")
     note = f"; fresh, as the number of classes differs: {', '.join(stayed)}" if stayed else ""
@@ -123,13 +122,22 @@ def run(config: ml_collections.ConfigDict, workdir: str, console: Console) -> in
     model = retinanet.build(config, len(train_split.class_names), parallel.AXIS)
     evaluator = Evaluator(model, eval_split, config, devices)
     optimizer = build_optimizer(config)
-    state = _initial_state(model, optimizer, config, console)
 
     folder, changed = open_workdir(workdir, config)
     checkpoints = Checkpoints(folder, config.train.keep_checkpoints)
     first_step = checkpoints.latest_step() or 0
+    if first_step > config.train.steps:
+        raise UserError(
+            f"--workdir={workdir} is trained to step {first_step} already, beyond "
+            f"config.train.steps={config.train.steps}; set --config.train.steps={first_step} or "
+            "more, or give another --workdir"
+        )
+    state = init_state(model, optimizer, config.seed)
     if first_step:
         state = checkpoints.restore(state, first_step)
+    elif config.model.init_from:
+        state = _start_from(state, config.model.init_from, console)
+    write_config(folder, config)
     _introduce(config, folder, devices, loader, train_split, eval_split, state, console)
     if first_step:
         console.print(f"resuming from step {first_step} of {config.train.steps}")
@@ -193,7 +201,12 @@ class _Loop:
             done = first_step
             while done < steps and not stop:
                 started = time.perf_counter()
-                rows, batch = next(batches)
+                try:
+                    rows, batch = next(batches)
+                except RuntimeError:
+                    if stop:  # the signal has ended the workers too
+                        break
+                    raise
                 waited = time.perf_counter() - started
                 state, step_metrics = step_fn(state, batch)
                 done += 1
@@ -253,10 +266,8 @@ class _Loop:
 
 
 def _note(values: dict[str, float]) -> str:
-    return (
-        f"loss {values.get('loss', float('nan')):.3f} "
-        f"{values.get('images_per_second', 0):.1f} images/s"
-    )
+    loss = "skipped" if values["loss"] is None else f"{values['loss']:.3f}"
+    return f"loss {loss} {values['images_per_second']:.1f} images/s"
 
 
 def _conclude(config, folder, metrics, stop, console) -> int:

@@ -96,12 +96,14 @@ def make_train_step(
         gradient = over_devices(gradient)
         loss, classification, box = over_devices((loss, classification, box))
 
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        directions, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        learning_rate = schedule(state.step)
+        params = jax.tree.map(lambda p, d: p - learning_rate * d, state.params, directions)
         gradient_norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
         moved = TrainState(
             step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
+            params=params,
             batch_stats=batch_stats,
             opt_state=opt_state,
         )
@@ -113,7 +115,7 @@ def make_train_step(
             "loss_box": box,
             "foreground_anchors": foreground,
             "gradient_norm": gradient_norm,
-            "learning_rate": schedule(state.step),
+            "learning_rate": learning_rate,
             "finite": finite,
         }
         return new_state, metrics

@@ -139,6 +139,10 @@ def _legend(split: Split, width: int) -> Image.Image:
     return legend
 
 
+def _or_gap(value: float | None) -> float:
+    return math.nan if value is None else value  # None: all steps since the last log were skipped
+
+
 def draw_curves(workdir: Path) -> Path | None:
     """Losses, learning rate and AP over steps, from the files of a run; None without any."""
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
@@ -153,13 +157,17 @@ def draw_curves(workdir: Path) -> Path | None:
     loss, rate, precision = figure.subplots(1, 3)
     steps = [entry["step"] for entry in log]
     for name in ("loss", "loss_classification", "loss_box"):
-        values = [entry.get(name, math.nan) for entry in log]  # absent where all were skipped
+        values = [_or_gap(entry[name]) for entry in log]
         loss.plot(steps, values, label=name)
     loss.set(title="loss", xlabel="step", ylim=(0, None))
     loss.legend()
-    rate.plot(steps, [entry.get("learning_rate", math.nan) for entry in log])
+    rate.plot(steps, [_or_gap(entry["learning_rate"]) for entry in log])
     rate.set(title="learning rate", xlabel="step", ylim=(0, None))
-    scores = [json.loads(p.read_text()) for p in workdir.glob("eval/*/metrics.json")]
+    scores = [
+        json.loads(p.read_text())
+        for p in workdir.glob("eval/*/metrics.json")
+        if p.parent.name.isdigit()
+    ]
     scores.sort(key=lambda s: s["step"])
     for name in ("AP", "AP50", "AP75"):
         precision.plot([s["step"] for s in scores], [s[name] for s in scores], "o-", label=name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import tempfile
 from pathlib import Path
 
 import ml_collections
@@ -12,19 +13,27 @@ from retina_jax.config import leaves
 from retina_jax.errors import UserError
 from retina_jax.evaluation.report import write_json
 
+CONFIG = "config.json"
+
+
+def write_config(folder: Path, config: ml_collections.ConfigDict) -> None:
+    """Writes ``config.json``; to be done once the run is known to fit its checkpoints."""
+    write_json(folder / CONFIG, json.loads(json.dumps(config.to_dict())))
+
 
 def open_workdir(workdir: str, config: ml_collections.ConfigDict) -> tuple[Path, list[str]]:
-    """Makes the folder, writes ``config.json``, and says which fields changed since last time.
+    """Makes the folder and says which fields differ from those of its last run.
 
     Raises `UserError` where the folder cannot be written.
     """
     folder = Path(workdir).expanduser().absolute()
-    path = folder / "config.json"
+    path = folder / CONFIG
     given = json.loads(json.dumps(leaves(config)))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         before = _leaves_of(json.loads(path.read_text())) if path.exists() else given
-        write_json(path, json.loads(json.dumps(config.to_dict())))
+        with tempfile.TemporaryFile(dir=folder):
+            pass  # it can be written
     except (OSError, ValueError) as error:
         raise UserError(
             f"--workdir={workdir}: {error}; give a folder that can be written"

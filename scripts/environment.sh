@@ -17,7 +17,8 @@ find_python() {
 prepare_environment() {
     local extra=$1 python wanted
     local mark=".venv/installed$extra"
-    if [ ! -x .venv/bin/python ]; then
+    # pip too: a failed attempt leaves a python without it
+    if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
         python=$(find_python) || exit 2
         echo "making .venv with $("$python" --version)"
         "$python" -m venv .venv || {

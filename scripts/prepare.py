@@ -3,14 +3,15 @@
 usage: python scripts/prepare.py coco --images DIR --annotations train.json --annotations val.json
            --out DIR [--name NAME]
 
-Each annotation file becomes a split named after it (…train… is train, …val… is validation);
-write SPLIT=FILE to name it yourself. The result is OUT/NAME/1.0.0: train on it with
+Each annotation file becomes a split named after it: …train… is train, …val… is validation, …test…
+is test; write SPLIT=FILE to name it yourself. The result is OUT/NAME/1.0.0: train on it with
     python -m retina_jax.main --config=experiments/custom.py --config.data.dir=OUT --workdir=DIR
 """
 
 import argparse
 import collections
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -23,13 +24,19 @@ def split_of(argument: str) -> tuple[str, Path]:
     """``SPLIT=FILE`` or a file whose name tells its split."""
     name, equals, path = argument.partition("=")
     if equals:
-        return name, Path(path)
-    path = Path(argument)
+        if not re.fullmatch(r"[a-z]\w*", name) or name == "all":
+            raise UserError(
+                f"--annotations {argument}: {name!r} cannot name a split; use for example train="
+            )
+        return name, Path(path).expanduser()
+    path = Path(argument).expanduser()
     stem = path.stem.lower()
     for word, split in (("train", "train"), ("val", "validation"), ("test", "test")):
         if word in stem:
             return split, path
-    return "".join(c if c.isalnum() else "_" for c in stem), path
+    raise UserError(
+        f"--annotations {argument}: its name does not tell its split; write train={argument}"
+    )
 
 
 def prepare_coco(options: argparse.Namespace, console: Console) -> Path:
@@ -119,12 +126,17 @@ def main() -> int:
     coco.add_argument("--out", type=Path, required=True, help="folder of data sets")
     coco.add_argument("--name", default="coco", help="name of the data set (%(default)s)")
     options = parser.parse_args()
+    options.out = options.out.expanduser()
+    options.images = [folder.expanduser() for folder in options.images]
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
         directory = prepare_coco(options, console)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; nothing was kept", file=sys.stderr)
+        return 130
     console.print(f"prepared {directory}; train on it with")
     console.print(
         "  python -m retina_jax.main --config=experiments/custom.py "

@@ -17,12 +17,18 @@ def draw(options: argparse.Namespace) -> Path:
     from retina_jax.visualize import draw_split
 
     evaluations = sorted(
-        (p.parent for p in options.workdir.glob("eval/*/detections.json")),
+        (
+            p.parent
+            for p in options.workdir.glob("eval/*/detections.json")
+            if p.parent.name.isdigit()
+        ),
         key=lambda folder: int(folder.name),
     )
     if options.step is not None:
         evaluations = [e for e in evaluations if int(e.name) == options.step]
-    if not evaluations:
+    if options.count < 1:
+        raise UserError(f"--count {options.count} must be 1 or more")
+    if not evaluations or not (options.workdir / "config.json").exists():
         raise UserError(
             f"{options.workdir} holds no evaluation"
             + (f" of step {options.step}" if options.step is not None else "")

@@ -146,17 +146,28 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_images(tiny_confi
     with pytest.raises(RunError, match=r"step 2: loss .* on images \d+, .*no checkpoint was"):
         train.run(tiny_config, str(tmp_path / "stop"), quiet)
     tiny_config.train.on_nonfinite = "skip"
+    tiny_config.train.log_every = 1
     assert train.run(tiny_config, str(tmp_path / "skip"), quiet) == 0
-    (entry,) = (tmp_path / "skip/metrics.jsonl").read_text().splitlines()
-    assert json.loads(entry)["skipped_steps"] == 3
+    lines = (tmp_path / "skip/metrics.jsonl").read_text().splitlines()
+    entries = [json.loads(line) for line in lines]
+    assert entries[0]["loss"] > 0
+    assert [entry["loss"] for entry in entries[1:]] == [None] * 3
+    assert entries[-1]["skipped_steps"] == 3
+    assert (tmp_path / "skip/curves.png").exists()
 
 
-def test_a_checkpoint_of_another_model_is_a_mistake(tiny_config, tmp_path, quiet):
-    tiny_config.train.steps = 1
+def test_a_checkpoint_of_another_run_is_a_mistake(tiny_config, tmp_path, quiet):
+    tiny_config.train.steps = 2
     assert train.run(tiny_config, str(tmp_path / "run"), quiet) == 0
+    written = (tmp_path / "run/config.json").read_text()
+    tiny_config.train.steps = 1
+    with pytest.raises(UserError, match="is trained to step 2 already, beyond"):
+        train.run(tiny_config, str(tmp_path / "run"), quiet)
+    tiny_config.train.steps = 3
     tiny_config.model.fpn_channels = 32
     with pytest.raises(UserError, match="does not fit this config"):
         train.run(tiny_config, str(tmp_path / "run"), quiet)
+    assert (tmp_path / "run/config.json").read_text() == written
 
 
 def test_weights_of_another_run_are_a_start(tiny_config, tmp_path, quiet):
@@ -173,8 +184,9 @@ def test_weights_of_another_run_are_a_start(tiny_config, tmp_path, quiet):
         train.run(tiny_config, str(tmp_path / "third"), quiet)
 
 
-def started(tmp_path, shapes_dir, steps):
+def started(tmp_path, shapes_dir, steps, workers=0):
     flags = {
+        "data.num_workers": workers,
         "data.dir": shapes_dir, "model.width": 8, "model.fpn_channels": 16,
         "model.head_channels": 16, "train.steps": steps, "train.log_every": 1,
         "train.checkpoint_every": 3, "eval.every": 0, "eval.pictures": 0,
@@ -185,6 +197,7 @@ def started(tmp_path, shapes_dir, steps):
         cwd=REPOSITORY,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,  # a process group of its own, as a terminal gives
         env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"},
     )  # fmt: skip
 
@@ -198,11 +211,16 @@ def wait_for_steps(tmp_path, process, count):
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_told_to_stop_it_saves_and_says_so(tmp_path, shapes_dir, number, code):
-    process = started(tmp_path, shapes_dir, steps=10**6)
+@pytest.mark.parametrize(
+    ("number", "code", "workers"), [(signal.SIGTERM, 143, 0), (signal.SIGINT, 130, 2)]
+)
+def test_told_to_stop_it_saves_and_says_so(tmp_path, shapes_dir, number, code, workers):
+    process = started(tmp_path, shapes_dir, steps=10**6, workers=workers)
     wait_for_steps(tmp_path, process, 2)
-    process.send_signal(number)
+    if workers:  # Ctrl-C reaches the workers too
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
     _, said = process.communicate(timeout=120)
     assert process.returncode == code, said
     assert f"stopped by {signal.Signals(number).name}: saved in" in said

@@ -36,7 +36,7 @@ MISTAKES = {
         ["--config.train.batch_size=0"],
         "config.train.batch_size=0 must be above",
     ),
-    "nan": (["--config.optimizer.learning_rate=nan"], "learning_rate=nan is not a number"),
+    "nan": (["--config.optimizer.learning_rate=nan"], "learning_rate=nan is not a finite number"),
     "tuple that is none": (
         ["--config.data.buckets=800"],
         "config.data.buckets=(800,) must be pairs (height, width)",
@@ -87,7 +87,7 @@ def test_evaluating_an_empty_workdir_is_a_mistake(tmp_path, shapes_dir):
         SHAPES, f"--workdir={tmp_path}/run", f"--config.data.dir={shapes_dir}", "--mode=evaluate"
     )
     assert done.returncode == 2
-    assert "holds no latest checkpoint" in done.stderr
+    assert "holds no checkpoint" in done.stderr
 
 
 def test_help_names_every_field_and_imports_nothing_heavy():

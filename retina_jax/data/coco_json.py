@@ -62,9 +62,19 @@ def read_annotations(path: Path) -> CocoFile:
         identity = _whole(path, f"categories[{i}]", category, "id")
         if identity in categories:
             raise _refuse(path, f"categories[{i}]", f"id {identity} is there twice")
-        categories[identity] = str(_field(path, f"categories[{i}]", category, "name"))
+        name = str(_field(path, f"categories[{i}]", category, "name"))
+        if not name or name != " ".join(name.split()):
+            raise _refuse(path, f"categories[{i}]", f"name {name!r} is empty or oddly spaced")
+        same = [other for other, known in categories.items() if known == name]
+        if same:
+            raise _refuse(
+                path, f"categories[{i}]", f"ids {same[0]} and {identity} are both named {name!r}"
+            )
+        categories[identity] = name
     if not categories:
         raise UserError(f"{path}: categories is empty; name at least one class")
+    if not content["images"]:
+        raise UserError(f"{path}: images is empty; there is nothing to prepare")
     images: dict[int, dict[str, Any]] = {}
     for i, image in enumerate(content["images"]):
         identity = _whole(path, f"images[{i}]", image, "id")
@@ -99,6 +109,8 @@ def _whole(path: Path, record: str, entry: Any, name: str) -> int:
     value = _field(path, record, entry, name)
     if isinstance(value, bool) or not isinstance(value, int):
         raise _refuse(path, record, f"{name} {value!r} is not a whole number")
+    if not 0 <= value < 2**63:
+        raise _refuse(path, record, f"{name} {value} is negative or too large for 63 bits")
     return value
 
 
@@ -130,10 +142,10 @@ class CocoReader:
             )
 
     def _path(self, image: dict[str, Any]) -> Path:
-        path = (self._folder / str(image["file_name"])).resolve()
-        if not path.is_relative_to(self._folder.resolve()):
+        name = Path(str(image["file_name"]))  # links may lead anywhere, names may not
+        if name.is_absolute() or ".." in name.parts:
             raise self._refuse(image, "lies outside the image folder")
-        return path
+        return self._folder / name
 
     def _refuse(self, image: dict[str, Any], problem: str) -> UserError:
         record = f"image {image['id']} ({str(image['file_name'])!r})"
@@ -156,7 +168,10 @@ class CocoReader:
 
     def _read(self, image: dict[str, Any]) -> tuple[Record, collections.Counter[str]]:
         counts = collections.Counter(images=1)
-        encoded = self._path(image).read_bytes()
+        try:
+            encoded = self._path(image).read_bytes()
+        except OSError as error:
+            raise self._refuse(image, f"cannot be read: {error.strerror}") from None
         encoded, height, width = self._upright_rgb(image, encoded, counts)
         boxes, annotations = self._boxes(image, height, width, counts)
         counts["boxes"] += len(boxes)
@@ -206,7 +221,7 @@ class CocoReader:
             )
         if upright.mode == "L":
             counts["grey pictures, read as RGB"] += 1
-        if orientation == 1 and upright.mode in ("L", "RGB"):
+        if orientation not in range(2, 9) and upright.mode in ("L", "RGB"):
             return encoded, height, width
         if upright.mode not in ("L", "RGB"):
             counts[f"pictures of mode {upright.mode}, written as 8-bit RGB"] += 1

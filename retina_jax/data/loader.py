@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import grain
@@ -113,6 +114,12 @@ def _stack(pictures: list[Batch]) -> Batch:
     return jax.tree.map(lambda *parts: np.stack(parts), *pictures)
 
 
+def _leave_interrupts_to_the_parent(worker: int, workers: int) -> None:
+    """Ctrl-C reaches every process of a terminal; the parent must be able to save."""
+    del worker, workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def _read_options() -> grain.ReadOptions:
     threads = min(16, os.cpu_count() or 1)
     return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 2)
@@ -151,7 +158,7 @@ class TrainLoader:
             if not flags.FLAGS.is_parsed():  # Grain reads flags of its own in a program without
                 flags.FLAGS.mark_as_parsed()
             options = grain.MultiprocessingOptions(num_workers=self._workers)
-            batches = batches.mp_prefetch(options)
+            batches = batches.mp_prefetch(options, worker_init_fn=_leave_interrupts_to_the_parent)
         return iter(batches)
 
 

@@ -111,6 +111,15 @@ def index_path(directory: Path, split: str) -> Path:
     return directory / f"index_{split}.npy"
 
 
+def save_index(directory: Path, split: str, index: np.ndarray) -> None:
+    """Whole or not at all."""
+    path = index_path(directory, split)
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        np.save(file, index)
+    partial.rename(path)
+
+
 def data_set_directory(data_dir: Path, name: str) -> Path:
     return data_dir / name / VERSION
 
@@ -139,18 +148,29 @@ def write_data_set(
             + (re.sub(r"[^a-z0-9_]+", "_", name.lower()).strip("_0123456789") or "custom")
         )
     builder_class = type(name, (_DetectionBuilder,), {"name": name}, skip_registration=True)
-    builder = builder_class(
-        data_dir=data_dir,
-        class_names=class_names,
-        category_ids=category_ids,
-        description=description,
-        splits=splits,
-    )
+
+    def make_builder() -> _DetectionBuilder:
+        return builder_class(
+            data_dir=data_dir,
+            class_names=class_names,
+            category_ids=category_ids,
+            description=description,
+            splits=splits,
+        )
+
     tfds.disable_progress_bar()
-    # nothing is downloaded, yet TFDS says so and makes a folder for it
-    with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as downloads:
-        builder.download_and_prepare(download_dir=downloads)
     directory = data_set_directory(data_dir, name)
-    for split, rows in builder.index.items():
-        np.save(index_path(directory, split), np.asarray(rows, np.int64).reshape(-1, 4))
+    try:
+        builder = make_builder()
+        # nothing is downloaded, yet TFDS says so and makes a folder for it
+        with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as downloads:
+            builder.download_and_prepare(download_dir=downloads)
+        for split, rows in builder.index.items():
+            save_index(directory, split, np.asarray(rows, np.int64).reshape(-1, 4))
+    except OSError as error:
+        if not (directory / "dataset_info.json").exists():  # else another process was faster
+            raise UserError(
+                f"{directory} cannot be written ({error.strerror or error}); give a folder with "
+                "room that can be written"
+            ) from None
     return directory

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from retina_jax.boxes import tfds_yxyx_to_xyxy
-from retina_jax.data.records import index_path
+from retina_jax.data.records import index_path, save_index
 from retina_jax.errors import UserError
 
 PREPARE_COCO = (
@@ -89,11 +90,12 @@ def find_data_set(directory: Path, name: str) -> Path:
 
 def _data_sets(directory: Path) -> dict[str, Path]:
     found = {}
-    for info in sorted(directory.glob("*/*/dataset_info.json")):
-        found[info.parent.parent.name] = info.parent  # the last, newest version stays
-    for info in sorted(directory.glob("*/*/*/dataset_info.json")):  # name/config/version
-        found[f"{info.parts[-4]}/{info.parts[-3]}"] = info.parent
-    return found
+    infos = [*directory.glob("*/*/dataset_info.json"), *directory.glob("*/*/*/dataset_info.json")]
+    versions = [i.parent for i in infos if re.fullmatch(r"\d+\.\d+\.\d+", i.parent.name)]
+    for version in sorted(versions, key=lambda v: [int(n) for n in v.name.split(".")]):
+        # name/version or name/config/version; the newest stays
+        found[str(version.parent.relative_to(directory))] = version
+    return dict(sorted(found.items()))
 
 
 def open_data_set(config_dir: str, name: str) -> Path:
@@ -153,7 +155,7 @@ def _index(directory: Path, split: str, records: Sequence[Any]) -> np.ndarray:
     if len(np.unique(index[:, 0])) != len(index):
         index[:, 0] = np.arange(len(index))
     if os.access(directory, os.W_OK):
-        np.save(path, index)
+        save_index(directory, split, index)
     return index
 
 

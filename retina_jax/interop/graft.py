@@ -10,13 +10,15 @@ import numpy as np
 from retina_jax.errors import UserError
 
 CLASS_LAYER = "params/class_head/predict/"
+MOST_NAMES = 8
+"""Names that an error lists before it counts the rest."""
 
 
 def graft(fresh: dict[str, Any], given: dict[str, Any], source: str) -> tuple[dict, list[str]]:
     """``fresh`` with the values of ``given``, and the names that stayed fresh.
 
     Only the last class layer may differ in shape (another number of classes): it stays fresh.
-    Raises `UserError` that lists every other name that is missing, left over or misshapen.
+    Raises `UserError` that names what else is missing, left over or misshapen.
     """
     fresh_flat = flax.traverse_util.flatten_dict(fresh, sep="/")
     given_flat = flax.traverse_util.flatten_dict(given, sep="/")
@@ -33,5 +35,8 @@ def graft(fresh: dict[str, Any], given: dict[str, Any], source: str) -> tuple[di
             wrong.append(f"{name} ({had}, wants {np.shape(value)})")
     wrong += [f"{name} (left over)" for name in given_flat if name not in fresh_flat]
     if wrong:
-        raise UserError(f"{source} does not fit config.model: {'; '.join(wrong)}")
+        more = f"; and {len(wrong) - MOST_NAMES} more" if len(wrong) > MOST_NAMES else ""
+        raise UserError(
+            f"{source} does not fit config.model: {'; '.join(wrong[:MOST_NAMES])}{more}"
+        )
     return flax.traverse_util.unflatten_dict(merged, sep="/"), stayed

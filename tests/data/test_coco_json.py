@@ -210,6 +210,13 @@ def test_crowds_and_areas_come_along(tree):
     [
         (lambda c: c.pop("categories"), "no list 'categories'"),
         (lambda c: c.update(categories=[]), "categories is empty"),
+        (lambda c: c.update(images=[]), "images is empty"),
+        (
+            lambda c: c.update(categories=[*CATEGORIES, {"id": 9, "name": "cat"}]),
+            "both named 'cat'",
+        ),
+        (lambda c: c.update(categories=[{"id": 9, "name": "a\nb"}]), "is empty or oddly spaced"),
+        (lambda c: c["images"][0].update(id=-1), "is negative or too large"),
         (lambda c: c["images"].append(dict(c["images"][0])), "id 10 is there twice"),
         (lambda c: c["images"][0].pop("file_name"), "image 10: has no 'file_name'"),
         (lambda c: c["annotations"][0].update(image_id=11), "image_id 11 is in no image"),
