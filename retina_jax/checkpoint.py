@@ -52,25 +52,24 @@ class Checkpoints:
         """The step of the highest AP, or None where none was evaluated."""
         return self._manager.best_step()
 
-    def save(self, state: TrainState, average_precision: float | None = None) -> int:
-        """Begins to write; training may go on. Returns the step.
+    def save(self, state: TrainState, average_precision: float | None = None) -> None:
+        """Begins to write; training may go on.
 
         A checkpoint that is already there stays, unless an AP has come that it lacks and another
         checkpoint stands by while it is written anew.
         """
-        # host copies: the state's buffers are given up to the next step, every host holds the same,
-        # and Orbax would else split and write each replica's share by programs of its own
-        state = parallel.fetch(state)
         step = int(state.step)
         metrics = None if average_precision is None else {_METRIC: float(average_precision)}
         if step in self._manager.all_steps():
             alone = len(self._manager.all_steps()) == 1
             if metrics is None or alone or self._manager.metrics(step) is not None:
-                return step
+                return
             self._manager.wait_until_finished()
             self._manager.delete(step)
-        self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics, force=True)
-        return step
+        # host copies: the state's buffers are given up to the next step, every host holds the same,
+        # and Orbax would else split and write each replica's share by programs of its own
+        host = parallel.fetch(state)
+        self._manager.save(step, args=ocp.args.StandardSave(host), metrics=metrics, force=True)
 
     def restore(self, template: TrainState, step: int) -> TrainState:
         """The state of a step as NumPy, bit for bit; ``template`` gives its tree and shapes."""

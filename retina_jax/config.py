@@ -129,11 +129,11 @@ def resolve(config: ml_collections.ConfigDict) -> Resolved:
     )
 
 
-def leaves(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, object]:
-    """Every field as ``{"train.steps": 90000, …}``."""
+def leaves(config: ml_collections.ConfigDict | dict, prefix: str = "") -> dict[str, object]:
+    """Every field of a config, or of its JSON, as ``{"train.steps": 90000, …}``."""
     found = {}
     for key, value in config.items():
-        if isinstance(value, ml_collections.ConfigDict):
+        if isinstance(value, (ml_collections.ConfigDict, dict)):
             found |= leaves(value, f"{prefix}{key}.")
         else:
             found[prefix + key] = value

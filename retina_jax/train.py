@@ -109,7 +109,7 @@ def _start_from(state: TrainState, source: str, console: Console) -> TrainState:
 def run(config: ml_collections.ConfigDict, workdir: str, console: Console) -> int:
     """Trains to ``train.steps``, evaluating on the way; returns the exit code.
 
-    Raises `UserError` for what the user can mend, before anything is compiled, and `RunError` for
+    Raises `UserError` for what the user can mend, before the step is compiled, and `RunError` for
     a loss that is not finite.
     """
     devices = parallel.Devices.local()

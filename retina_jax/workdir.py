@@ -31,7 +31,7 @@ def open_workdir(workdir: str, config: ml_collections.ConfigDict) -> tuple[Path,
     given = json.loads(json.dumps(leaves(config)))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        before = _leaves_of(json.loads(path.read_text())) if path.exists() else given
+        before = leaves(json.loads(path.read_text())) if path.exists() else given
         with tempfile.TemporaryFile(dir=folder):
             pass  # it can be written
     except (OSError, ValueError) as error:
@@ -44,16 +44,6 @@ def open_workdir(workdir: str, config: ml_collections.ConfigDict) -> tuple[Path,
         if before.get(name) != given.get(name)
     ]
     return folder, changed
-
-
-def _leaves_of(tree: dict, prefix: str = "") -> dict[str, object]:
-    found = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            found |= _leaves_of(value, f"{prefix}{key}.")
-        else:
-            found[prefix + key] = value
-    return found
 
 
 class StopRequest:
