@@ -4,14 +4,17 @@
         --images train2017 --annotations annotations/instances_train2017.json \\
         --images val2017 --annotations annotations/instances_val2017.json
     python -m retina_jax.main --config=experiments/coco.py --config.data.dir=DATA --workdir=DIR \\
-        --config.model.init_from=WORKDIR
+        --config.model.init_from=resnet50.pth
 
-Hardware: 8 TPU cores or 8 GPUs of 16 GB, two images each. Expected with an ImageNet backbone:
-AP 35.7 on minival (arXiv:1708.02002, table 1e, ResNet-50 at 800 px).
+Weights: an ImageNet ResNet-50 of torchvision (`resnet50-0676ba61.pth`, a .safetensors of it), whose
+stem and C2 stay frozen as in the paper's code. Hardware: 8 TPU cores or 8 GPUs of 16 GB, two images
+each. Expected: AP 35.7 on minival (arXiv:1708.02002, table 1e, ResNet-50 at 800 px).
 """
 
 from retina_jax.config import default_config
 
 
 def get_config():
-    return default_config()  # the defaults are the paper's
+    config = default_config()  # the defaults are the paper's
+    config.model.frozen_stages = 2
+    return config

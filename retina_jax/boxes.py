@@ -88,10 +88,11 @@ def decode(
     deltas: Float[Array, "*n 4"],
     anchors: Float[Array, "*n 4"],
     weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0),
+    clamp: float = DELTA_CLAMP,
 ) -> Float[Array, "*n 4"]:
-    """The inverse of `encode`; log scales are clamped at `DELTA_CLAMP`. Float32, pixels."""
+    """The inverse of `encode`; log scales are cut to ``clamp``. Float32, pixels."""
     deltas = deltas.astype(jnp.float32) / jnp.asarray(weights, jnp.float32)
     anchor_centre, anchor_size = _centre_and_size(anchors)
     centre = deltas[..., :2] * anchor_size + anchor_centre
-    size = jnp.exp(jnp.minimum(deltas[..., 2:], DELTA_CLAMP)) * anchor_size
+    size = jnp.exp(jnp.minimum(deltas[..., 2:], clamp)) * anchor_size
     return jnp.concatenate([centre - 0.5 * size, centre + 0.5 * size], axis=-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,12 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from retina_jax import parallel
+from retina_jax.config import leaves
 from retina_jax.errors import UserError
+from retina_jax.interop.files import SUFFIXES
+from retina_jax.interop.weights import Imported, read_weights, weights_of_run
 from retina_jax.types import TrainState
+from retina_jax.workdir import CONFIG
 
 FOLDER = "checkpoints"
 _METRIC = "AP"
@@ -118,19 +123,36 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     }
 
 
-def weights_of(workdir: str) -> dict[str, Any]:
+def weights_of(workdir: str | Path) -> dict[str, Any]:
     """Weights of the best checkpoint (or else the latest) of a workdir; `UserError` without one."""
     folder = Path(workdir).expanduser()
     if not (folder / FOLDER).is_dir():
-        raise UserError(
-            f"config.model.init_from={workdir!r} is not a workdir with checkpoints; set "
-            "--config.model.init_from to the --workdir of a run of this program"
-        )
+        raise UserError(f"{str(workdir)!r} is not a workdir with checkpoints; train there first")
     checkpoints = Checkpoints(folder)
     step = checkpoints.best_step()
     step = checkpoints.latest_step() if step is None else step
     if step is None:
-        raise UserError(f"config.model.init_from={workdir!r} holds no whole checkpoint")
+        raise UserError(f"{str(workdir)!r} holds no whole checkpoint; train there first")
     weights = checkpoints.restore_weights(step)
     checkpoints.close()
     return weights
+
+
+def read_source(source: str, field: str) -> Imported:
+    """Weights of a file, whatever system wrote it, or of a workdir of this program.
+
+    Raises `UserError`, naming the ``field`` that says so, for what is neither, and for what cannot
+    be read.
+    """
+    path = Path(source).expanduser()
+    if (path / FOLDER).is_dir():
+        config = path / CONFIG
+        fields = leaves(json.loads(config.read_text())) if config.exists() else {}
+        return weights_of_run(weights_of(path), fields)
+    if path.is_dir() or path.suffix not in SUFFIXES:
+        raise UserError(
+            f"{field}={source!r} is not a workdir with checkpoints, nor a file of weights "
+            f"({', '.join(SUFFIXES)}); give the --workdir of a run, or a file of torchvision, "
+            "Detectron2 or this program"
+        )
+    return read_weights(path)

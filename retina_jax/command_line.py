@@ -102,7 +102,18 @@ def _explain(argv: list[str], error: Exception) -> str:
                 f"--config.{name}={value} is not of type {kind}; write for example "
                 f"--config.{name}={default}"
             )
-    return " ".join(str(error).split())
+    return _in_config_file(str(error)) or " ".join(str(error).split())
+
+
+def _in_config_file(text: str) -> str | None:
+    """What a config file raised, with its line, out of the traceback that ml_collections keeps."""
+    if "Error whilst parsing config file" not in text:
+        return None
+    lines = text.strip().splitlines()
+    places = re.findall(r'File "([^"]+)", line (\d+), in', text)
+    file, line = places[-1] if places else ("", "")
+    what = lines[-1].removeprefix("ValueError: ")
+    return f"--config: {what} ({Path(file).name}, line {line})"
 
 
 def _value_of(argument: str, flag: str) -> str | None:

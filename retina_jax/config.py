@@ -14,7 +14,14 @@ import ml_collections
 
 from retina_jax.errors import UserError
 
-BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+BACKBONES = (
+    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+    *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d", "wide_resnet50_2"),
+)
+
+CLASSIFICATION_LOSSES = (
+    "focal", "cross_entropy", "balanced_cross_entropy", "focal_star", "softmax_focal", "ohem"
+)  # fmt: skip
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -32,22 +39,33 @@ def default_config() -> ml_collections.ConfigDict:
     data.buckets = ((800, 1344), (1344, 800))  # (height, width) of the input; a program each
     data.max_boxes = 100  # boxes kept for each image, crowds included (COCO's largest has 93)
     data.flip = True  # mirror half of the training images
-    data.mean = (123.675, 116.28, 103.53)  # RGB, 0 to 255: ImageNet's
+    data.drop_empty = False  # leave training images without a box (crowds aside) out
+    data.labels = "dense"  # 0, 1, …; or category_ids: a class slot for every id up to the largest
+    data.rounding = "nearest"  # of a resized picture's sides; or floor (torchvision)
+    data.antialias = False  # shrink with Pillow's widened bilinear (Detectron2), not OpenCV's
+    data.pixel_order = "RGB"  # or BGR: what the network is given
+    data.mean = (123.675, 116.28, 103.53)  # 0 to 255, in pixel_order: ImageNet's
     data.std = (58.395, 57.12, 57.375)
     data.num_workers = 0  # processes that read and decode; 0: threads of this one
 
     config.model = model = ml_collections.ConfigDict()
-    model.backbone = "resnet50"
+    model.backbone = "resnet50"  # resnet, resnext or wide_resnet by torchvision's names
     model.width = 64  # channels of the stem; every stage follows
+    model.stride_in_1x1 = False  # a bottleneck halves in its first 1x1 (Caffe's weights)
+    model.frozen_stages = 0  # 1: the stem stays as given; 2: C2 too (peers); … 5
+    model.remat = False  # compute blocks anew for the gradient: less memory, more time
     model.norm = "frozen"  # of the backbone: frozen, batch (over all devices) or group
-    model.norm_eps = 1e-5
+    model.norm_eps = 1e-5  # 0 for torchvision's shipped RetinaNet v1
+    model.norm_momentum = 0.9  # of batch statistics: weight of the past
     model.fpn_channels = 256
     model.p6_from = "C5"  # C5 (paper) or P5 (torchvision v1)
     model.head_convs = 4
     model.head_channels = 256
-    model.head_norm = "none"  # none (paper) or group
+    model.head_norm = "none"  # none (paper), group (torchvision v2) or batch (each level's own)
+    model.class_specific_boxes = False  # a box for each class instead of one for all (section 4)
     model.prior = 0.01  # probability of an object at step 0
-    model.init_from = ""  # a workdir of this program: weights to start from
+    model.predictor_std = 0.01  # of the last convolution's first weights
+    model.init_from = ""  # weights to start from: .safetensors, .pth, .pkl or a workdir
 
     config.anchors = anchors = ml_collections.ConfigDict()
     anchors.scale = 4.0  # smallest anchor of a level over its stride: 32 to 512 px on P3 to P7
@@ -64,19 +82,30 @@ def default_config() -> ml_collections.ConfigDict:
     matching.background_iou = 0.4  # between the two an anchor is ignored
     matching.low_quality = True  # every box claims its nearest anchors (all peers)
 
-    config.coder_weights = (1.0, 1.0, 1.0, 1.0)  # of dx, dy, dw, dh
+    config.coder = coder = ml_collections.ConfigDict()
+    coder.weights = (1.0, 1.0, 1.0, 1.0)  # of dx, dy, dw, dh
+    coder.clamp = math.log(1000 / 16)  # largest log scale that is decoded (peers)
 
     config.loss = loss = ml_collections.ConfigDict()
-    loss.alpha = 0.25  # focal loss: weight of the foreground
-    loss.gamma = 2.0  # focal loss: focusing exponent; 0 is balanced cross entropy
-    loss.box = "smooth_l1"  # smooth_l1 (paper) or l1 (torchvision v1, Detectron2)
+    loss.classification = "focal"  # or one of losses.CLASSIFICATION, such as ohem
+    loss.alpha = 0.25  # weight of the foreground; 1 - alpha of the background
+    loss.gamma = 2.0  # focusing exponent; 0 is balanced cross entropy
+    loss.beta = 1.0  # focal_star: shift of the logit (appendix A)
+    loss.ohem_examples = 128  # ohem: anchors of an image that train
+    loss.ohem_nms_iou = 0.5  # ohem: of two that overlap more the harder stays; 1: both
+    loss.ohem_negatives = 0.0  # ohem: background for each foreground anchor; 3: "1:3"; 0: any
+    loss.normalizer = "foreground"  # or per_image, foreground_plus_1, ema: objective.normalize
+    loss.ema_initial = 100.0  # ema: foreground anchors of a batch before the first (Detectron2)
+    loss.ema_momentum = 0.9  # ema: weight of the past
+    loss.box = "smooth_l1"  # smooth_l1 (paper), l1 (v1, Detectron2), giou (v2), diou or ciou
     loss.smooth_l1_beta = 0.11  # Detectron's 1/9 to two digits
     loss.box_weight = 1.0  # of the box loss in the sum
 
     config.optimizer = optimizer = ml_collections.ConfigDict()
     optimizer.learning_rate = 0.01  # peak, for a batch of learning_rate_batch images
     optimizer.learning_rate_batch = 16  # other batches scale it linearly; 0: take it as it is
-    optimizer.momentum = 0.9
+    optimizer.name = "sgd"  # or adamw (torchvision v2), whose decay is off the gradient
+    optimizer.momentum = 0.9  # of sgd
     optimizer.weight_decay = 1e-4  # off norms
     optimizer.decay_biases = True  # biases of convolutions too (Detectron2)
     optimizer.clip_norm = 0.0  # largest norm of the gradient; 0: no clipping
@@ -102,6 +131,7 @@ def default_config() -> ml_collections.ConfigDict:
     evaluation.score_threshold = 0.05
     evaluation.top_k = 1000  # candidates of a level before NMS
     evaluation.nms_iou = 0.5
+    evaluation.cut_boxes = "before_nms"  # to the picture; or after_nms (Detectron2)
     evaluation.max_detections = 100  # of an image
     evaluation.engine = "hotcoco"  # or pycocotools, the arbiter
     evaluation.pictures = 12  # images drawn with ground truth beside detections; 0: none
@@ -141,32 +171,43 @@ def leaves(config: ml_collections.ConfigDict | dict, prefix: str = "") -> dict[s
 
 
 _POSITIVE = (
-    "data.short_side data.long_side data.max_boxes model.width model.norm_eps model.fpn_channels "
-    "model.head_channels anchors.scale optimizer.learning_rate train.steps train.batch_size "
+    "data.short_side data.long_side data.max_boxes model.width model.fpn_channels "
+    "model.head_channels model.predictor_std coder.clamp loss.ohem_examples loss.ema_initial "
+    "anchors.scale optimizer.learning_rate train.steps train.batch_size "
     "train.log_every train.checkpoint_every train.keep_checkpoints eval.batch_size eval.top_k "
     "eval.max_detections"
 ).split()
 _NOT_NEGATIVE = (
-    "seed data.num_workers model.head_convs loss.gamma loss.smooth_l1_beta loss.box_weight "
+    "seed data.num_workers model.head_convs model.norm_eps loss.ohem_negatives loss.gamma "
+    "loss.smooth_l1_beta loss.box_weight "
     "optimizer.learning_rate_batch optimizer.weight_decay optimizer.clip_norm "
     "optimizer.warmup_steps eval.every eval.pictures"
 ).split()
 _SHARES = (
-    "loss.alpha matching.foreground_iou matching.background_iou optimizer.momentum "
+    "model.norm_momentum loss.alpha loss.ohem_nms_iou loss.ema_momentum matching.foreground_iou "
+    "matching.background_iou optimizer.momentum "
     "optimizer.warmup_factor optimizer.decay_factor eval.score_threshold eval.nms_iou "
     "anchors.offset"
 ).split()
 _NUMBERS = (
-    "data.mean data.std anchors.octaves anchors.ratios coder_weights optimizer.decay_at"
+    "data.mean data.std anchors.octaves anchors.ratios coder.weights optimizer.decay_at"
 ).split()
 _CHOICES = {
     "model.backbone": BACKBONES,
     "model.norm": ("frozen", "batch", "group"),
     "model.p6_from": ("C5", "P5"),
-    "model.head_norm": ("none", "group"),
+    "model.head_norm": ("none", "group", "batch"),
+    "model.frozen_stages": (0, 1, 2, 3, 4, 5),
+    "data.labels": ("dense", "category_ids"),
+    "data.rounding": ("nearest", "floor"),
+    "data.pixel_order": ("RGB", "BGR"),
     "anchors.order": ("size_major", "ratio_major"),
     "anchors.stride_from": ("level", "grid"),
-    "loss.box": ("smooth_l1", "l1"),
+    "loss.classification": CLASSIFICATION_LOSSES,
+    "loss.normalizer": ("foreground", "foreground_plus_1", "per_image", "ema"),
+    "loss.box": ("smooth_l1", "l1", "giou", "diou", "ciou"),
+    "optimizer.name": ("sgd", "adamw"),
+    "eval.cut_boxes": ("before_nms", "after_nms"),
     "optimizer.schedule": ("step", "cosine"),
     "train.precision": ("float32", "bfloat16"),
     "train.on_nonfinite": ("stop", "skip"),
@@ -206,7 +247,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
             _refuse(name, given[name], "must lie between 0 and 1", default[name])
     for name, choices in _CHOICES.items():
         if given[name] not in choices:
-            _refuse(name, given[name], f"must be one of {', '.join(choices)}", choices[0])
+            _refuse(name, given[name], f"must be one of {', '.join(map(str, choices))}", choices[0])
     _validate_relations(config)
 
 
@@ -228,8 +269,9 @@ def _validate_relations(config: ml_collections.ConfigDict) -> None:
             f"must not be under data.short_side={config.data.short_side}",
             config.data.short_side,
         )
-    for name, length in (("data.mean", 3), ("data.std", 3), ("coder_weights", 4)):
-        value = config.data[name[5:]] if name.startswith("data.") else config[name]
+    given = leaves(config)
+    for name, length in (("data.mean", 3), ("data.std", 3), ("coder.weights", 4)):
+        value = given[name]
         if len(value) != length or (name != "data.mean" and not all(v > 0 for v in value)):
             fix = leaves(default_config())[name]
             _refuse(name, value, f"must be {length} numbers above 0", f"'{fix}'")
@@ -238,6 +280,15 @@ def _validate_relations(config: ml_collections.ConfigDict) -> None:
         if not value or (name == "ratios" and not all(v > 0 for v in value)):
             fix = leaves(default_config())[f"anchors.{name}"]
             _refuse(f"anchors.{name}", value, "must hold one number or more", f"'{fix}'")
+    if config.loss.classification == "focal_star" and not config.loss.gamma > 0:
+        _refuse("loss.gamma", config.loss.gamma, "must be above 0 for focal_star", 2.0)
+    if config.model.stride_in_1x1 and config.model.backbone in ("resnet18", "resnet34"):
+        _refuse(
+            "model.stride_in_1x1",
+            True,
+            f"has no 1x1 to halve in: {config.model.backbone} has basic blocks",
+            False,
+        )
     _validate_buckets(config.data.buckets)
 
 
@@ -276,5 +327,10 @@ def notices(config: ml_collections.ConfigDict) -> list[str]:
         found.append(
             "model.norm=frozen without model.init_from: random weights are never normalised and "
             "learn badly; set --config.model.norm=batch to train from scratch"
+        )
+    if config.model.frozen_stages and not config.model.init_from:
+        found.append(
+            f"model.frozen_stages={config.model.frozen_stages} without model.init_from: random "
+            "weights stay random there; set --config.model.frozen_stages=0 to train from scratch"
         )
     return found

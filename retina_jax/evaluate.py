@@ -30,10 +30,10 @@ def run(config: ml_collections.ConfigDict, workdir: str, console: Console) -> in
     devices = parallel.Devices.local()
     devices.check_batch(config.eval.batch_size, "eval.batch_size")
     directory = open_data_set(config.data.dir, config.data.name)
-    split = open_split(directory, config.data.eval_split)
+    split = open_split(directory, config.data.eval_split, config.data.labels)
     model = retinanet.build(config, len(split.class_names))
     evaluator = Evaluator(model, split, config, devices)
-    state = init_state(model, build_optimizer(config), config.seed)
+    state = init_state(model, build_optimizer(config), config)
     fresh = {"params": state.params, "batch_stats": state.batch_stats}
 
     folder = Path(workdir).expanduser().absolute()

@@ -1,10 +1,11 @@
-"""SGD with momentum as torch runs it, warm-up, schedules, decay off norms, clipping."""
+"""SGD and AdamW as torch runs them, warm-up, schedules, decay off norms, clipping."""
 
 import jax
 import ml_collections
 import optax
 
 from retina_jax.config import resolve
+from retina_jax.models.resnet import is_frozen
 
 
 def learning_rate_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
@@ -25,12 +26,15 @@ def learning_rate_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
     return optax.join_schedules([ramp, main], [warmup])
 
 
-def decay_mask(params, decay_biases: bool):
-    """True for what weight decay shrinks: kernels, biases of convolutions if asked, no norm."""
+def decay_mask(params, decay_biases: bool, frozen_stages: int = 0):
+    """True for what weight decay shrinks: kernels, biases of convolutions if asked.
+
+    No norm, and nothing of the backbone's frozen stages.
+    """
 
     def decays(path, leaf) -> bool:
         *parents, name = [getattr(key, "key", str(key)) for key in path]
-        if any("norm" in parent for parent in parents):
+        if any("norm" in parent for parent in parents) or is_frozen(parents, frozen_stages):
             return False
         return name == "kernel" or decay_biases
 
@@ -38,7 +42,7 @@ def decay_mask(params, decay_biases: bool):
 
 
 def build_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    """Clip, add the decay to the gradient, momentum: torch's order.
+    """Clip, then SGD in torch's order (decay onto the gradient, momentum), or AdamW.
 
     What it gives is still to be scaled by minus the learning rate. The step does that, from its own
     number: a count of Optax's would stand still where an update is left out.
@@ -47,11 +51,14 @@ def build_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransfor
     steps = []
     if optimizer.clip_norm:
         steps.append(optax.clip_by_global_norm(optimizer.clip_norm))
+    decay = optax.identity()
     if optimizer.weight_decay:
-        steps.append(
-            optax.add_decayed_weights(
-                optimizer.weight_decay, lambda params: decay_mask(params, optimizer.decay_biases)
-            )
+        decay = optax.add_decayed_weights(
+            optimizer.weight_decay,
+            lambda params: decay_mask(params, optimizer.decay_biases, config.model.frozen_stages),
         )
-    steps.append(optax.trace(decay=optimizer.momentum))
+    if optimizer.name == "adamw":
+        steps += [optax.scale_by_adam(), decay]
+    else:
+        steps += [decay, optax.trace(decay=optimizer.momentum)]
     return optax.chain(*steps)

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import jax
 import ml_collections
 
-from retina_jax.models.retinanet import RetinaNet, anchors_for, normalize
-from retina_jax.postprocess import select_candidates
+from retina_jax.models.retinanet import RetinaNet, anchors_for, normalize_images
+from retina_jax.postprocess import class_scores, select_candidates
 from retina_jax.types import Candidates
 
 
@@ -15,23 +15,26 @@ def make_predict_step(
 ) -> Callable[..., Candidates]:
     """The step for one device's share: uint8 ``[n, h, w, 3]`` and sizes ``[n, 2]`` to candidates.
 
-    Boxes are in pixels of the network's input, cut to each picture.
+    Boxes are in pixels of the network's input.
     """
 
     def predict_step(variables, images: jax.Array, sizes: jax.Array) -> Candidates:
-        inputs = normalize(images, sizes, config.data.mean, config.data.std)
+        inputs = normalize_images(images, sizes, config.data)
         logits, deltas = model.apply(variables, inputs, train=False)
         anchors = anchors_for(config, images.shape[1:3])
 
         def one_image(logits, deltas, size):
+            softmax = config.loss.classification == "softmax_focal"
             return select_candidates(
-                logits,
+                [class_scores(x, softmax) for x in logits],
                 deltas,
                 anchors,
                 size,
                 config.eval.score_threshold,
                 config.eval.top_k,
-                config.coder_weights,
+                config.coder.weights,
+                config.coder.clamp,
+                cut_to_picture=config.eval.cut_boxes == "before_nms",
             )
 
         return jax.vmap(one_image)(logits, deltas, sizes)

@@ -35,6 +35,7 @@ def assign_targets(
     own_box = jnp.where(foreground[:, None], ground_truth.boxes[box], anchors)
     return Targets(
         labels=jnp.where(foreground, ground_truth.labels[box], -1),
+        boxes=own_box,
         deltas=encode(own_box, anchors, coder_weights),
         foreground=foreground,
         ignore=matched == Match.IGNORE,

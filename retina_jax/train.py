@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ import numpy as np
 from rich.console import Console
 
 from retina_jax import parallel, visualize
-from retina_jax.checkpoint import Checkpoints, weights_of
+from retina_jax.checkpoint import Checkpoints, read_source
 from retina_jax.config import notices
 from retina_jax.data.loader import TrainLoader
 from retina_jax.data.sources import Split, open_data_set, open_split
 from retina_jax.errors import RunError, UserError
 from retina_jax.evaluation.loop import Evaluator
 from retina_jax.evaluation.report import print_table
+from retina_jax.interop.fit import fit
 from retina_jax.interop.graft import graft
 from retina_jax.metrics import MetricsLog, ProgressBar
 from retina_jax.models import retinanet
@@ -97,12 +99,38 @@ class Meter:
         return values
 
 
-def _start_from(state: TrainState, source: str, console: Console) -> TrainState:
-    """``state`` with the weights of another run."""
+def _start_from(
+    state: TrainState,
+    config: ml_collections.ConfigDict,
+    category_ids: Sequence[int],
+    console: Console,
+) -> TrainState:
+    """``state`` with the weights of ``model.init_from``, a file or another run's workdir."""
+    source = config.model.init_from
+    given = read_source(source, "config.model.init_from")
     fresh = {"params": state.params, "batch_stats": state.batch_stats}
-    merged, stayed = graft(fresh, weights_of(source), f"config.model.init_from={source!r}")
+    fitted = fit(given, fresh, config, category_ids, f"config.model.init_from={source!r}")
+    console.print(f"weights from {source} ({given.system})")
+    for line in fitted.report():
+        console.print(line)
+    return state.replace(params=fitted.tree["params"], batch_stats=fitted.tree["batch_stats"])
+
+
+def _restore(
+    state: TrainState, checkpoints: Checkpoints, step: int, folder: Path, console: Console
+) -> TrainState:
+    """``state`` as it was at ``step``; at step 0 its weights alone, for there was no update yet.
+
+    So a workdir that holds nothing but imported weights can be trained with any optimiser, and
+    on other classes.
+    """
+    if step:
+        return checkpoints.restore(state, step)
+    fresh = {"params": state.params, "batch_stats": state.batch_stats}
+    source = f"checkpoint of step 0 in {folder}"
+    merged, stayed = graft(fresh, checkpoints.restore_weights(0), source)
     note = f"; fresh, as the number of classes differs: {', '.join(stayed)}" if stayed else ""
-    console.print(f"weights from {source}{note}")
+    console.print(f"weights from the {source}{note}")
     return state.replace(params=merged["params"], batch_stats=merged["batch_stats"])
 
 
@@ -116,8 +144,8 @@ def run(config: ml_collections.ConfigDict, workdir: str, console: Console) -> in
     devices.check_batch(config.train.batch_size, "train.batch_size")
     devices.check_batch(config.eval.batch_size, "eval.batch_size")
     directory = open_data_set(config.data.dir, config.data.name)
-    train_split = open_split(directory, config.data.train_split)
-    eval_split = open_split(directory, config.data.eval_split)
+    train_split = open_split(directory, config.data.train_split, config.data.labels)
+    eval_split = open_split(directory, config.data.eval_split, config.data.labels)
     loader = TrainLoader(train_split, config, parallel.process_index(), parallel.process_count())
     model = retinanet.build(config, len(train_split.class_names), parallel.AXIS)
     evaluator = Evaluator(model, eval_split, config, devices)
@@ -125,18 +153,19 @@ def run(config: ml_collections.ConfigDict, workdir: str, console: Console) -> in
 
     folder, changed = open_workdir(workdir, config)
     checkpoints = Checkpoints(folder, config.train.keep_checkpoints)
-    first_step = checkpoints.latest_step() or 0
+    latest_step = checkpoints.latest_step()
+    first_step = latest_step or 0
     if first_step > config.train.steps:
         raise UserError(
             f"--workdir={workdir} is trained to step {first_step} already, beyond "
             f"config.train.steps={config.train.steps}; set --config.train.steps={first_step} or "
             "more, or give another --workdir"
         )
-    state = init_state(model, optimizer, config.seed)
-    if first_step:
-        state = checkpoints.restore(state, first_step)
+    state = init_state(model, optimizer, config)
+    if latest_step is not None:
+        state = _restore(state, checkpoints, latest_step, folder, console)
     elif config.model.init_from:
-        state = _start_from(state, config.model.init_from, console)
+        state = _start_from(state, config, train_split.category_ids, console)
     write_config(folder, config)
     _introduce(config, folder, devices, loader, train_split, eval_split, state, console)
     if first_step:
@@ -166,6 +195,8 @@ def _introduce(config, folder, devices, loader, train_split, eval_split, state, 
         f"{len(train_split.class_names)} classes, {loader.padding_share:.0%} padding "
         f"({train_split.directory})"
     )
+    if loader.left_out:
+        console.print(f"{loader.left_out} images without a box left out (data.drop_empty)")
     console.print(f"workdir {folder}")
     for line in notices(config):
         console.print(f"[yellow]note:[/] {line}")

@@ -49,8 +49,10 @@ class Targets:
 
     labels: Int[Array, "*n a"]
     """Class of a foreground anchor, -1 elsewhere."""
+    boxes: Float[Array, "*n a 4"]
+    """Box of a foreground anchor, the anchor itself elsewhere."""
     deltas: Float[Array, "*n a 4"]
-    """Encoded box of a foreground anchor, 0 elsewhere."""
+    """``boxes`` encoded against their anchors: 0 elsewhere."""
     foreground: Bool[Array, "*n a"]
     ignore: Bool[Array, "*n a"]
     """Neither foreground nor background: no classification loss."""
@@ -83,3 +85,5 @@ class TrainState:
     params: Any
     batch_stats: Any
     opt_state: Any
+    loss_normalizer: Float[Array, ""]
+    """Moving average of the foreground anchors of a batch; moves with ``loss.normalizer=ema``."""

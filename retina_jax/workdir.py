@@ -9,7 +9,7 @@ from pathlib import Path
 
 import ml_collections
 
-from retina_jax.config import leaves
+from retina_jax.config import default_config, leaves
 from retina_jax.errors import UserError
 from retina_jax.evaluation.report import write_json
 
@@ -19,6 +19,28 @@ CONFIG = "config.json"
 def write_config(folder: Path, config: ml_collections.ConfigDict) -> None:
     """Writes ``config.json``; to be done once the run is known to fit its checkpoints."""
     write_json(folder / CONFIG, json.loads(json.dumps(config.to_dict())))
+
+
+def read_config(folder: Path) -> ml_collections.ConfigDict:
+    """The config of a run; `UserError` without one.
+
+    A field that has come since has its default, one that is gone is left out.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise UserError(f"{folder} has no {CONFIG}; give the --workdir of a run")
+    config = default_config()
+    known = leaves(config)
+    with config.unlocked():
+        for name, value in leaves(json.loads(path.read_text())).items():
+            if name in known:
+                config.update_from_flattened_dict({name: _tuples(value)})
+    return config.lock()
+
+
+def _tuples(value: object) -> object:
+    """JSON has lists where a config has tuples."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def open_workdir(workdir: str, config: ml_collections.ConfigDict) -> tuple[Path, list[str]]:

@@ -1,10 +1,11 @@
-"""Time the training step of an experiment on random images: images/s, memory, compilation.
+"""Time an experiment's training or prediction step on random images.
 
 usage: python scripts/benchmark.py step --config=experiments/coco.py [--runs=5] [--steps=20]
            [--config.train.batch_size=16 ...]
+       python scripts/benchmark.py predict --config=…   (eval.batch_size images, to candidates)
 
 One bucket after the other, RUNS times in turn, so that drift of the machine hits all alike;
-prints one JSON object a bucket with the medians. Data loading is left out.
+prints one JSON object a bucket: images/s, memory, compilation. Data loading is left out.
 """
 
 import json
@@ -49,34 +50,65 @@ def random_batch(config, bucket: tuple[int, int], images: int, classes: int):
     )
 
 
-def benchmark_step(config) -> None:
-    import jax
-
+def training_step(config, devices):
+    """``run(batch)`` that takes a training step, and its global batch size."""
     from retina_jax import parallel
     from retina_jax.models import retinanet
     from retina_jax.optimizer import build_optimizer, learning_rate_schedule
     from retina_jax.train_step import init_state, make_train_step
 
-    devices = parallel.Devices.local()
-    size = devices.check_batch(config.train.batch_size, "train.batch_size")
     model = retinanet.build(config, _CLASSES.value, parallel.AXIS)
     optimizer = build_optimizer(config)
     schedule = learning_rate_schedule(config)
     step = devices.train_step(make_train_step(model, optimizer, schedule, config))
-    state = devices.replicate(init_state(model, optimizer, config.seed))
+    state = devices.replicate(init_state(model, optimizer, config))
+
+    def run(batch):
+        nonlocal state
+        state, metrics = step(state, batch)
+        return metrics
+
+    return run, "train.batch_size"
+
+
+def prediction_step(config, devices):
+    """``run(batch)`` that gives candidates before NMS, and its global batch size."""
+    from retina_jax.models import retinanet
+    from retina_jax.optimizer import build_optimizer
+    from retina_jax.predict_step import make_predict_step
+    from retina_jax.train_step import init_state
+
+    model = retinanet.build(config, _CLASSES.value)
+    state = init_state(model, build_optimizer(config), config)
+    variables = devices.replicate({"params": state.params, "batch_stats": state.batch_stats})
+    step = devices.predict_step(make_predict_step(model, config))
+    return lambda batch: step(variables, batch.images, batch.sizes), "eval.batch_size"
+
+
+STEPS = {"step": training_step, "predict": prediction_step}
+
+
+def benchmark(kind: str, config) -> None:
+    import jax
+
+    from retina_jax import parallel
+
+    devices = parallel.Devices.local()
+    run, field = STEPS[kind](config, devices)
+    total = config[field.split(".")[0]].batch_size
+    size = devices.check_batch(total, field)
     batches, compile_seconds, seconds = {}, {}, {bucket: [] for bucket in config.data.buckets}
     for bucket in config.data.buckets:
         batches[bucket] = devices.shard(random_batch(config, bucket, size, _CLASSES.value))
         started = time.perf_counter()
-        state, metrics = step(state, batches[bucket])
-        jax.block_until_ready(metrics)
+        jax.block_until_ready(run(batches[bucket]))
         compile_seconds[bucket] = time.perf_counter() - started
     for _ in range(_RUNS.value):
         for bucket, batch in batches.items():
             started = time.perf_counter()
             for _ in range(_STEPS.value):
-                state, metrics = step(state, batch)
-            jax.block_until_ready(metrics)
+                outputs = run(batch)
+            jax.block_until_ready(outputs)
             seconds[bucket].append((time.perf_counter() - started) / _STEPS.value)
     memory = devices.devices[0].memory_stats() or {}
     for bucket in config.data.buckets:
@@ -84,12 +116,13 @@ def benchmark_step(config) -> None:
         print(
             json.dumps(
                 {
+                    "timed": kind,
                     "devices": devices.describe(),
                     "backbone": config.model.backbone,
                     "input": list(bucket),
-                    "batch_size": config.train.batch_size,
+                    "batch_size": total,
                     "precision": config.train.precision,
-                    "images_per_second": round(config.train.batch_size / median, 2),
+                    "images_per_second": round(total / median, 2),
                     "step_seconds": [round(s, 4) for s in sorted(seconds[bucket])],
                     "first_step_seconds": round(compile_seconds[bucket], 1),
                     "peak_memory_gib": round(memory.get("peak_bytes_in_use", 0) / 2**30, 2) or None,
@@ -99,11 +132,11 @@ def benchmark_step(config) -> None:
 
 
 def main(argv: list[str]) -> int:
-    if command_line.wants_help(argv) or argv[1:2] != ["step"]:
+    if command_line.wants_help(argv) or argv[1:2] not in (["step"], ["predict"]):
         print(__doc__)
         return 0 if command_line.wants_help(argv) else 2
     try:
-        benchmark_step(command_line.parse([argv[0], *argv[2:]], _CONFIG, required={}))
+        benchmark(argv[1], command_line.parse([argv[0], *argv[2:]], _CONFIG, required={}))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

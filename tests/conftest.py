@@ -15,7 +15,7 @@ os.environ["XLA_FLAGS"] = (
 
 from jaxtyping import install_import_hook  # noqa: E402
 
-PURE = ("boxes", "anchors", "matching", "targets", "losses", "postprocess")
+PURE = "boxes anchors matching targets losses box_losses objective postprocess".split()
 install_import_hook([f"retina_jax.{name}" for name in PURE], "beartype.beartype")
 
 import hypothesis  # noqa: E402

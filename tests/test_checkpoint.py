@@ -14,6 +14,7 @@ def state_of(step, size=3):
         params={"kernel": np.arange(size, dtype=np.float32) + step},
         batch_stats={"mean": np.full(2, step, np.float32)},
         opt_state=({}, {"trace": np.zeros(size, np.float32)}),
+        loss_normalizer=np.float32(100),
     )
 
 

@@ -30,6 +30,15 @@ def test_experiments_are_valid_and_say_their_command(path):
         ("loss.gamma", -1.0),
         ("loss.alpha", 2.0),
         ("loss.box", "giou2"),
+        ("loss.classification", "hinge"),
+        ("loss.normalizer", "none"),
+        ("loss.ohem_examples", 0),
+        ("model.frozen_stages", 6),
+        ("model.norm_momentum", 1.5),
+        ("data.pixel_order", "GBR"),
+        ("data.labels", "names"),
+        ("eval.cut_boxes", "never"),
+        ("optimizer.name", "lars"),
         ("model.backbone", "resnet19"),
         ("model.norm", "layer"),
         ("model.prior", 0.0),
@@ -43,7 +52,7 @@ def test_experiments_are_valid_and_say_their_command(path):
         ("data.std", ("a", 1.0, 1.0)),
         ("optimizer.decay_at", ("soon",)),
         ("optimizer.learning_rate", float("inf")),
-        ("coder_weights", (1.0, 1.0)),
+        ("coder.weights", (1.0, 1.0)),
         ("anchors.ratios", ()),
         ("anchors.ratios", (0.0, 1.0)),
         ("eval.engine", "mine"),
@@ -60,6 +69,17 @@ def test_impossible_values_are_refused_with_field_value_and_fix(field, value):
     assert message.startswith(f"config.{field}={value!r} ")
     assert "set --config." in message
     assert "\n" not in message
+
+
+def test_fields_that_exclude_each_other():
+    config = default_config()
+    config.loss.classification, config.loss.gamma = "focal_star", 0.0
+    with pytest.raises(UserError, match=r"loss.gamma=0.0 must be above 0 for focal_star"):
+        validate(config)
+    config = default_config()
+    config.model.backbone, config.model.stride_in_1x1 = "resnet34", True
+    with pytest.raises(UserError, match=r"stride_in_1x1=True has no 1x1 to halve in"):
+        validate(config)
 
 
 def test_fixes_that_are_offered_work():
@@ -81,16 +101,18 @@ def test_learning_rate_follows_the_batch():
 def test_notices_say_what_will_surprise():
     config = default_config()
     config.train.steps = 500
+    config.model.frozen_stages = 2
     text = "\n".join(notices(config))
     assert "warmup_steps=1000" in text
     assert "never decays" in text
     assert "norm=frozen" in text
+    assert "frozen_stages=2 without model.init_from" in text
 
 
 def test_leaves_name_every_field():
     names = leaves(default_config())
     assert names["train.steps"] == 90_000
-    assert names["coder_weights"] == (1.0, 1.0, 1.0, 1.0)
+    assert names["coder.weights"] == (1.0, 1.0, 1.0, 1.0)
     relied_on = "seed data.dir data.name data.buckets model.init_from loss.alpha eval.every".split()
     for field in relied_on:
         assert field in names

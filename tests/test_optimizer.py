@@ -32,6 +32,37 @@ def test_sgd_is_torchs():
         np.testing.assert_allclose(params["conv"]["kernel"], p, rtol=1e-6)
 
 
+def test_adamw_is_torchs():
+    # torch: p -= lr · (m̂ / (√v̂ + eps) + wd · p), decay off the gradient
+    config = config_with(
+        name="adamw", learning_rate=0.1, learning_rate_batch=0, warmup_steps=0, weight_decay=0.05
+    )
+    optimizer = build_optimizer(config)
+    params = {"conv": {"kernel": jnp.array([3.0, -4.0])}}
+    state = optimizer.init(params)
+    p, m, v = np.array([3.0, -4.0]), np.zeros(2), np.zeros(2)
+    for step, gradient in enumerate((np.array([0.3, -0.4]), np.array([5.0, 0.1])), 1):
+        moves, state = optimizer.update({"conv": {"kernel": jnp.array(gradient)}}, state, params)
+        params = {"conv": {"kernel": params["conv"]["kernel"] - 0.1 * moves["conv"]["kernel"]}}
+        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+        p = p - 0.1 * (m / (1 - 0.9**step) / (np.sqrt(v / (1 - 0.999**step)) + 1e-8) + 0.05 * p)
+        np.testing.assert_allclose(params["conv"]["kernel"], p, rtol=1e-5)
+
+
+def test_frozen_stages_do_not_decay():
+    kernel = {"kernel": np.ones(1)}
+    params = {
+        "backbone": {"stem_conv": kernel, "stage2_block0": {"conv1": kernel},
+                     "stage3_block0": {"conv1": kernel}},
+        "class_head": {"conv0": kernel},
+    }  # fmt: skip
+    mask = decay_mask(params, True, frozen_stages=2)
+    assert not mask["backbone"]["stem_conv"]["kernel"]
+    assert not mask["backbone"]["stage2_block0"]["conv1"]["kernel"]
+    assert mask["backbone"]["stage3_block0"]["conv1"]["kernel"]
+    assert mask["class_head"]["conv0"]["kernel"]
+
+
 def test_step_schedule_is_the_papers():
     schedule = learning_rate_schedule(default_config())
     rates = {0: 1e-5, 500: 5.005e-3, 1000: 0.01, 59_999: 0.01, 60_001: 0.001, 80_001: 1e-4}

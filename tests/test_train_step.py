@@ -39,7 +39,7 @@ def one_step(config, batch, devices=1, steps=1):
     optimizer = build_optimizer(config)
     schedule = learning_rate_schedule(config)
     step = devices.train_step(make_train_step(model, optimizer, schedule, config))
-    state = devices.replicate(init_state(model, optimizer, config.seed))
+    state = devices.replicate(init_state(model, optimizer, config))
     before = fetch(state)
     for _ in range(steps):
         state, metrics = step(state, devices.shard(batch))
@@ -59,6 +59,52 @@ def test_1_2_and_8_devices_take_the_same_step(tiny_config, norm):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), shared, alone
         )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"loss.normalizer": "per_image", "loss.box": "giou"},
+        {"loss.normalizer": "ema", "model.head_norm": "batch"},
+        {"loss.normalizer": "foreground_plus_1", "loss.classification": "softmax_focal"},
+        {"loss.classification": "ohem", "loss.ohem_examples": 16, "loss.ohem_negatives": 3.0},
+        {"model.class_specific_boxes": True, "optimizer.name": "adamw"},
+    ],
+    ids=lambda changes: "-".join(map(str, changes.values())),
+)
+def test_2_devices_take_the_same_step_with_every_normaliser_and_loss(tiny_config, changes):
+    tiny_config.update_from_flattened_dict(changes)
+    tiny_config.optimizer.learning_rate = 0.01
+    batch = batch_of(0)
+    _, alone, alone_metrics = one_step(tiny_config, batch, devices=1, steps=2)
+    _, shared, metrics = one_step(tiny_config, batch, devices=2, steps=2)
+    for name, value in alone_metrics.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
+    # Adam divides a gradient by its size: where it is nothing but rounding, the sign is chance
+    bar = 1e-5 if tiny_config.optimizer.name == "sgd" else 5e-3
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=bar),
+                 shared.params, alone.params)  # fmt: skip
+    assert alone.loss_normalizer == shared.loss_normalizer
+
+
+def test_the_average_of_the_normaliser_is_state(tiny_config):
+    tiny_config.loss.normalizer = "ema"
+    before, after, metrics = one_step(tiny_config, batch_of(0))
+    assert before.loss_normalizer == 100
+    expected = 0.9 * 100 + 0.1 * metrics["foreground_anchors"]
+    np.testing.assert_allclose(after.loss_normalizer, expected, rtol=1e-6)
+
+
+def test_frozen_stages_stay_bit_for_bit(tiny_config):
+    tiny_config.model.frozen_stages = 3
+    before, after, _ = one_step(tiny_config, batch_of(1), steps=2)
+    for part in ("params", "batch_stats"):
+        old, new = (getattr(state, part)["backbone"] for state in (before, after))
+        for module in old:
+            same = all(
+                map(np.array_equal, jax.tree.leaves(old[module]), jax.tree.leaves(new[module]))
+            )
+            assert same == module.startswith(("stem", "stage2", "stage3")), module
 
 
 def test_every_parameter_learns(tiny_config):

@@ -29,7 +29,8 @@ def placements(split: Split, config: ml_collections.ConfigDict) -> list[Placemen
     """Where each row of a split lies in its bucket."""
     data = config.data
     sizes, inverse = np.unique(split.sizes, axis=0, return_inverse=True)
-    placed = [place(*map(int, s), data.buckets, data.short_side, data.long_side) for s in sizes]
+    rule = (data.buckets, data.short_side, data.long_side, data.rounding)
+    placed = [place(*map(int, size), *rule) for size in sizes]
     return [placed[i] for i in inverse.reshape(-1)]
 
 
@@ -54,6 +55,7 @@ class _Pictures:
         self._placements = placements(split, config)
         self._buckets = tuple(config.data.buckets)
         self._max_boxes = config.data.max_boxes
+        self._antialias = config.data.antialias
         self._seed = config.seed if flips else None
 
     def filler(self, bucket: int) -> Batch:
@@ -78,7 +80,7 @@ class _Pictures:
                 f"decoded to {original[0]}×{original[1]}; prepare the data set anew"
             )
         size = (placement.height, placement.width)
-        image = resize(image, *size)
+        image = resize(image, *size, antialias=self._antialias)
         boxes = scale_boxes(example.boxes, original, size)
         if self._seed is not None:
             rng = np.random.default_rng((self._seed, 2, draw.epoch, draw.row))
@@ -138,8 +140,18 @@ class TrainLoader:
         check_split(split, config)
         self._pictures = _Pictures(split, config, flips=config.data.flip)
         placed = placements(split, config)
-        self.padding_share = padding_share(placed, config.data.buckets)
-        bucket_of = np.array([p.bucket for p in placed])
+        shown = split.box_counts > 0 if config.data.drop_empty else np.ones(len(split), bool)
+        if not shown.any():
+            raise UserError(
+                f"config.data.drop_empty=True leaves no image of {split.label()}; set "
+                "--config.data.drop_empty=False"
+            )
+        self.left_out = int((~shown).sum())
+        """Images without a box that ``data.drop_empty`` keeps from training."""
+        self.padding_share = padding_share(
+            [p for p, show in zip(placed, shown, strict=True) if show], config.data.buckets
+        )
+        bucket_of = np.where(shown, [p.bucket for p in placed], -1)
         self.plan = TrainPlan(bucket_of, config.seed, config.train.batch_size)
         rows = config.train.batch_size // processes
         self._share = slice(process * rows, (process + 1) * rows)

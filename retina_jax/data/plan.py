@@ -30,21 +30,25 @@ def place(
     buckets: Sequence[tuple[int, int]],
     short_side: int,
     long_side: int,
+    rounding: str = "nearest",
 ) -> Placement:
     """Bucket and size, in pixels, of a picture of ``height`` × ``width``.
 
     The short side becomes ``short_side`` unless the long one would pass ``long_side`` (Detectron2),
     and the whole must fit its bucket; of the buckets that show it largest, the smallest.
+    Sides are rounded to the nearest pixel (halves up: Detectron2) or down ("floor": torchvision,
+    to the last bit: 0.7 of 360 pixels is 251).
     """
     rule = min(short_side / min(height, width), long_side / max(height, width))
     scales = [min(rule, rows / height, columns / width) for rows, columns in buckets]
     areas = [rows * columns for rows, columns in buckets]
     best = min(range(len(buckets)), key=lambda b: (-round(scales[b], 9), areas[b], b))
     rows, columns = buckets[best]
+    up = 0.5 if rounding == "nearest" else 0.0
     return Placement(
         bucket=best,
-        height=min(rows, max(1, int(height * scales[best] + 0.5))),
-        width=min(columns, max(1, int(width * scales[best] + 0.5))),
+        height=min(rows, max(1, int(height * scales[best] + up))),
+        width=min(columns, max(1, int(width * scales[best] + up))),
     )
 
 
@@ -60,7 +64,10 @@ class TrainPlan:
     """``batch_at(step)``: bucket and rows, for ever, from sizes and a seed."""
 
     def __init__(self, bucket_of: np.ndarray, seed: int, batch_size: int):
-        """``bucket_of [rows]``: bucket of each row; ``batch_size``: images over all hosts."""
+        """``bucket_of [rows]``: bucket of each row, -1 for one that is left out.
+
+        ``batch_size``: images over all hosts.
+        """
         self._arguments = (bucket_of, seed, batch_size)
         self._members = [np.flatnonzero(bucket_of == b) for b in range(int(bucket_of.max()) + 1)]
         self._seed = seed

@@ -47,14 +47,19 @@ class Split:
     """``[rows, 2]``: height and width of each image, pixels."""
     box_counts: np.ndarray
     _records: Sequence[Any]
+    _label_of: np.ndarray | None = None
+    """Label of each class as stored; None: itself."""
 
     def __len__(self) -> int:
         return len(self.image_ids)
 
     def __getitem__(self, row: int) -> Example:
-        return _example(
+        example = _example(
             self._records[row], int(self.image_ids[row]), *(int(v) for v in self.sizes[row])
         )
+        if self._label_of is None:
+            return example
+        return dataclasses.replace(example, labels=self._label_of[example.labels])
 
     def label(self) -> str:
         """For messages."""
@@ -108,8 +113,12 @@ def open_data_set(config_dir: str, name: str) -> Path:
     return find_data_set(directory, name)
 
 
-def open_split(directory: Path, split: str) -> Split:
-    """A split of the data set in ``directory``. Raises `UserError` for what cannot be read."""
+def open_split(directory: Path, split: str, labels: str = "dense") -> Split:
+    """A split of the data set in ``directory``. Raises `UserError` for what cannot be read.
+
+    ``labels`` as ``config.data.labels``: "dense" numbers the classes 0, 1, …; "category_ids" takes
+    COCO's ids for labels, with a class for every id from 0 to the largest (torchvision's 91).
+    """
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(str(directory))
@@ -130,6 +139,12 @@ def open_split(directory: Path, split: str) -> Split:
     class_names = tuple(features["objects"].feature["label"].names)
     metadata = builder.info.metadata or {}
     category_ids = tuple(metadata.get("category_ids", range(len(class_names))))
+    label_of = None
+    if labels == "category_ids":
+        label_of = np.array(category_ids, np.int32)
+        names = dict(zip(category_ids, class_names, strict=True))
+        category_ids = tuple(range(max(category_ids) + 1))
+        class_names = tuple(names.get(i, f"no class {i}") for i in category_ids)
     index = _index(directory, split, records)
     return Split(
         name=split,
@@ -140,6 +155,7 @@ def open_split(directory: Path, split: str) -> Split:
         sizes=index[:, 1:3].astype(np.int32),
         box_counts=index[:, 3],
         _records=records,
+        _label_of=label_of,
     )
 
 

@@ -15,7 +15,7 @@ from retina_jax import parallel, visualize
 from retina_jax.data.loader import EvaluationLoader
 from retina_jax.data.sources import Split
 from retina_jax.evaluation import coco
-from retina_jax.evaluation.nms import suppress
+from retina_jax.evaluation.nms import cut_to_picture, suppress
 from retina_jax.evaluation.report import write_json
 from retina_jax.models.retinanet import RetinaNet
 from retina_jax.predict_step import make_predict_step
@@ -80,6 +80,8 @@ class Evaluator:
     def _finish(self, candidates: Candidates, row: int, size: np.ndarray) -> list[dict[str, Any]]:
         options = self._config.eval
         detections = suppress(candidates, options.nms_iou, options.max_detections)
+        if options.cut_boxes == "after_nms":
+            detections = cut_to_picture(detections, *size)
         y, x = self._split.sizes[row] / size
         image_id = int(self._split.image_ids[row])
         return coco.results(image_id, detections, (y, x), self._split.category_ids)

@@ -62,3 +62,12 @@ def suppress(candidates: Candidates, iou_threshold: float, max_detections: int) 
     )
     kept = class_wise_nms(boxes, scores, labels, iou_threshold, max_detections)
     return Detections(boxes=boxes[kept], scores=scores[kept], labels=labels[kept])
+
+
+def cut_to_picture(detections: Detections, height: int, width: int) -> Detections:
+    """Boxes cut to the picture; those of which nothing is left are dropped (Detectron2)."""
+    boxes = np.clip(detections.boxes, 0, np.array([width, height, width, height], np.float32))
+    there = np.flatnonzero((boxes[:, 2:] > boxes[:, :2]).all(axis=1))
+    return Detections(
+        boxes=boxes[there], scores=detections.scores[there], labels=detections.labels[there]
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.traverse_util
@@ -10,33 +11,60 @@ import numpy as np
 from retina_jax.errors import UserError
 
 CLASS_LAYER = "params/class_head/predict/"
+AFTER_BACKBONE = ("fpn", "class_head", "box_head")
 MOST_NAMES = 8
 """Names that an error lists before it counts the rest."""
 
 
-def graft(fresh: dict[str, Any], given: dict[str, Any], source: str) -> tuple[dict, list[str]]:
+class MisfitError(UserError):
+    """Weights that do not fit the network; ``wrong`` lists every name with its reason."""
+
+    def __init__(self, source: str, wrong: Sequence[str], advice: str = ""):
+        more = f"; and {len(wrong) - MOST_NAMES} more" if len(wrong) > MOST_NAMES else ""
+        super().__init__(
+            f"{source} does not fit config.model: {advice}{'; '.join(wrong[:MOST_NAMES])}{more}"
+        )
+        self.wrong = tuple(wrong)
+
+
+def graft(
+    fresh: dict[str, Any], given: dict[str, Any], source: str, unknown: Sequence[str] = ()
+) -> tuple[dict, list[str]]:
     """``fresh`` with the values of ``given``, and the names that stayed fresh.
 
-    Only the last class layer may differ in shape (another number of classes): it stays fresh.
-    Raises `UserError` that names what else is missing, left over or misshapen.
+    Two things may stay fresh: the last class layer, where only the number of classes differs, and
+    all that stands on the backbone, where ``given`` has a backbone alone (then the groups are
+    named, not their arrays). Raises `MisfitError` with every name that is missing, misshapen or
+    left over; ``unknown`` are names of the source that have no counterpart here.
     """
     fresh_flat = flax.traverse_util.flatten_dict(fresh, sep="/")
     given_flat = flax.traverse_util.flatten_dict(given, sep="/")
-    wrong, stayed, merged = [], [], {}
+    stayed = []
+    backbone_alone = all(_group(name) == "backbone" for name in given_flat)
+    if backbone_alone and given_flat:
+        stayed = [g for g in AFTER_BACKBONE if any(_group(name) == g for name in fresh_flat)]
+    wrong, merged = [], {}
     for name, value in fresh_flat.items():
+        wanted = np.shape(value)
         shape = np.shape(given_flat[name]) if name in given_flat else None
-        if shape == np.shape(value):
+        if shape == wanted:
             merged[name] = np.asarray(given_flat[name])
-        elif shape is not None and name.startswith(CLASS_LAYER):
+        elif shape is not None and name.startswith(CLASS_LAYER) and shape[:-1] == wanted[:-1]:
             merged[name] = value
             stayed.append(name)
+        elif _group(name) in stayed:
+            merged[name] = value
         else:
             had = "missing" if shape is None else f"shape {shape}"
-            wrong.append(f"{name} ({had}, wants {np.shape(value)})")
+            wrong.append(f"{name} ({had}, wants {wanted})")
     wrong += [f"{name} (left over)" for name in given_flat if name not in fresh_flat]
+    wrong += [f"{name} (unknown)" for name in unknown]
     if wrong:
-        more = f"; and {len(wrong) - MOST_NAMES} more" if len(wrong) > MOST_NAMES else ""
-        raise UserError(
-            f"{source} does not fit config.model: {'; '.join(wrong[:MOST_NAMES])}{more}"
-        )
-    return flax.traverse_util.unflatten_dict(merged, sep="/"), stayed
+        raise MisfitError(source, wrong)
+    # a collection without arrays, such as the statistics of group norms, is there all the same
+    return {**fresh, **flax.traverse_util.unflatten_dict(merged, sep="/")}, stayed
+
+
+def _group(name: str) -> str:
+    """``fpn`` of ``params/fpn/p6/kernel``."""
+    return name.split("/")[1]

@@ -1,60 +1,86 @@
 """The class and box towers: shared over levels, apart from each other (section 4)."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from retina_jax.models.layers import Conv, group_norm
+from retina_jax.anchors import LEVELS
+from retina_jax.models.layers import Conv
+
+Bias = Callable[[int], Any]
 
 
 class Head(nn.Module):
     """A tower of 3x3 convolutions and one that predicts ``outputs`` numbers for each anchor.
 
-    Called once a level with the same parameters: ``[n, h, w, c]`` to
-    ``[n, h · w · anchors, outputs]``, float32, in the order of the anchors.
+    Called once a level with the same convolutions: ``[n, h, w, c]`` to
+    ``[n, h · w · anchors, outputs]``, float32, in the order of the anchors. A convolution before a
+    norm has no bias. Group norm is shared over levels, batch norm is each level's own, as their
+    statistics differ (TF Model Garden).
     """
 
     outputs: int
     anchors_per_place: int
     convs: int
     channels: int
-    norm: str
-    norm_eps: float
-    bias: float
+    norm: Callable[[str, int], nn.Module] | None
+    norm_per_level: bool
+    bias_init: nn.initializers.Initializer
+    predictor_std: float
     dtype: Any
 
     @nn.compact
     def __call__(self, pyramid):
-        conv = partial(
-            Conv,
-            kernel=3,
-            use_bias=True,
+        conv = partial(Conv, kernel=3, dtype=self.dtype)
+        in_tower = partial(
+            conv,
+            self.channels,
+            use_bias=self.norm is None,
             kernel_init=nn.initializers.normal(0.01),
-            dtype=self.dtype,
         )
-        tower = []
-        for i in range(self.convs):
-            tower.append(conv(self.channels, name=f"conv{i}"))
-            if self.norm == "group":
-                tower.append(group_norm(self.norm_eps, self.dtype, self.channels, f"norm{i}"))
-            tower.append(nn.relu)
+        tower = [in_tower(name=f"conv{i}") for i in range(self.convs)]
+        norms = {}
+        if self.norm:
+            prefixes = [f"level{level}_" for level in LEVELS] if self.norm_per_level else [""]
+            for prefix in prefixes:
+                norms[prefix] = [
+                    self.norm(f"{prefix}norm{i}", self.channels) for i in range(self.convs)
+                ]
         predict = conv(
             self.anchors_per_place * self.outputs,
-            bias_init=nn.initializers.constant(self.bias),
+            use_bias=True,
+            kernel_init=nn.initializers.normal(self.predictor_std),
+            bias_init=self.bias_init,
             name="predict",
         )
         levels = []
-        for x in pyramid:
-            for layer in tower:
+        for level, x in zip(LEVELS, pyramid, strict=True):
+            of_level = norms.get(f"level{level}_") or norms.get("")
+            for i, layer in enumerate(tower):
                 x = layer(x)
+                x = nn.relu(of_level[i](x) if of_level else x)
             x = predict(x).astype(jnp.float32)
             levels.append(x.reshape(x.shape[0], -1, self.outputs))
         return levels
 
 
-def prior_bias(prior: float) -> float:
-    """Logit of ``prior``: else background swamps the loss at step 0 (section 3.3)."""
-    return -math.log((1 - prior) / prior)
+def prior_bias(prior: float, softmax_classes: int = 0) -> nn.initializers.Initializer:
+    """Biases by which an anchor shows an object with probability ``prior`` at step 0.
+
+    Else background swamps the loss (section 3.3). A class each by sigmoid; with
+    ``softmax_classes`` the last of so many, background, holds the rest.
+    """
+    if not softmax_classes:
+        return nn.initializers.constant(-math.log((1 - prior) / prior))
+
+    def init(key, shape, dtype=jnp.float32):
+        del key
+        background = math.log((softmax_classes - 1) * (1 - prior) / prior)
+        one_anchor = jnp.zeros(softmax_classes, dtype).at[-1].set(background)
+        return jnp.tile(one_anchor, shape[0] // softmax_classes)
+
+    return init

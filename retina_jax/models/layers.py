@@ -23,6 +23,7 @@ class Conv(nn.Module):
     features: int
     kernel: int
     stride: int = 1
+    groups: int = 1
     use_bias: bool = False
     kernel_init: Initializer = he_normal_fan_out
     bias_init: Initializer = nn.initializers.zeros_init()
@@ -30,7 +31,7 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        shape = (self.kernel, self.kernel, x.shape[-1], self.features)
+        shape = (self.kernel, self.kernel, x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(self.dtype)
         x = x.astype(self.dtype)
         if self.kernel == 1:
@@ -46,6 +47,7 @@ class Conv(nn.Module):
                 (self.stride, self.stride),
                 ((pad, pad), (pad, pad)),
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                feature_group_count=self.groups,
             )
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
@@ -82,12 +84,17 @@ def group_norm(epsilon: float, dtype: Any, channels: int, name: str) -> nn.Modul
 
 
 def make_norm(
-    kind: str, train: bool, epsilon: float, dtype: Any, axis_name: str | None
+    kind: str,
+    train: bool,
+    epsilon: float,
+    dtype: Any,
+    axis_name: str | None,
+    momentum: float = 0.9,
 ) -> Callable[[str, int], nn.Module]:
     """A factory ``(name, channels) -> norm`` for ``kind`` in frozen, batch, group.
 
     Batch statistics are means over all devices of ``axis_name``, so that one global batch gives
-    one network whatever the number of devices.
+    one network whatever the number of devices; ``momentum`` is the weight of their past.
     """
     if kind == "frozen":
         return lambda name, channels: FrozenNorm(epsilon, dtype, name=name)
@@ -96,7 +103,7 @@ def make_norm(
     batch_norm = partial(
         nn.BatchNorm,
         use_running_average=not train,
-        momentum=0.9,
+        momentum=momentum,
         epsilon=epsilon,
         dtype=dtype,
         axis_name=axis_name if train else None,

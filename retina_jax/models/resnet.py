@@ -1,6 +1,7 @@
-"""ResNet-18 to 152 (arXiv:1512.03385), with torchvision's padding and stride in the 3x3."""
+"""ResNet (arXiv:1512.03385), ResNeXt (1611.05431), Wide ResNet (1605.07146); torch's padding."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -9,14 +10,34 @@ from jax import lax
 
 from retina_jax.models.layers import Conv
 
-STAGE_BLOCKS = {
-    "resnet18": (2, 2, 2, 2),
-    "resnet34": (3, 4, 6, 3),
-    "resnet50": (3, 4, 6, 3),
-    "resnet101": (3, 4, 23, 3),
-    "resnet152": (3, 8, 36, 3),
+STAGES = (2, 3, 4, 5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+    """What sets one residual network apart from the others."""
+
+    blocks: tuple[int, int, int, int]
+    """Blocks of the stages C2 to C5."""
+    bottleneck: bool = True
+    groups: int = 1
+    """Of a bottleneck's 3x3 convolution."""
+    width_per_group: int = 64
+    """Channels of a group in C2, for a stem of 64."""
+
+
+BACKBONES = {
+    "resnet18": Backbone((2, 2, 2, 2), bottleneck=False),
+    "resnet34": Backbone((3, 4, 6, 3), bottleneck=False),
+    "resnet50": Backbone((3, 4, 6, 3)),
+    "resnet101": Backbone((3, 4, 23, 3)),
+    "resnet152": Backbone((3, 8, 36, 3)),
+    "resnext50_32x4d": Backbone((3, 4, 6, 3), groups=32, width_per_group=4),
+    "resnext101_32x8d": Backbone((3, 4, 23, 3), groups=32, width_per_group=8),
+    "resnext101_64x4d": Backbone((3, 4, 23, 3), groups=64, width_per_group=4),
+    "wide_resnet50_2": Backbone((3, 4, 6, 3), width_per_group=128),
 }
-BASIC = ("resnet18", "resnet34")
+"""By torchvision's names."""
 
 Norm = Callable[[str, int], nn.Module]
 
@@ -63,45 +84,96 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     """1x1, 3x3 and a widening 1x1 convolution beside a shortcut."""
 
+    inner: int
+    """Channels of the 3x3 convolution."""
     channels: int
+    """Channels that come out."""
     stride: int
+    groups: int
+    stride_in_1x1: bool
     norm: Norm
     dtype: Any
 
     @nn.compact
     def __call__(self, x):
-        channels, norm = self.channels, self.norm
-        y = Conv(channels, 1, dtype=self.dtype, name="conv1")(x)
-        y = nn.relu(norm("norm1", channels)(y))
-        y = Conv(channels, 3, self.stride, dtype=self.dtype, name="conv2")(y)
-        y = nn.relu(norm("norm2", channels)(y))
-        y = Conv(4 * channels, 1, dtype=self.dtype, name="conv3")(y)
-        y = norm("norm3", 4 * channels)(y)
+        inner, channels, norm = self.inner, self.channels, self.norm
+        first, second = (self.stride, 1) if self.stride_in_1x1 else (1, self.stride)
+        y = Conv(inner, 1, first, dtype=self.dtype, name="conv1")(x)
+        y = nn.relu(norm("norm1", inner)(y))
+        y = Conv(inner, 3, second, self.groups, dtype=self.dtype, name="conv2")(y)
+        y = nn.relu(norm("norm2", inner)(y))
+        y = Conv(channels, 1, dtype=self.dtype, name="conv3")(y)
+        y = norm("norm3", channels)(y)
         if x.shape != y.shape:
-            x = Conv(4 * channels, 1, self.stride, dtype=self.dtype, name="shortcut_conv")(x)
-            x = norm("shortcut_norm", 4 * channels)(x)
+            x = Conv(channels, 1, self.stride, dtype=self.dtype, name="shortcut_conv")(x)
+            x = norm("shortcut_norm", channels)(x)
         return nn.relu(x + y)
 
 
+def is_frozen(names: Sequence[str], frozen_stages: int) -> bool:
+    """Whether a parameter, by its path from the network's root, is of a stage that stays."""
+    if names[0] != "backbone" or not frozen_stages:
+        return False
+    module = names[1]
+    return module.startswith("stem_") or any(
+        module.startswith(f"stage{stage}_") for stage in STAGES if stage <= frozen_stages
+    )
+
+
 class ResNet(nn.Module):
-    """``[n, h, w, 3]`` to the stages C3, C4 and C5, of strides 8, 16 and 32."""
+    """``[n, h, w, 3]`` to the stages C3, C4 and C5, of strides 8, 16 and 32.
+
+    The first ``frozen_stages`` (1: the stem, 2: C2 too, …) get no gradient; ``frozen_norm`` is
+    theirs, which for batch norm stands on its stored statistics. ``remat`` computes each block
+    anew for the gradient instead of keeping what is inside: more arithmetic, less memory.
+    """
 
     backbone: str
     width: int
     norm: Norm
+    frozen_norm: Norm
     dtype: Any
+    stride_in_1x1: bool = False
+    frozen_stages: int = 0
+    remat: bool = False
+
+    def _norm_of(self, stage: int) -> Norm:
+        return self.frozen_norm if stage <= self.frozen_stages else self.norm
+
+    def _block(self, stage: int, index: int) -> nn.Module:
+        kind = BACKBONES[self.backbone]
+        planes = self.width * 2 ** (stage - 2)
+        shared = dict(
+            stride=2 if stage > 2 and index == 0 else 1,
+            norm=self._norm_of(stage),
+            dtype=self.dtype,
+            name=f"stage{stage}_block{index}",
+        )
+        block = Bottleneck if kind.bottleneck else BasicBlock
+        if self.remat:
+            block = nn.remat(block)
+        if not kind.bottleneck:
+            return block(channels=planes, **shared)
+        return block(
+            inner=max(1, planes * kind.width_per_group // 64) * kind.groups,
+            channels=4 * planes,
+            groups=kind.groups,
+            stride_in_1x1=self.stride_in_1x1,
+            **shared,
+        )
 
     @nn.compact
     def __call__(self, x):
-        block = BasicBlock if self.backbone in BASIC else Bottleneck
         x = Conv(self.width, 7, 2, dtype=self.dtype, name="stem_conv")(x)
-        x = nn.relu(self.norm("stem_norm", self.width)(x))
+        x = nn.relu(self._norm_of(1)("stem_norm", self.width)(x))
         x = max_pool_3x3_stride_2(x)
         stages = []
-        for stage, blocks in enumerate(STAGE_BLOCKS[self.backbone]):
+        for stage, blocks in zip(STAGES, BACKBONES[self.backbone].blocks, strict=True):
+            if stage == self.frozen_stages + 1:
+                x = lax.stop_gradient(x)
             for index in range(blocks):
-                stride = 2 if stage > 0 and index == 0 else 1
-                name = f"stage{stage + 2}_block{index}"
-                x = block(self.width * 2**stage, stride, self.norm, self.dtype, name=name)(x)
+                x = self._block(stage, index)(x)
             stages.append(x)
+        if self.frozen_stages == STAGES[-1]:
+            stages = [lax.stop_gradient(stage) for stage in stages]
         return stages[1:]

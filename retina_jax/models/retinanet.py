@@ -1,5 +1,6 @@
 """Backbone, pyramid and heads in one: images to logits and deltas."""
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -19,33 +20,56 @@ from retina_jax.types import Array
 class RetinaNet(nn.Module):
     """Normalised images ``[n, h, w, 3]`` to two lists over P3 to P7, whatever ``train`` is.
 
-    Logits ``[n, anchors, classes]`` and deltas ``[n, anchors, 4]``, float32. No sigmoid and no
-    decoding inside.
+    Logits ``[n, anchors, classes]`` (softmax: and background, last) and deltas
+    ``[n, anchors, k, 4]`` with k = 1, or a box for each class; float32. No sigmoid and no decoding
+    inside.
     """
 
-    model: ml_collections.FrozenConfigDict
-    anchors_per_place: int
+    config: ml_collections.FrozenConfigDict
     num_classes: int
-    dtype: Any = jnp.float32
     axis_name: str | None = None
 
     @nn.compact
     def __call__(self, images, train: bool):
-        config = self.model
-        norm = make_norm(config.norm, train, config.norm_eps, self.dtype, self.axis_name)
-        stages = ResNet(config.backbone, config.width, norm, self.dtype, name="backbone")(images)
-        pyramid = FPN(config.fpn_channels, config.p6_from, self.dtype, name="fpn")(stages)
-        shared = dict(
-            anchors_per_place=self.anchors_per_place,
+        config = self.config.model
+        dtype = jnp.dtype(self.config.train.precision)
+
+        def norm(kind):
+            return make_norm(
+                kind, train, config.norm_eps, dtype, self.axis_name, config.norm_momentum
+            )
+
+        stages = ResNet(
+            config.backbone,
+            config.width,
+            norm(config.norm),
+            norm("frozen" if config.norm == "batch" else config.norm),
+            dtype,
+            config.stride_in_1x1,
+            config.frozen_stages,
+            config.remat,
+            name="backbone",
+        )(images)
+        pyramid = FPN(config.fpn_channels, config.p6_from, dtype, name="fpn")(stages)
+        head = partial(
+            Head,
+            anchors_per_place=resolve(self.config).anchors_per_place,
             convs=config.head_convs,
             channels=config.head_channels,
-            norm=config.head_norm,
-            norm_eps=config.norm_eps,
-            dtype=self.dtype,
+            norm=None if config.head_norm == "none" else norm(config.head_norm),
+            norm_per_level=config.head_norm == "batch",
+            predictor_std=config.predictor_std,
+            dtype=dtype,
         )
-        bias = prior_bias(config.prior)
-        logits = Head(self.num_classes, bias=bias, name="class_head", **shared)(pyramid)
-        deltas = Head(4, bias=0.0, name="box_head", **shared)(pyramid)
+        softmax = self.config.loss.classification == "softmax_focal"
+        outputs = self.num_classes + softmax
+        bias = prior_bias(config.prior, outputs if softmax else 0)
+        logits = head(outputs, bias_init=bias, name="class_head")(pyramid)
+        boxes_of_anchor = self.num_classes if config.class_specific_boxes else 1
+        deltas = head(4 * boxes_of_anchor, bias_init=nn.initializers.zeros, name="box_head")(
+            pyramid
+        )
+        deltas = [x.reshape(*x.shape[:2], boxes_of_anchor, 4) for x in deltas]
         return logits, deltas
 
 
@@ -53,26 +77,23 @@ def build(
     config: ml_collections.ConfigDict, num_classes: int, axis_name: str | None = None
 ) -> RetinaNet:
     """The network that ``config`` describes; ``axis_name`` joins batch statistics of devices."""
-    return RetinaNet(
-        model=ml_collections.FrozenConfigDict(config.model),
-        anchors_per_place=resolve(config).anchors_per_place,
-        num_classes=num_classes,
-        dtype=jnp.dtype(config.train.precision),
-        axis_name=axis_name,
-    )
+    return RetinaNet(ml_collections.FrozenConfigDict(config), num_classes, axis_name)
 
 
-def normalize(
-    images: UInt8[Array, "n h w 3"],
-    sizes: Int[Array, "n 2"],
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
+def normalize_images(
+    images: UInt8[Array, "n h w 3"], sizes: Int[Array, "n 2"], data: Any
 ) -> Float[Array, "n h w 3"]:
-    """Pixels minus ``mean`` over ``std`` (0 to 255, RGB), zero beyond each picture's size."""
+    """Pixels (RGB, 0 to 255) as the network wants them, zero beyond each picture's size.
+
+    ``data`` is the config's group: channels in its ``pixel_order``, minus ``mean`` over ``std``,
+    which are in that order.
+    """
     _, height, width, _ = images.shape
     rows = jnp.arange(height)[None, :, None, None] < sizes[:, 0, None, None, None]
     columns = jnp.arange(width)[None, None, :, None] < sizes[:, 1, None, None, None]
-    pixels = (images.astype(jnp.float32) - jnp.asarray(mean)) / jnp.asarray(std)
+    if data.pixel_order == "BGR":
+        images = images[..., ::-1]
+    pixels = (images.astype(jnp.float32) - jnp.asarray(data.mean)) / jnp.asarray(data.std)
     return jnp.where(rows & columns, pixels, 0.0)
 
 

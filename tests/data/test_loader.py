@@ -85,3 +85,24 @@ def test_more_boxes_than_the_padding_is_an_error_with_the_number(train_split, ti
     most = train_split.box_counts.max()
     with pytest.raises(UserError, match=rf"set --config.data.max_boxes={most}"):
         TrainLoader(train_split, tiny_config)
+
+
+def test_images_without_boxes_are_left_out_if_asked_and_counted(two_aspects):
+    from experiments.custom import get_config
+
+    config = get_config()
+    config.data.dir = str(two_aspects)
+    config.data.short_side, config.data.long_side = 96, 128
+    config.data.buckets = ((96, 128), (128, 96))
+    split = open_split(open_data_set(str(two_aspects), ""), "train")
+    empty = np.flatnonzero(split.box_counts == 0)
+    assert len(empty)
+    assert TrainLoader(split, config).left_out == 0
+    config.data.drop_empty = True
+    loader = TrainLoader(split, config)
+    assert loader.left_out == len(empty)
+    drawn = np.concatenate([batch.index for batch in loader.batches(0, 6)])
+    assert not np.isin(drawn, empty).any()
+    assert set(drawn) == set(np.flatnonzero(split.box_counts > 0))
+    seen = [b.index[b.example_mask] for b in EvaluationLoader(split, config)]
+    assert len(np.concatenate(seen)) == len(split)  # evaluation shows all

@@ -35,6 +35,18 @@ def test_place_of_coco_pictures(size, expected):
     assert place(*size, COCO, 800, 1333) == expected
 
 
+def test_torchvision_rounds_sides_down_to_the_last_bit():
+    # 448 / 640 is 0.7, and 360 · 0.7 is 251.99999999999997
+    assert place(360, 640, ((256, 448),), 256, 448, "floor") == Placement(0, 251, 448)
+    assert place(360, 640, ((256, 448),), 256, 448) == Placement(0, 252, 448)
+
+
+def test_rows_that_are_left_out_are_never_drawn():
+    plan = TrainPlan(np.array([0, -1, 0, 0, -1]), 0, 2)
+    drawn = collections.Counter(d.row for step in range(30) for d in plan.batch_at(step)[1])
+    assert drawn == {0: 20, 2: 20, 3: 20}
+
+
 def test_a_picture_that_fits_no_bucket_shrinks_until_it_does():
     assert place(640, 480, ((256, 320),), 256, 320) == Placement(0, 256, 192)
 

@@ -34,3 +34,15 @@ def test_a_data_set_without_an_index_is_measured(shapes_dir):
     path.unlink()
     open_split(directory, "validation")
     np.testing.assert_array_equal(np.load(path), written)
+
+
+def test_labels_may_be_category_ids_with_a_class_for_every_id(two_aspects):
+    """Categories 1, 3 and 7: eight slots, as torchvision counts COCO's 91."""
+    directory = find_data_set(two_aspects, "")
+    dense, slots = open_split(directory, "train"), open_split(directory, "train", "category_ids")
+    assert slots.category_ids == tuple(range(8))
+    assert len(slots.class_names) == 8
+    assert [slots.class_names[i] for i in (1, 3, 7)] == list(dense.class_names)
+    for row in range(len(dense)):
+        expected = [dense.category_ids[label] for label in dense[row].labels]
+        assert slots[row].labels.tolist() == expected

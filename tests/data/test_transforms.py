@@ -39,6 +39,15 @@ def test_resize_moves_boxes_with_pixels(size):
     np.testing.assert_allclose(found(image), scaled[0], atol=0.5)
 
 
+def test_antialiasing_averages_what_plain_bilinear_skips():
+    stripes = np.zeros((8, 400, 3), np.uint8)
+    stripes[:, ::5] = 255  # every fifth column: a mean of 51
+    plain, smooth = (resize(stripes, 8, 40, antialias=on) for on in (False, True))
+    assert np.ptp(plain[0, :, 0]) == 0  # always between the same two columns: none of the fifth
+    assert abs(float(smooth[:, 2:-2].mean()) - 51) < 3
+    assert abs(float(plain.mean()) - 51) > 30
+
+
 def test_decode_gives_rgb_and_none_for_rubbish():
     bgr = np.zeros((4, 5, 3), np.uint8)
     bgr[..., 2] = 200

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from retina_jax import config
 from retina_jax.models.layers import Conv, make_norm
-from retina_jax.models.resnet import ResNet, max_pool_3x3_stride_2
+from retina_jax.models.resnet import BACKBONES, ResNet, is_frozen, max_pool_3x3_stride_2
 
 # torchvision's published counts less its last layer (512 or 2048 features to 1000 classes)
 PARAMETERS = {
@@ -15,12 +16,16 @@ PARAMETERS = {
     "resnet50": 25_557_032 - 2_049_000,
     "resnet101": 44_549_160 - 2_049_000,
     "resnet152": 60_192_808 - 2_049_000,
+    "resnext50_32x4d": 25_028_904 - 2_049_000,
+    "resnext101_32x8d": 88_791_336 - 2_049_000,
+    "resnext101_64x4d": 83_455_272 - 2_049_000,
+    "wide_resnet50_2": 68_883_240 - 2_049_000,
 }
 
 
-def network(backbone, width=64, norm="frozen"):
+def network(backbone, width=64, norm="frozen", **options):
     norm = make_norm(norm, False, 1e-5, jnp.float32, None)
-    return ResNet(backbone, width, norm, jnp.float32)
+    return ResNet(backbone, width, norm, norm, jnp.float32, **options)
 
 
 @pytest.mark.parametrize("backbone", PARAMETERS)
@@ -37,6 +42,55 @@ def test_stages_have_strides_8_16_32(backbone, widen):
     stages = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), images)[0])
     expected = [(2, 64 // s, 96 // s, s * 2 * widen) for s in (8, 16, 32)]
     assert [stage.shape for stage in stages] == expected
+
+
+def test_every_backbone_of_the_config_is_there():
+    assert tuple(BACKBONES) == config.BACKBONES == tuple(PARAMETERS)
+
+
+def test_stride_in_1x1_moves_the_halving_and_no_parameter():
+    images = jax.random.normal(jax.random.key(0), (1, 64, 64, 3))
+    plain, caffe = (network("resnet50", 8, stride_in_1x1=on) for on in (False, True))
+    variables = plain.init(jax.random.key(1), images)
+    ours, theirs = (model.apply(variables, images) for model in (plain, caffe))
+    assert [x.shape for x in ours] == [x.shape for x in theirs]
+    assert not np.allclose(ours[0], theirs[0])
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "resnext50_32x4d"])
+def test_rematerialisation_changes_no_gradient(backbone):
+    images = jax.random.normal(jax.random.key(0), (1, 64, 64, 3))
+    plain, again = (network(backbone, 8, "batch", remat=on) for on in (False, True))
+    variables = plain.init(jax.random.key(1), images)
+
+    def loss(model, params):
+        stages = model.apply({**variables, "params": params}, images)
+        return sum((x**2).mean() for x in stages)
+
+    gradients = [
+        jax.jit(jax.grad(lambda p, m=model: loss(m, p)))(variables["params"])
+        for model in (plain, again)
+    ]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *gradients)
+    text = str(jax.make_jaxpr(jax.grad(lambda p: loss(again, p)))(variables["params"]))
+    assert "checkpoint" in text or "remat" in text
+
+
+@pytest.mark.parametrize("stages", [0, 1, 2, 5])
+def test_frozen_stages_get_no_gradient_and_all_others_do(stages):
+    images = jax.random.normal(jax.random.key(0), (1, 64, 64, 3))
+    model = network("resnet18", 8, "batch", frozen_stages=stages)
+    variables = model.init(jax.random.key(1), images)
+
+    def loss(params):
+        # a sine: batch norm would hide a plain sum
+        return sum(
+            jnp.sin(3 * x).sum() for x in model.apply({**variables, "params": params}, images)
+        )
+
+    for path, gradient in jax.tree_util.tree_leaves_with_path(jax.grad(loss)(variables["params"])):
+        names = ["backbone", *(key.key for key in path)]
+        assert bool((gradient == 0).all()) == is_frozen(names, stages), names
 
 
 def test_padding_is_torchs_not_same():

@@ -7,6 +7,7 @@ import pytest
 
 from retina_jax.config import default_config
 from retina_jax.models import retinanet
+from retina_jax.postprocess import class_scores
 
 
 def small(**changes):
@@ -34,13 +35,38 @@ def test_outputs_fit_the_anchors_level_by_level(size):
     logits, deltas = outputs(config, size)
     counts = [len(a) for a in retinanet.anchors_for(config, size)]
     assert [x.shape for x in logits] == [(2, n, 4) for n in counts]
-    assert [x.shape for x in deltas] == [(2, n, 4) for n in counts]
+    assert [x.shape for x in deltas] == [(2, n, 1, 4) for n in counts]
 
 
 def test_every_anchor_begins_near_the_prior():
     logits, _ = outputs(small(), (64, 64))
     probabilities = np.concatenate([jax.nn.sigmoid(x).ravel() for x in logits])
     np.testing.assert_allclose(probabilities, 0.01, rtol=0.1)
+
+
+def test_a_box_for_each_class():
+    _, deltas = outputs(small(**{"model.class_specific_boxes": True}), (64, 64), classes=4)
+    assert {x.shape[2:] for x in deltas} == {(4, 4)}
+
+
+def test_softmax_begins_with_the_prior_shared_over_classes():
+    logits, _ = outputs(small(**{"loss.classification": "softmax_focal"}), (64, 64), classes=4)
+    scores = np.concatenate([class_scores(x, softmax=True).reshape(-1, 4) for x in logits])
+    np.testing.assert_allclose(scores.sum(-1), 0.01, rtol=0.2)
+
+
+def test_batch_norm_in_the_heads_is_each_levels_own():
+    config = small(**{"model.head_norm": "batch", "model.head_convs": 2})
+    model = retinanet.build(config, 4)
+    images = jax.random.normal(jax.random.key(0), (2, 64, 64, 3))
+    variables = model.init(jax.random.key(1), images, train=False)
+    head = variables["params"]["class_head"]
+    norms = {f"level{level}_norm{i}" for level in range(3, 8) for i in range(2)}
+    assert set(head) == {"conv0", "conv1", "predict", *norms}
+    assert set(head["conv0"]) == {"kernel"}  # a norm stands behind it
+    _, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
+    means = [updated["batch_stats"]["class_head"][f"level{k}_norm0"]["mean"] for k in (3, 4)]
+    assert not np.allclose(*means)
 
 
 @pytest.mark.parametrize("source", ["C5", "P5"])
@@ -54,7 +80,7 @@ def test_p6_takes_its_source(source):
 
 
 @pytest.mark.parametrize("norm", ["frozen", "batch", "group"])
-@pytest.mark.parametrize("head_norm", ["none", "group"])
+@pytest.mark.parametrize("head_norm", ["none", "group", "batch"])
 def test_bfloat16_is_near_float32(norm, head_norm):
     changes = {"model.norm": norm, "model.head_norm": head_norm}
     full, _ = outputs(small(**changes), (64, 64))
@@ -68,8 +94,17 @@ def test_bfloat16_is_near_float32(norm, head_norm):
 def test_normalize_blacks_out_what_lies_beyond_the_picture():
     images = np.full((2, 4, 6, 3), 128, np.uint8)
     sizes = np.array([[4, 6], [2, 3]], np.int32)
-    out = np.asarray(retinanet.normalize(images, sizes, (120.0, 128.0, 130.0), (4.0, 1.0, 2.0)))
+    data = small(**{"data.mean": (120.0, 128.0, 130.0), "data.std": (4.0, 1.0, 2.0)}).data
+    out = np.asarray(retinanet.normalize_images(images, sizes, data))
     np.testing.assert_allclose(out[0, 0, 0], [2, 0, -1])
     np.testing.assert_allclose(out[1, 1, 2], [2, 0, -1])
     assert (out[1, 2:] == 0).all()
     assert (out[1, :, 3:] == 0).all()
+
+
+def test_bgr_turns_the_pixels_before_mean_and_std():
+    images = np.zeros((1, 1, 1, 3), np.uint8) + np.array([10, 20, 30], np.uint8)
+    data = small(**{"data.pixel_order": "BGR", "data.mean": (1.0, 2.0, 3.0),
+                    "data.std": (1.0, 1.0, 7.0)}).data  # fmt: skip
+    out = np.asarray(retinanet.normalize_images(images, np.array([[1, 1]], np.int32), data))
+    np.testing.assert_allclose(out[0, 0, 0], [29, 18, 1])

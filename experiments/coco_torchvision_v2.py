@@ -1,0 +1,37 @@
+"""torchvision's retinanet_resnet50_fpn_v2 on COCO: v1 with GroupNorm heads, GIoU and AdamW.
+
+    python -m retina_jax.main --config=experiments/coco_torchvision_v2.py \\
+        --config.data.dir=DATA --workdir=DIR --config.model.init_from=resnet50.pth
+
+Weights: torchvision's ImageNet ResNet-50, whose batch norm goes on learning above the frozen
+stages. Its shipped detector (retinanet_resnet50_fpn_v2_coco-5905b1c5.pth) is scored as v1's is.
+Hardware: 8 GPUs or TPU cores, two images each. Expected: AP 41.5 on val2017 (torchvision's model
+page, RetinaNet_ResNet50_FPN_V2_Weights.COCO_V1), which was trained with multi-scale jitter of the
+short side from 480 to 800; here it is 800, so expect less.
+"""
+
+from retina_jax.config import default_config
+
+STEPS_PER_EPOCH = 117_266 / 16  # images with boxes over the batch
+
+
+def get_config():
+    config = default_config()
+    config.data.labels = "category_ids"
+    config.data.rounding = "floor"
+    config.data.drop_empty = True
+    config.anchors.order = "ratio_major"
+    config.anchors.rounded = config.anchors.truncate_sizes = True
+    config.anchors.stride_from = "grid"
+    config.model.norm = "batch"
+    config.model.head_norm = "group"
+    config.model.frozen_stages = 2
+    config.loss.normalizer = "per_image"
+    config.loss.box = "giou"
+    config.optimizer.name = "adamw"
+    config.optimizer.learning_rate = 1e-4
+    config.optimizer.weight_decay = 0.05
+    config.optimizer.decay_at = (round(16 * STEPS_PER_EPOCH), round(22 * STEPS_PER_EPOCH))
+    config.train.steps = round(26 * STEPS_PER_EPOCH)
+    config.eval.max_detections = 300
+    return config

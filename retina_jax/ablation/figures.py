@@ -1,0 +1,146 @@
+"""The paper's figures, from this program's own losses and runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from retina_jax.ablation.table import Outcome
+
+GAMMAS = (0.0, 0.5, 1.0, 2.0)
+_POINTS = 400
+
+
+def _figure(width: float, height: float, columns: int = 1):
+    """A figure and its axes, drawn without a display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(1, columns)
+
+
+def draw_losses(path: Path) -> None:
+    """Figures 1 and 5: losses against p_t, and against x_t = y · x (without α)."""
+    import jax.numpy as jnp
+
+    from retina_jax.losses import focal_star_loss, sigmoid_focal_loss
+
+    x = np.linspace(-6, 8, _POINTS)
+    labels = np.zeros(_POINTS, np.int32)  # all foreground: x is x_t
+    p_t = 1 / (1 + np.exp(-x))
+    logits = jnp.asarray(x[:, None], jnp.float32)
+    figure, (by_p, by_x) = _figure(10, 4, 2)
+    for gamma in (*GAMMAS, 5.0):
+        loss = 2 * sigmoid_focal_loss(logits, labels, 0.5, gamma)
+        label = "γ = 0 (cross entropy)" if gamma == 0 else f"γ = {gamma:g}"
+        by_p.plot(p_t, loss, label=label)
+        if gamma in (0.0, 2.0):
+            by_x.plot(x, loss, label="CE" if gamma == 0 else f"FL γ = {gamma:g}")
+    for gamma, beta in ((2.0, 1.0), (4.0, 0.0)):
+        loss = 2 * focal_star_loss(logits, labels, 0.5, gamma, beta)
+        by_x.plot(x, loss, "--", label=f"FL* γ = {gamma:g}, β = {beta:g}")
+    by_p.set(xlabel="probability of the ground-truth class, p_t", ylabel="loss", ylim=(0, 5))
+    by_x.set(xlabel="x_t = y · x", ylabel="loss", ylim=(0, 5))
+    by_p.legend()
+    by_x.legend()
+    figure.savefig(path, dpi=110)
+
+
+def cumulative_share(losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Share of all loss that the least x of the samples make: x and shares, both 0 to 1.
+
+    Losses are sorted from low to high and normalised to sum to 1 (section 5.1).
+    """
+    ordered = np.cumsum(np.sort(losses.astype(np.float64)))
+    shares = np.concatenate([[0.0], ordered / max(ordered[-1], np.finfo(float).tiny)])
+    places = np.unique(np.linspace(0, len(losses), _POINTS).astype(int))
+    return places / len(losses), shares[places]
+
+
+def losses_of_anchors(workdir: Path, gammas=GAMMAS) -> dict[float, tuple[np.ndarray, np.ndarray]]:
+    """γ to the losses of all foreground and of all background logits of the validation split.
+
+    By the latest weights of a run, without α: its normalisation would take it out again.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from retina_jax import parallel
+    from retina_jax.checkpoint import weights_of
+    from retina_jax.data.loader import EvaluationLoader
+    from retina_jax.data.sources import open_data_set, open_split
+    from retina_jax.losses import sigmoid_focal_loss
+    from retina_jax.models import retinanet
+    from retina_jax.targets import assign_targets
+    from retina_jax.workdir import read_config
+
+    config = read_config(workdir)
+    directory = open_data_set(config.data.dir, config.data.name)
+    split = open_split(directory, config.data.eval_split, config.data.labels)
+    model = retinanet.build(config, len(split.class_names))
+    variables = weights_of(workdir)
+
+    @jax.jit
+    def signed_logits(batch):
+        """x_t of each logit, whether it is a label, whether it takes part."""
+        images = retinanet.normalize_images(batch.images, batch.sizes, config.data)
+        logits = jnp.concatenate(model.apply(variables, images, train=False)[0], axis=1)
+        anchors = np.concatenate(retinanet.anchors_for(config, batch.images.shape[1:3]))
+        targets = jax.vmap(
+            lambda truth: assign_targets(
+                anchors,
+                truth,
+                config.matching.foreground_iou,
+                config.matching.background_iou,
+                config.matching.low_quality,
+            )
+        )(batch.ground_truth)
+        is_label = targets.labels[..., None] == jnp.arange(logits.shape[-1])
+        taken = ~targets.ignore & batch.example_mask[:, None]
+        return jnp.where(is_label, logits, -logits), is_label, taken
+
+    foreground, background = [], []
+    for batch in EvaluationLoader(split, config):
+        signed, is_label, taken = parallel.fetch(signed_logits(batch))
+        foreground.append(signed[is_label & taken[..., None]])
+        background.append(signed[~is_label & taken[..., None]])
+    found = {}
+    for gamma in gammas:
+        parts = []
+        for signed in (np.concatenate(foreground), np.concatenate(background)):
+            labels = np.zeros(len(signed), np.int32)
+            parts.append(np.asarray(sigmoid_focal_loss(signed[:, None], labels, 0.5, gamma)))
+        found[gamma] = tuple(parts)
+    return found
+
+
+def draw_cumulative_loss(workdir: Path, path: Path) -> None:
+    """Figure 4: how much of the loss the easy foreground and the easy background make."""
+    figure, axes = _figure(10, 4, 2)
+    for gamma, parts in losses_of_anchors(workdir).items():
+        for axis, losses in zip(axes, parts, strict=True):
+            axis.plot(*cumulative_share(losses), label=f"γ = {gamma:g}")
+    for axis, kind in zip(axes, ("foreground", "background"), strict=True):
+        axis.set(xlabel=f"share of {kind} logits", ylabel="cumulative normalised loss")
+        axis.legend()
+    figure.savefig(path, dpi=110)
+
+
+def draw_speed(rows: list[tuple], path: Path) -> None:
+    """Figure 2: AP against milliseconds an image, a line for each backbone."""
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for row, outcomes, columns in rows:
+        scores = [outcome.scores["AP"] for outcome in outcomes if isinstance(outcome, Outcome)
+                  and outcome.scores]  # fmt: skip
+        if scores:
+            point = (float(columns["ms an image"]), 100 * float(np.mean(scores)))
+            lines.setdefault(row.fields["model.backbone"], []).append(point)
+    figure, axis = _figure(5.5, 4)
+    for backbone, points in lines.items():
+        axis.plot(*zip(*sorted(points), strict=True), "o-", label=backbone)
+    axis.set(xlabel="ms an image", ylabel="AP")
+    axis.legend()
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,177 @@
+"""The rows of each study: a name, the fields it sets, and what the paper measured on COCO."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import ml_collections
+
+from retina_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One setting of a study; two rows of the same fields share their runs."""
+
+    name: str
+    fields: dict[str, object]
+    paper: float | None = None
+    """COCO box AP of the paper (ResNet-50 at 600 px; OHEM: ResNet-101), None: not given."""
+
+    def slug(self) -> str:
+        """Name of the row's folder: its fields."""
+        pairs = [f"{name.split('.', 1)[-1]}={value}" for name, value in sorted(self.fields.items())]
+        return ",".join(pairs).replace(" ", "").replace("/", "_") or "as_it_is"
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """Rows that answer one question."""
+
+    title: str
+    rows: tuple[Row, ...]
+
+
+def _focal(gamma: float, alpha: float) -> dict[str, object]:
+    return {"loss.classification": "focal", "loss.gamma": gamma, "loss.alpha": alpha}
+
+
+def _ohem(examples: int, nms_iou: float, negatives: float = 0.0) -> dict[str, object]:
+    return {
+        "loss.classification": "ohem",
+        "loss.ohem_examples": examples,
+        "loss.ohem_nms_iou": nms_iou,
+        "loss.ohem_negatives": negatives,
+    }
+
+
+_CE = {"loss.classification": "cross_entropy"}
+_PRIOR = Study(
+    "(a) Cross entropy without and with the prior",
+    (
+        Row("CE, prior 0.5", {**_CE, "model.prior": 0.5}),
+        Row("CE, prior 0.01", {**_CE, "model.prior": 0.01}, 30.2),
+    ),
+)
+_ALPHA = Study(
+    "(a) Balanced cross entropy: α",
+    tuple(
+        Row(f"balanced CE, α {alpha}", _focal(0.0, alpha), paper)
+        for alpha, paper in (
+            (0.1, 0.0), (0.25, 10.8), (0.5, 30.2), (0.75, 31.1), (0.9, 30.8), (0.99, 28.7),
+            (0.999, 25.1),
+        )
+    ),
+)  # fmt: skip
+_FOCAL = Study(
+    "(b) Focal loss: γ, each with its best α of the paper",
+    tuple(
+        Row(f"FL, γ {gamma}, α {alpha}", _focal(gamma, alpha), paper)
+        for gamma, alpha, paper in (
+            (0.0, 0.75, 31.1), (0.1, 0.75, 31.4), (0.2, 0.75, 31.9), (0.5, 0.5, 32.9),
+            (1.0, 0.25, 33.7), (2.0, 0.25, 34.0), (5.0, 0.25, 32.2),
+        )
+    ),
+)  # fmt: skip
+_OHEM = Study(
+    "(d) OHEM against focal loss",
+    (
+        *(
+            Row(f"OHEM, {examples} anchors, NMS {nms_iou}", _ohem(examples, nms_iou), paper)
+            for nms_iou, examples, paper in (
+                (0.7, 128, 31.1), (0.7, 256, 31.8), (0.7, 512, 30.6),
+                (0.5, 128, 32.8), (0.5, 256, 31.0), (0.5, 512, 27.6),
+            )
+        ),
+        *(
+            Row(f"OHEM 1:3, {examples} anchors, NMS 0.5", _ohem(examples, 0.5, 3.0), paper)
+            for examples, paper in ((128, 31.1), (256, 28.3), (512, 24.0))
+        ),
+        Row("FL, γ 2.0, α 0.25", _focal(2.0, 0.25), 36.0),
+    ),
+)  # fmt: skip
+_BOXES = Study(
+    "Boxes for all classes against a box for each class",
+    (
+        Row("class-agnostic", {"model.class_specific_boxes": False}),
+        Row("class-specific", {"model.class_specific_boxes": True}),
+    ),
+)
+_LOSSES = Study(
+    "Classification losses beside each other",
+    (
+        Row("CE", _CE),
+        Row("balanced CE, α 0.75", _focal(0.0, 0.75)),
+        Row("FL, γ 2.0, α 0.25", _focal(2.0, 0.25)),
+        Row("FL*, γ 2, β 1", {"loss.classification": "focal_star"}),
+        Row("softmax FL, γ 2.0, α 0.25", {"loss.classification": "softmax_focal"}),
+    ),
+)
+
+
+def _anchors(config: ml_collections.ConfigDict) -> Study:
+    rows = []
+    for scales, ratios, paper in (
+        (1, 1, 30.3), (2, 1, 31.9), (3, 1, 31.8), (1, 3, 32.4), (2, 3, 34.2), (3, 3, 34.0),
+        (4, 3, 33.8),
+    ):  # fmt: skip
+        fields = {
+            "anchors.octaves": tuple(k / scales for k in range(scales)),
+            "anchors.ratios": (1.0,) if ratios == 1 else (0.5, 1.0, 2.0),
+        }
+        rows.append(Row(f"{scales} scales × {ratios} ratios", fields, paper))
+    return Study("(c) Anchors: scales × ratios", tuple(rows))
+
+
+PAPER_SIZES = {
+    ("resnet50", 0.5): 30.5, ("resnet50", 0.625): 32.5, ("resnet50", 0.75): 34.3,
+    ("resnet50", 0.875): 35.1, ("resnet50", 1.0): 35.7, ("resnet101", 0.5): 31.9,
+    ("resnet101", 0.625): 34.4, ("resnet101", 0.75): 36.0, ("resnet101", 0.875): 37.1,
+    ("resnet101", 1.0): 37.8,
+}  # fmt: skip
+"""Table 1e by backbone and share of 800 px."""
+
+
+def _speed(config: ml_collections.ConfigDict) -> Study:
+    deeper = {
+        "resnet18": "resnet34", "resnet34": "resnet50", "resnet50": "resnet101",
+        "resnet101": "resnet152", "resnext50_32x4d": "resnext101_32x8d",
+    }  # fmt: skip
+    rows = []
+    for backbone in (config.model.backbone, deeper.get(config.model.backbone)):
+        for share in (0.5, 0.625, 0.75, 0.875, 1.0):
+            if backbone is None:
+                continue
+            fields = {
+                "model.backbone": backbone,
+                "data.short_side": round(config.data.short_side * share),
+                "data.long_side": round(config.data.long_side * share),
+                "data.buckets": tuple(
+                    tuple(max(32, -(-int(side * share) // 32) * 32) for side in bucket)
+                    for bucket in config.data.buckets
+                ),
+            }
+            name = f"{backbone}, {fields['data.short_side']} px"
+            rows.append(Row(name, fields, PAPER_SIZES.get((backbone, share))))
+    return Study("(e) Depth and size against speed", tuple(rows))
+
+
+_STUDIES = {
+    "prior": _PRIOR,
+    "alpha": _ALPHA,
+    "focal": _FOCAL,
+    "anchors": _anchors,
+    "ohem": _OHEM,
+    "speed": _speed,
+    "boxes": _BOXES,
+    "losses": _LOSSES,
+}
+NAMES = tuple(_STUDIES)
+
+
+def study(name: str, config: ml_collections.ConfigDict) -> Study:
+    """The study of a name, on top of an experiment; `UserError` for an unknown name."""
+    if name not in _STUDIES:
+        raise UserError(f"--study={name} must be one of {', '.join(NAMES)}")
+    found = _STUDIES[name]
+    return found if isinstance(found, Study) else found(config)

@@ -1,0 +1,84 @@
+"""Runs to rows of a table, as Markdown and CSV."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import statistics
+from pathlib import Path
+
+from retina_jax.ablation.studies import Row
+
+SCORES = ("AP", "AP50", "AP75")
+OUTCOME = "outcome.json"
+"""In a run's folder once it has ended: ``{"scores": …}`` or ``{"stopped": message}``."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of one run."""
+
+    scores: dict[str, float] | None
+    """`SCORES` and ``step_seconds``; None where the run stopped on a fault."""
+    stopped: str = ""
+
+    def write(self, folder: Path) -> None:
+        (folder / OUTCOME).write_text(json.dumps(dataclasses.asdict(self)) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> Outcome | None:
+        """None where the run has not ended yet."""
+        path = folder / OUTCOME
+        return cls(**json.loads(path.read_text())) if path.exists() else None
+
+
+def scores_of(folder: Path, steps: int) -> dict[str, float]:
+    """The last evaluation of a finished run, and its median seconds a step."""
+    metrics = json.loads((folder / "eval" / str(steps) / "metrics.json").read_text())
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    batch = json.loads((folder / "config.json").read_text())["train"]["batch_size"]
+    rates = [line["images_per_second"] for line in lines if line.get("images_per_second")]
+    seconds = batch / statistics.median(rates[1:] or rates)
+    return {**{name: metrics[name] for name in SCORES}, "step_seconds": seconds}
+
+
+def _mean_and_spread(values: list[float]) -> str:
+    mean = 100 * statistics.fmean(values)
+    spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{mean:.1f}{spread}"
+
+
+def table_rows(
+    rows: list[tuple[Row, list[Outcome], dict[str, str]]],
+) -> tuple[list[str], list[list[str]]]:
+    """Header and cells; ``rows`` have their outcomes by seed and further columns of their own."""
+    extra = list(dict.fromkeys(name for _, _, more in rows for name in more))
+    header = ["setting", *SCORES, "runs", "ms a step", *extra, "paper's AP"]
+    cells = []
+    for row, outcomes, more in rows:
+        done = [o.scores for o in outcomes if o.scores]
+        stopped = len(outcomes) - len(done)
+        scores = [_mean_and_spread([s[name] for s in done]) if done else "–" for name in SCORES]
+        runs = f"{len(done)}" + (f", {stopped} diverged" if stopped else "")
+        step = f"{1000 * statistics.median(s['step_seconds'] for s in done):.0f}" if done else "–"
+        paper = "–" if row.paper is None else f"{row.paper:.1f}"
+        cells.append([row.name, *scores, runs, step, *(more.get(n, "–") for n in extra), paper])
+    return header, cells
+
+
+def markdown(title: str, header: list[str], cells: list[list[str]]) -> str:
+    """A table under its title."""
+    lines = [f"### {title}", "", "| " + " | ".join(header) + " |"]
+    lines.append("|" + "|".join(["---"] + ["---:"] * (len(header) - 1)) + "|")
+    lines += ["| " + " | ".join(row) + " |" for row in cells]
+    return "\n".join(lines) + "\n"
+
+
+def comma_separated(header: list[str], cells: list[list[str]]) -> str:
+    """The same as CSV."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([header, *cells])
+    return text.getvalue()

@@ -1,0 +1,221 @@
+"""Weights under the names of torchvision and Detectron2, where their models can express them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from retina_jax.anchors import LEVELS, level_sizes
+from retina_jax.config import CLASSIFICATION_LOSSES, leaves, resolve
+from retina_jax.errors import UserError
+from retina_jax.interop import names
+from retina_jax.interop.fit import reorder_anchors
+from retina_jax.interop.structure import class_outputs, flatten
+from retina_jax.models.resnet import BACKBONES
+
+SYSTEMS = ("torchvision", "detectron2", "retina_jax")
+ANCHOR_ORDER = {"torchvision": "ratio_major", "detectron2": "size_major"}
+
+_ADMITTED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "model.norm": (("frozen", "batch"), "has batch norm in its backbone"),
+    "model.head_norm": (("none", "group"), "shares the norms of a head over levels"),
+    "model.class_specific_boxes": ((False,), "has one box for all classes"),
+    "loss.classification": (
+        tuple(name for name in CLASSIFICATION_LOSSES if name != "softmax_focal"),
+        "scores each class by a sigmoid",
+    ),
+    "anchors.offset": ((0.0,), "centres anchors at k · stride"),
+}
+_ADMITTED_BY = {
+    "torchvision": _ADMITTED
+    | {
+        "model.width": ((64,), "has 64 channels in its stem"),
+        "model.stride_in_1x1": ((False,), "halves in the 3x3"),
+        "model.head_convs": ((4,), "has four convolutions in a tower"),
+        "data.pixel_order": (("RGB",), "reads RGB"),
+        "coder.weights": (((1.0, 1.0, 1.0, 1.0),), "codes boxes with weights of 1"),
+    },
+    "detectron2": _ADMITTED
+    | {
+        "model.norm_eps": ((1e-5,), "has an eps of 1e-5 in every norm"),
+        "model.p6_from": (("C5",), "makes P6 from C5"),
+    },
+    "retina_jax": {},
+}
+
+
+def check_expressible(config: ml_collections.ConfigDict, system: str) -> None:
+    """Raises `UserError` naming the first field, and its value, that ``system`` cannot express."""
+    fields = leaves(config)
+    for field, (admitted, reason) in _ADMITTED_BY[system].items():
+        if field in fields and fields[field] not in admitted:
+            _refuse(system, field, fields[field], reason)
+    if system == "retina_jax":
+        return
+    model = config.model
+    if model.head_channels != model.fpn_channels:
+        reason = f"gives a tower the channels of the pyramid, {model.fpn_channels}"
+        _refuse(system, "model.head_channels", model.head_channels, reason)
+    if model.head_norm == "group" and model.head_channels % 32:
+        _refuse(system, "model.head_channels", model.head_channels, "has 32 groups in a group norm")
+    c5_channels = model.width * (32 if BACKBONES[model.backbone].bottleneck else 8)
+    if system == "torchvision" and model.p6_from == "C5" and c5_channels == model.fpn_channels:
+        reason = f"takes P5 for P6 where C5 has as many channels ({c5_channels})"
+        _refuse(system, "model.p6_from", model.p6_from, reason)
+
+
+def _refuse(system: str, field: str, value: Any, reason: str) -> None:
+    raise UserError(
+        f"{system} cannot express config.{field}={value!r}: its RetinaNet {reason}; "
+        "--to=retina_jax writes every network"
+    )
+
+
+def export_names(
+    tree: dict[str, Any], system: str, batch_counters: bool = False
+) -> dict[str, np.ndarray]:
+    """The arrays of ``tree`` under the names and in the layout of ``system``, bit for bit.
+
+    The inverse of `read_weights`; anchors keep their order. ``batch_counters`` adds the
+    ``num_batches_tracked`` that torch keeps beside trained batch norms. Raises `UserError` for
+    arrays that the system has no name for.
+    """
+    flat = {name: np.asarray(value) for name, value in flatten(tree).items()}
+    if system == "retina_jax":
+        return dict(sorted(flat.items()))
+    theirs_of = {ours: theirs for theirs, ours in _pairs(system, flat)}
+    without = [name for name in flat if name not in theirs_of]
+    if without:
+        raise UserError(f"{system} has no name for {', '.join(without[:8])} of {len(without)}")
+    arrays = {theirs_of[n]: names.to_their_layout(n, value) for n, value in flat.items()}
+    if system == "detectron2":  # its convolutions keep a bias before a group norm
+        for head in ("class_head", "box_head"):
+            for name in [n for n in flat if re.fullmatch(rf"params/{head}/conv\d+/kernel", n)]:
+                bias = name.replace("/kernel", "/bias")
+                zeros = np.zeros(flat[name].shape[-1], np.float32)
+                arrays.setdefault(theirs_of[bias], zeros)
+    if batch_counters:
+        for name in [n for n in arrays if n.endswith(".running_mean")]:
+            counter = name.removesuffix("running_mean") + "num_batches_tracked"
+            arrays[counter] = np.zeros((), np.int64)
+    return dict(sorted(arrays.items()))
+
+
+def _pairs(system: str, flat: dict[str, np.ndarray]) -> Iterable[tuple[str, str]]:
+    if system == "torchvision":
+        return names.torchvision_retinanet()
+    return names.detectron2_retinanet("params/class_head/norm0/scale" in flat)
+
+
+def export_weights(
+    tree: dict[str, Any], config: ml_collections.ConfigDict, system: str
+) -> dict[str, np.ndarray]:
+    """What ``system`` loads to run the network of ``config``: its names, layout and anchor order.
+
+    Raises `UserError` for what it cannot express.
+    """
+    check_expressible(config, system)
+    order = ANCHOR_ORDER.get(system, config.anchors.order)
+    if order != config.anchors.order:
+        octaves, ratios = len(config.anchors.octaves), len(config.anchors.ratios)
+        tree = reorder_anchors(tree, octaves, ratios, order)
+    return export_names(tree, system, config.model.norm == "batch" and system != "retina_jax")
+
+
+def how_to_load(
+    tree: dict[str, Any], config: ml_collections.ConfigDict, system: str, path: str
+) -> list[str]:
+    """Lines of Python, or of its config, that load ``path`` in ``system``."""
+    classes = (class_outputs(tree) or 0) // resolve(config).anchors_per_place
+    return {
+        "torchvision": _load_in_torchvision,
+        "detectron2": _load_in_detectron2,
+        "retina_jax": lambda *_: [f"--config.model.init_from={path}"],
+    }[system](config, classes, path)
+
+
+def _anchor_sizes(config: ml_collections.ConfigDict) -> tuple[tuple[float, ...], ...]:
+    anchors = config.anchors
+    return tuple(
+        level_sizes(level, anchors.scale, anchors.octaves, anchors.truncate_sizes)
+        for level in LEVELS
+    )
+
+
+def _load_in_torchvision(config: ml_collections.ConfigDict, classes: int, path: str) -> list[str]:
+    model, data, evaluation = config.model, config.data, config.eval
+    norm = "nn.BatchNorm2d" if model.norm == "batch" else "misc.FrozenBatchNorm2d"
+    p6_channels = model.fpn_channels if model.p6_from == "P5" else "c5"
+    mean, std = ([round(v / 255, 6) for v in values] for values in (data.mean, data.std))
+    ratios = (tuple(config.anchors.ratios),) * len(LEVELS)
+    group_norm = f"functools.partial(nn.GroupNorm, 32, eps={model.norm_eps})"
+    head_norm = f", norm_layer={group_norm}" if model.head_norm == "group" else ""
+    load = (
+        f"safetensors.torch.load_file({path!r})"
+        if path.endswith(".safetensors")
+        else f"torch.load({path!r}, weights_only=True)"
+    )
+    return [
+        "import functools, safetensors.torch, torch, torchvision",
+        "from torch import nn",
+        "from torchvision.models.detection import anchor_utils, backbone_utils, retinanet",
+        "from torchvision.ops import feature_pyramid_network as fpn, misc",
+        f"norm = functools.partial({norm}, eps={model.norm_eps})",
+        f"body = torchvision.models.{model.backbone}(norm_layer=norm)",
+        "c5 = body.fc.in_features",
+        f"top = fpn.LastLevelP6P7({p6_channels}, {model.fpn_channels})",
+        'stages = {"layer2": "0", "layer3": "1", "layer4": "2"}',
+        "backbone = backbone_utils.BackboneWithFPN(",
+        f"    body, stages, [c5 // 4, c5 // 2, c5], {model.fpn_channels}, top)",
+        "anchors = anchor_utils.AnchorGenerator(",
+        f"    {_anchor_sizes(config)}, {ratios})",
+        f"head = retinanet.RetinaNetHead({model.fpn_channels}, "
+        f"{resolve(config).anchors_per_place}, {classes}{head_norm})",
+        f"model = retinanet.RetinaNet(backbone, {classes}, anchor_generator=anchors, head=head,",
+        f"    min_size={data.short_side}, max_size={data.long_side}, "
+        f"image_mean={mean}, image_std={std},",
+        f"    score_thresh={evaluation.score_threshold}, nms_thresh={evaluation.nms_iou}, "
+        f"detections_per_img={evaluation.max_detections}, topk_candidates={evaluation.top_k})",
+        f"model.load_state_dict({load})",
+    ]
+
+
+def _load_in_detectron2(config: ml_collections.ConfigDict, classes: int, path: str) -> list[str]:
+    model, data, evaluation = config.model, config.data, config.eval
+    kind = BACKBONES[model.backbone]
+    fields = {
+        "MODEL.META_ARCHITECTURE": "RetinaNet",
+        "MODEL.BACKBONE.NAME": "build_retinanet_resnet_fpn_backbone",
+        "MODEL.WEIGHTS": path,
+        "MODEL.RESNETS.DEPTH": int(re.search(r"net(\d+)", model.backbone)[1]),
+        "MODEL.RESNETS.OUT_FEATURES": ["res3", "res4", "res5"],
+        "MODEL.RESNETS.NORM": "BN" if model.norm == "batch" else "FrozenBN",
+        "MODEL.RESNETS.STRIDE_IN_1X1": bool(model.stride_in_1x1),
+        "MODEL.RESNETS.NUM_GROUPS": kind.groups,
+        "MODEL.RESNETS.WIDTH_PER_GROUP": model.width * kind.width_per_group // 64,
+        "MODEL.RESNETS.STEM_OUT_CHANNELS": model.width,
+        "MODEL.RESNETS.RES2_OUT_CHANNELS": model.width * (4 if kind.bottleneck else 1),
+        "MODEL.FPN.IN_FEATURES": ["res3", "res4", "res5"],
+        "MODEL.FPN.OUT_CHANNELS": model.fpn_channels,
+        "MODEL.RETINANET.IN_FEATURES": [f"p{level}" for level in LEVELS],
+        "MODEL.RETINANET.NUM_CLASSES": classes,
+        "MODEL.RETINANET.NUM_CONVS": model.head_convs,
+        "MODEL.RETINANET.NORM": "GN" if model.head_norm == "group" else "",
+        "MODEL.RETINANET.BBOX_REG_WEIGHTS": list(config.coder.weights),
+        "MODEL.RETINANET.SCORE_THRESH_TEST": evaluation.score_threshold,
+        "MODEL.RETINANET.NMS_THRESH_TEST": evaluation.nms_iou,
+        "MODEL.ANCHOR_GENERATOR.SIZES": [list(sizes) for sizes in _anchor_sizes(config)],
+        "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": [list(config.anchors.ratios)],
+        "MODEL.PIXEL_MEAN": list(data.mean),
+        "MODEL.PIXEL_STD": list(data.std),
+        "INPUT.FORMAT": data.pixel_order,
+        "INPUT.MIN_SIZE_TEST": data.short_side,
+        "INPUT.MAX_SIZE_TEST": data.long_side,
+    }
+    lines = ["from detectron2.config import get_cfg", "cfg = get_cfg()", "cfg.merge_from_list(["]
+    lines += [f"    {name!r}, {value!r}," for name, value in fields.items()]
+    return [*lines, "])"]

@@ -1,0 +1,280 @@
+"""Read and write named arrays as .safetensors, .pth or .pkl; nothing in a file is ever run."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import re
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retina_jax.errors import UserError
+
+SUFFIXES = (".safetensors", ".pth", ".pt", ".pkl")
+WRAPPERS = ("model", "state_dict", "model_state", "model_state_dict", "blobs")
+"""Keys under which training programs and Caffe2 keep the arrays, beside other things."""
+PREFIXES = ("module.", "_orig_mod.")
+"""What torch's DataParallel and compile put before every name."""
+
+
+def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
+    """The arrays of a file by name: floats as float32, all else as it is.
+
+    Wrappers such as ``{"model": …}`` and prefixes such as ``module.`` are taken off. Raises
+    `UserError` for a file that is missing, cut or damaged, holds no arrays, or asks for code.
+    """
+    path = _checked(path, "read")
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        found = _READERS[path.suffix](path)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}; give a readable file") from None
+    while isinstance(found, dict) and (key := _wrapper(found)):
+        found = found[key]
+    if not isinstance(found, dict):
+        raise UserError(
+            f"{path} holds a {type(found).__name__}, not arrays by name; save "
+            "model.state_dict() to it"
+        )
+    arrays = {str(name): value for name, value in found.items() if isinstance(value, np.ndarray)}
+    if not arrays:
+        keys = ", ".join(repr(key) for key in list(found)[:6])
+        there = f"only {keys}" if keys else "nothing"
+        raise UserError(
+            f"{path} holds no arrays by name but {there}; save model.state_dict() to it"
+        )
+    for prefix in PREFIXES:
+        if all(name.startswith(prefix) for name in arrays):
+            arrays = {name.removeprefix(prefix): value for name, value in arrays.items()}
+    return {name: _plain(path, name, value) for name, value in arrays.items()}
+
+
+def write_arrays(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
+    """Writes ``arrays`` whole or not at all; the suffix of ``path`` says how.
+
+    ``.pkl`` is Detectron2's form, ``{"model": arrays, "__author__": …}``. Raises `UserError`
+    where the file cannot be written.
+    """
+    path = _checked(path, "write")
+    arrays = {name: np.asarray(value, order="C") for name, value in arrays.items()}
+    part = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _WRITERS[path.suffix](part, arrays)
+        os.replace(part, path)
+    except OSError as error:
+        raise UserError(
+            f"{path}: {error.strerror or error}; give a file that can be written"
+        ) from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _checked(path: str | Path, verb: str) -> Path:
+    path = Path(path).expanduser()
+    if path.suffix not in SUFFIXES:
+        raise UserError(
+            f"{path}: cannot {verb} {path.suffix or 'a file without suffix'!r}; "
+            f"give one of {', '.join(SUFFIXES)}"
+        )
+    return path
+
+
+def _wrapper(found: dict) -> str | None:
+    return next((key for key in WRAPPERS if isinstance(found.get(key), dict)), None)
+
+
+def _plain(path: Path, name: str, value: np.ndarray) -> np.ndarray:
+    is_float = value.dtype.kind == "f" or value.dtype.name == "bfloat16"
+    if not is_float and value.dtype.kind not in "iub":
+        raise UserError(f"{path}: {name} is of dtype {value.dtype}, which no weights have")
+    return np.asarray(value, np.float32) if is_float else value
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return UserError(f"{path} is cut or damaged ({reason}); fetch or write it again")
+
+
+# .safetensors
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    import ml_dtypes  # noqa: F401  gives NumPy bfloat16
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, TypeError, AttributeError, KeyError) as error:
+        raise _damaged(path, error) from None
+
+
+def _write_safetensors(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    from safetensors.numpy import save_file
+
+    save_file(arrays, path, metadata={"format": "pt"})
+
+
+# .pth
+
+
+def _torch(path: Path):
+    try:
+        import torch
+    except ImportError:
+        raise UserError(
+            f"{path} needs torch, which is not installed; pip install torch, or use .safetensors"
+        ) from None
+    return torch
+
+
+def _read_torch(path: Path) -> Any:
+    torch = _torch(path)
+    try:
+        # weights_only: nothing but tensors and plain containers is made from the file
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "weights_only" not in str(error) and "Unsupported" not in str(error):
+            raise _damaged(path, error) from None
+        raise UserError(
+            f"{path} holds more than weights, and would run code to be read; save "
+            "model.state_dict() alone"
+        ) from None
+    except Exception as error:  # a cut file raises whatever its rest happens to mean
+        raise _damaged(path, error) from None
+
+    def to_numpy(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            value = value.detach()
+            return (value.float() if value.is_floating_point() else value).numpy()
+        return {k: to_numpy(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+    return to_numpy(loaded)
+
+
+def _write_torch(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    torch = _torch(path)
+    torch.save({name: torch.from_numpy(value.copy()) for name, value in arrays.items()}, path)
+
+
+# .pkl: NumPy's own unpickling trusts what it is told of types and memory, so none of it is used
+
+
+class _Dtype:
+    """A plain number type, in the place of ``numpy.dtype``."""
+
+    def __init__(self, code: str = "", *_: Any):
+        if not re.fullmatch(r"[<>=|]?[fiub]\d", code):
+            raise _NotAdmittedError(f"dtype {code!r}")
+        self.dtype = np.dtype(code)
+
+    def __setstate__(self, state: tuple) -> None:
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class _Array:
+    """In the place of ``numpy.ndarray``: takes the state that NumPy writes, and makes it anew."""
+
+    array: np.ndarray
+
+    def __setstate__(self, state: tuple) -> None:
+        shape, dtype, by_columns, data = state[-4:]
+        self.array = _from_bytes(data, dtype, shape, "F" if by_columns else "C")
+
+
+def _from_bytes(data: Any, dtype: _Dtype, shape: tuple[int, ...], order: str = "C") -> np.ndarray:
+    data = data.encode("latin1") if isinstance(data, str) else bytes(data)  # Python 2: text
+    return np.frombuffer(data, dtype.dtype).reshape(shape, order=order)
+
+
+def _array_to_fill(*_: Any) -> _Array:
+    return _Array()
+
+
+def _array_of_buffer(*arguments: Any) -> _Array:
+    filled = _Array()
+    filled.array = _from_bytes(*arguments)
+    return filled
+
+
+def _scalar(dtype: _Dtype, data: Any) -> Any:
+    return _from_bytes(data, dtype, (1,))[0]
+
+
+def _encode_latin1(text: str = "", _encoding: str = "latin1") -> bytes:
+    """What Python 3 writes for bytes in the protocol of Python 2; no codec is looked up."""
+    return text.encode("latin1")
+
+
+_ADMITTED: dict[tuple[str, str], Any] = {
+    ("numpy", "ndarray"): None,  # named as an argument, never called
+    ("numpy", "dtype"): _Dtype,
+    ("collections", "OrderedDict"): OrderedDict,
+    ("_codecs", "encode"): _encode_latin1,
+}
+for _core in ("numpy.core", "numpy._core"):  # before and since NumPy 2
+    _ADMITTED[f"{_core}.multiarray", "_reconstruct"] = _array_to_fill
+    _ADMITTED[f"{_core}.multiarray", "scalar"] = _scalar
+    _ADMITTED[f"{_core}.numeric", "_frombuffer"] = _array_of_buffer
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """An unpickler that makes arrays and plain containers, and refuses by name all else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _ADMITTED:
+            raise _NotAdmittedError(f"{module}.{name}")
+        return _ADMITTED[module, name]
+
+
+def _unwrapped(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _unwrapped(each) for key, each in value.items()}
+    return value.array if isinstance(value, _Array) else value
+
+
+class _NotAdmittedError(pickle.UnpicklingError):
+    pass
+
+
+def _read_pickle(path: Path) -> Any:
+    data = path.read_bytes()
+    if data.startswith(b"PK\x03\x04"):
+        raise UserError(f"{path} is a file of torch.save, not a pickle; rename it to .pth")
+    try:
+        # latin1: the model zoo's files are pickles of Python 2, whose strings are bytes
+        return _unwrapped(_ArraysOnly(io.BytesIO(data), encoding="latin1").load())
+    except _NotAdmittedError as error:
+        raise UserError(
+            f"{path} asks for {error}, which is no array; nothing of it was run. Read only files "
+            "that hold arrays by name, or convert it to .safetensors where you trust it"
+        ) from None
+    except Exception as error:  # a cut file raises whatever its rest happens to mean
+        raise _damaged(path, error) from None
+
+
+def _write_pickle(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    # protocol 3 spells names out, so that NumPy 2's new one can be put back to the one that
+    # every NumPy knows: Detectron2 often runs beside NumPy 1
+    data = pickle.dumps({"model": arrays, "__author__": "retina_jax"}, protocol=3)
+    path.write_bytes(data.replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n"))
+
+
+_READERS = {
+    ".safetensors": _read_safetensors,
+    ".pth": _read_torch,
+    ".pt": _read_torch,
+    ".pkl": _read_pickle,
+}
+_WRITERS = {
+    ".safetensors": _write_safetensors,
+    ".pth": _write_torch,
+    ".pt": _write_torch,
+    ".pkl": _write_pickle,
+}

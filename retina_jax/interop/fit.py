@@ -1,0 +1,156 @@
+"""Fit imported weights to the network of a config: classes, anchor order, what stays fresh."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import flax.traverse_util
+import ml_collections
+import numpy as np
+
+from retina_jax.config import leaves, resolve
+from retina_jax.interop.graft import CLASS_LAYER, MisfitError, graft
+from retina_jax.interop.structure import class_outputs, flatten
+from retina_jax.interop.weights import Imported
+
+_GAPS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
+COCO_IDS = tuple(i for i in range(1, 91) if i not in _GAPS)
+"""The 80 category ids of COCO 2017."""
+COCO_SLOTS = 91
+"""Outputs of torchvision's COCO models: one for every id up to 90, and 0 for the background."""
+STRUCTURE = ("backbone width norm fpn_channels p6_from head_convs head_channels head_norm").split()
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """Weights in the shape of the network, and what was done to them."""
+
+    tree: dict[str, Any]
+    fresh: tuple[str, ...]
+    """Arrays, or whole groups, that stayed as they were initialised."""
+    notes: tuple[str, ...]
+    """What was taken otherwise than as it stood."""
+    differs: tuple[str, ...]
+    """Fields whose value is not the one that the weights were made for, with the flag."""
+
+    def report(self) -> list[str]:
+        """Lines for a console, in rich's markup."""
+        lines = list(self.notes)
+        if self.fresh:
+            lines.append(f"fresh: {', '.join(self.fresh)}{self._why()}")
+        return lines + [f"[yellow]note:[/] {line}" for line in self.differs]
+
+    def _why(self) -> str:
+        if any(name.startswith(CLASS_LAYER) for name in self.fresh):
+            return " (the number of classes differs)"
+        return " (the weights are of a backbone alone)"
+
+
+def fit(
+    imported: Imported,
+    fresh: dict[str, Any],
+    config: ml_collections.ConfigDict,
+    category_ids: Sequence[int],
+    source: str,
+) -> Fitted:
+    """``imported`` in the place of ``fresh``, the variables of the network that ``config`` makes.
+
+    Args:
+      category_ids: COCO's own ids of the data set's classes, in the order of its labels; with
+        exactly COCO's 80 they are taken out of torchvision's 91 slots.
+      source: for messages.
+
+    Raises `MisfitError` for what does not fit; its message says which fields of the config would.
+    """
+    fields = leaves(config)
+    per_place = resolve(config).anchors_per_place
+    tree, notes = imported.tree, []
+    order = imported.expects.get("anchors.order")
+    if order not in (None, config.anchors.order) and class_outputs(tree):
+        tree = reorder_anchors(
+            tree, len(config.anchors.octaves), len(config.anchors.ratios), config.anchors.order
+        )
+        notes.append(f"anchors reordered from {order} to {config.anchors.order}")
+    wanted, given = class_outputs(fresh), class_outputs(tree)
+    if (
+        given == COCO_SLOTS * per_place
+        and wanted == len(COCO_IDS) * per_place
+        and set(category_ids) == set(COCO_IDS)
+    ):
+        tree = take_classes(tree, category_ids, COCO_SLOTS)
+        notes.append("80 of 91 classes taken: the slots of COCO's category ids")
+    try:
+        merged, stayed = graft(fresh, tree, source, imported.unknown)
+    except MisfitError as error:
+        flags = [
+            f"--config.model.{name}={imported.expects[field]}"
+            for name in STRUCTURE
+            if (field := f"model.{name}") in imported.expects
+            and not _agree(field, imported.expects[field], fields.get(field))
+        ]
+        advice = f"its {imported.system} wants {' '.join(flags)}; " if flags else ""
+        raise MisfitError(source, error.wrong, advice) from None
+    differs = [
+        f"these weights were made with {field}={_shell(value)}, the config has "
+        f"{_shell(fields[field])}; set --config.{field}={_shell(value)}"
+        for field, value in imported.expects.items()
+        if field in fields and field != "anchors.order" and not _agree(field, value, fields[field])
+        and (class_outputs(tree) or not field.startswith("anchors."))
+    ]  # fmt: skip
+    return Fitted(merged, tuple(stayed), tuple(notes), tuple(differs))
+
+
+def reorder_anchors(tree: dict[str, Any], octaves: int, ratios: int, order: str) -> dict[str, Any]:
+    """The predicting layers of both heads with the anchors of a place in the other ``order``.
+
+    Without effect where the layer's outputs are not a multiple of the anchors.
+    """
+    rows, columns = (ratios, octaves) if order == "size_major" else (octaves, ratios)
+
+    def reorder(value: np.ndarray) -> np.ndarray:
+        lead, outputs = value.shape[:-1], value.shape[-1]
+        if outputs % (rows * columns):
+            return value
+        value = value.reshape(*lead, rows, columns, -1)
+        return np.ascontiguousarray(value.swapaxes(-3, -2)).reshape(*lead, outputs)
+
+    return _map_predictions(tree, ("class_head", "box_head"), reorder)
+
+
+def take_classes(tree: dict[str, Any], ids: Sequence[int], slots: int) -> dict[str, Any]:
+    """The class layer with the classes ``ids`` alone, in their order, out of ``slots``."""
+
+    def take(value: np.ndarray) -> np.ndarray:
+        lead = value.shape[:-1]
+        value = value.reshape(*lead, -1, slots)[..., list(ids)]
+        return np.ascontiguousarray(value).reshape(*lead, -1)
+
+    return _map_predictions(tree, ("class_head",), take)
+
+
+def _map_predictions(tree, heads: tuple[str, ...], change) -> dict[str, Any]:
+    layers = tuple(f"params/{head}/predict/" for head in heads)
+    flat = {
+        name: change(np.asarray(value)) if name.startswith(layers) else value
+        for name, value in flatten(tree).items()
+    }
+    return {**tree, **flax.traverse_util.unflatten_dict(flat, sep="/")}
+
+
+def _agree(field: str, one: Any, other: Any) -> bool:
+    if field == "model.norm":  # frozen and batch share their names
+        return (one == "group") == (other == "group")
+    if isinstance(one, (tuple, list)):
+        return len(one) == len(other) and all(
+            _agree(field, a, b) for a, b in zip(one, other, strict=True)
+        )
+    if isinstance(one, float) and isinstance(other, (int, float)):
+        return math.isclose(one, other, rel_tol=1e-6)
+    return one == other
+
+
+def _shell(value: Any) -> str:
+    return f"'{value}'" if isinstance(value, tuple) else str(value)

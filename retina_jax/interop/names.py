@@ -1,0 +1,152 @@
+"""What others call the parameters of a ResNet, a pyramid and its heads.
+
+A table is a dict from their name to ours, over every name that a network of the family may have;
+read backwards it exports. Ours are joined by "/" and begin with params or batch_stats.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import numpy as np
+
+Pairs = Iterator[tuple[str, str]]
+
+_BLOCKS = [(stage, block) for stage in (2, 3, 4, 5) for block in range(48)]
+_CONVS = range(16)
+"""Convolutions of a tower; all published heads have four."""
+
+
+def conv(theirs: str, ours: str) -> Pairs:
+    yield f"{theirs}.weight", f"params/{ours}/kernel"
+    yield f"{theirs}.bias", f"params/{ours}/bias"
+
+
+def norm(theirs: str, ours: str) -> Pairs:
+    """Group norm has the first two alone."""
+    yield f"{theirs}.weight", f"params/{ours}/scale"
+    yield f"{theirs}.bias", f"params/{ours}/bias"
+    yield f"{theirs}.running_mean", f"batch_stats/{ours}/mean"
+    yield f"{theirs}.running_var", f"batch_stats/{ours}/var"
+
+
+def torchvision_resnet(prefix: str = "") -> Pairs:
+    yield from conv(f"{prefix}conv1", "backbone/stem_conv")
+    yield from norm(f"{prefix}bn1", "backbone/stem_norm")
+    for stage, block in _BLOCKS:
+        theirs, ours = f"{prefix}layer{stage - 1}.{block}", f"backbone/stage{stage}_block{block}"
+        for n in (1, 2, 3):
+            yield from conv(f"{theirs}.conv{n}", f"{ours}/conv{n}")
+            yield from norm(f"{theirs}.bn{n}", f"{ours}/norm{n}")
+        yield from conv(f"{theirs}.downsample.0", f"{ours}/shortcut_conv")
+        yield from norm(f"{theirs}.downsample.1", f"{ours}/shortcut_norm")
+
+
+_TORCHVISION_HEADS = (
+    ("head.classification_head", "cls_logits", "class_head"),
+    ("head.regression_head", "bbox_reg", "box_head"),
+)
+
+
+def torchvision_retinanet() -> Pairs:
+    """v1 and v2: the towers of v2 have a group norm after each convolution."""
+    yield from torchvision_resnet("backbone.body.")
+    for index, level in enumerate((3, 4, 5)):
+        yield from conv(f"backbone.fpn.inner_blocks.{index}.0", f"fpn/lateral{level}")
+        yield from conv(f"backbone.fpn.layer_blocks.{index}.0", f"fpn/output{level}")
+    for level in (6, 7):
+        yield from conv(f"backbone.fpn.extra_blocks.p{level}", f"fpn/p{level}")
+    for theirs, predict, ours in _TORCHVISION_HEADS:
+        for n in _CONVS:
+            yield from conv(f"{theirs}.conv.{n}.0", f"{ours}/conv{n}")
+            yield from norm(f"{theirs}.conv.{n}.1", f"{ours}/norm{n}")
+        yield from conv(f"{theirs}.{predict}", f"{ours}/predict")
+
+
+def torchvision_retinanet_before_0_13() -> Pairs:
+    """Names of older files, which are read and never written."""
+    for index, level in enumerate((3, 4, 5)):
+        yield from conv(f"backbone.fpn.inner_blocks.{index}", f"fpn/lateral{level}")
+        yield from conv(f"backbone.fpn.layer_blocks.{index}", f"fpn/output{level}")
+    for theirs, _, ours in _TORCHVISION_HEADS:
+        for n in _CONVS:
+            yield from conv(f"{theirs}.conv.{2 * n}", f"{ours}/conv{n}")
+
+
+def detectron2_resnet(prefix: str = "") -> Pairs:
+    yield from conv(f"{prefix}stem.conv1", "backbone/stem_conv")
+    yield from norm(f"{prefix}stem.conv1.norm", "backbone/stem_norm")
+    for stage, block in _BLOCKS:
+        theirs, ours = f"{prefix}res{stage}.{block}", f"backbone/stage{stage}_block{block}"
+        for n in (1, 2, 3):
+            yield from conv(f"{theirs}.conv{n}", f"{ours}/conv{n}")
+            yield from norm(f"{theirs}.conv{n}.norm", f"{ours}/norm{n}")
+        yield from conv(f"{theirs}.shortcut", f"{ours}/shortcut_conv")
+        yield from norm(f"{theirs}.shortcut.norm", f"{ours}/shortcut_norm")
+
+
+DETECTRON2_HEADS = (
+    ("head.cls_subnet", "head.cls_score", "class_head"),
+    ("head.bbox_subnet", "head.bbox_pred", "box_head"),
+)
+
+
+def detectron2_retinanet(group_norm_heads: bool) -> Pairs:
+    """A tower counts its convolutions, norms and ReLUs alike: with norms the numbers differ."""
+    yield from detectron2_resnet("backbone.bottom_up.")
+    for level in (3, 4, 5):
+        yield from conv(f"backbone.fpn_lateral{level}", f"fpn/lateral{level}")
+        yield from conv(f"backbone.fpn_output{level}", f"fpn/output{level}")
+    for level in (6, 7):
+        yield from conv(f"backbone.top_block.p{level}", f"fpn/p{level}")
+    for theirs, predict, ours in DETECTRON2_HEADS:
+        for n in _CONVS:
+            if group_norm_heads:
+                yield from conv(f"{theirs}.{3 * n}", f"{ours}/conv{n}")
+                yield from norm(f"{theirs}.{3 * n + 1}", f"{ours}/norm{n}")
+            else:
+                yield from conv(f"{theirs}.{2 * n}", f"{ours}/conv{n}")
+        yield from conv(predict, f"{ours}/predict")
+
+
+def caffe2_resnet() -> Pairs:
+    """MSRA's and FAIR's ImageNet models in Detectron2's zoo: batch norms are affine maps."""
+
+    def layer(theirs: str, their_norm: str, ours: str, our_norm: str) -> Pairs:
+        yield f"{theirs}_w", f"params/{ours}/kernel"
+        yield f"{their_norm}_s", f"params/{our_norm}/scale"
+        yield f"{their_norm}_b", f"params/{our_norm}/bias"
+        yield f"{their_norm}_rm", f"batch_stats/{our_norm}/mean"
+        yield f"{their_norm}_riv", f"batch_stats/{our_norm}/var"
+
+    yield from layer("conv1", "res_conv1_bn", "backbone/stem_conv", "backbone/stem_norm")
+    for stage, block in _BLOCKS:
+        theirs, ours = f"res{stage}_{block}", f"backbone/stage{stage}_block{block}"
+        branches = [("branch1", "shortcut_conv", "shortcut_norm")]
+        branches += [(f"branch2{'abc'[n]}", f"conv{n + 1}", f"norm{n + 1}") for n in range(3)]
+        for branch, our_conv, our_norm in branches:
+            theirs_here = f"{theirs}_{branch}"
+            yield from layer(
+                theirs_here, f"{theirs_here}_bn", f"{ours}/{our_conv}", f"{ours}/{our_norm}"
+            )
+
+
+TORCHVISION_IGNORED = re.compile(r"(.*\.)?num_batches_tracked|fc\.(weight|bias)")
+DETECTRON2_IGNORED = re.compile(
+    r"(.*\.)?num_batches_tracked|pixel_(mean|std)|anchor_generator\.cell_anchors\.\d+"
+    r"|(backbone\.bottom_up\.)?(stem\.fc|linear)\.(weight|bias)"
+)
+CAFFE2_IGNORED = re.compile(r".*_momentum|lr|model_iter|weight_order|(fc1000|pred)_[wb]")
+
+
+def to_our_layout(name: str, value: np.ndarray) -> np.ndarray:
+    """A value under our ``name``: kernels from OIHW to HWIO, a copy; all else as it is."""
+    is_kernel = name.endswith("/kernel") and value.ndim == 4
+    return np.ascontiguousarray(value.transpose(2, 3, 1, 0)) if is_kernel else value
+
+
+def to_their_layout(name: str, value: np.ndarray) -> np.ndarray:
+    """The inverse of `to_our_layout`."""
+    is_kernel = name.endswith("/kernel") and value.ndim == 4
+    return np.ascontiguousarray(value.transpose(3, 2, 0, 1)) if is_kernel else value

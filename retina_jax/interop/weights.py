@@ -1,0 +1,226 @@
+"""Weights of others (and of this project) as trees of our names, with what they were made for."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
+from typing import Any
+
+import flax.traverse_util
+import numpy as np
+
+from retina_jax.errors import UserError
+from retina_jax.interop import names
+from retina_jax.interop.files import read_arrays
+from retina_jax.interop.structure import groups_of, has_bottlenecks, structure_of
+
+RGB = {
+    "data.pixel_order": "RGB",
+    "data.mean": (123.675, 116.28, 103.53),
+    "data.std": (58.395, 57.12, 57.375),
+    "model.stride_in_1x1": False,
+    "model.norm_eps": 1e-5,
+}
+"""torchvision's ImageNet models, and Detectron2's copies of them."""
+MSRA = {
+    "data.pixel_order": "BGR",
+    "data.mean": (103.53, 116.28, 123.675),
+    "data.std": (1.0, 1.0, 1.0),
+    "model.stride_in_1x1": True,
+    "model.norm_eps": 1e-5,
+}
+"""Detectron2's R-50 and R-101, whose backbone is MSRA's."""
+FAIR_RESNEXT = {**MSRA, "data.std": (57.375, 57.12, 58.395), "model.stride_in_1x1": False}
+"""Detectron2's X-101."""
+TORCHVISION_ANCHORS = {
+    "anchors.order": "ratio_major",
+    "anchors.offset": 0.0,
+    "anchors.rounded": True,
+    "anchors.truncate_sizes": True,
+    "anchors.stride_from": "grid",
+}
+DETECTRON2_ANCHORS = {
+    "anchors.order": "size_major",
+    "anchors.offset": 0.0,
+    "anchors.rounded": False,
+    "anchors.truncate_sizes": False,
+    "anchors.stride_from": "level",
+}
+FROM_RUN = (*RGB, *TORCHVISION_ANCHORS)
+"""Fields of a run's config that its weights were made for, beside the structure."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Imported:
+    """Weights under our names, and what is known of them."""
+
+    tree: dict[str, Any]
+    """``{"params": …, "batch_stats": …}``, nested; NumPy float32."""
+    system: str
+    """For people: "torchvision RetinaNet", "Caffe2 ResNet", …"""
+    ignored: tuple[str, ...]
+    """Names of the source that carry no weight of the network."""
+    unknown: tuple[str, ...]
+    """Names of the source that have no counterpart here."""
+    expects: dict[str, Any]
+    """Fields of the config with the values that the weights were made for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _System:
+    name: str
+    marker: str
+    """A name that its files hold and no other system's."""
+    pairs: Callable[[Collection[str]], Iterable[tuple[str, str]]]
+    """The table, given the names of the file."""
+    ignored: re.Pattern
+    expects: Callable[[dict, dict[str, np.ndarray]], dict[str, Any]]
+    """Of our tree and the arrays of the file."""
+
+
+def _detectron2_pixels(tree: dict, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    found = FAIR_RESNEXT if groups_of(tree) > 1 else MSRA if has_bottlenecks(tree) else RGB
+    found = dict(found)
+    for field, name in (("data.mean", "pixel_mean"), ("data.std", "pixel_std")):
+        if name in arrays and arrays[name].size == 3:  # files of the first releases say it
+            found[field] = tuple(round(float(v), 3) for v in arrays[name].reshape(-1))
+    # ImageNet's mean is lowest in blue
+    found["data.pixel_order"] = "BGR" if found["data.mean"][0] < found["data.mean"][2] else "RGB"
+    return found
+
+
+_SYSTEMS = (
+    _System(
+        "retina_jax",
+        "params/backbone/stem_conv/kernel",
+        lambda there: ((name, name) for name in there),
+        re.compile("(?!)"),
+        lambda tree, arrays: {},
+    ),
+    _System(
+        "torchvision RetinaNet",
+        "head.classification_head.cls_logits.weight",
+        lambda there: (*names.torchvision_retinanet(), *names.torchvision_retinanet_before_0_13()),
+        names.TORCHVISION_IGNORED,
+        lambda tree, arrays: {**RGB, **TORCHVISION_ANCHORS},
+    ),
+    _System(
+        "Detectron2 RetinaNet",
+        "head.cls_score.weight",
+        lambda there: names.detectron2_retinanet("head.cls_subnet.1.weight" in there),
+        names.DETECTRON2_IGNORED,
+        lambda tree, arrays: {**_detectron2_pixels(tree, arrays), **DETECTRON2_ANCHORS},
+    ),
+    _System(
+        "torchvision ResNet",
+        "layer1.0.conv1.weight",
+        lambda there: names.torchvision_resnet(),
+        names.TORCHVISION_IGNORED,
+        lambda tree, arrays: RGB,
+    ),
+    _System(
+        "Detectron2 ResNet",  # of the zoo these are torchvision's, renamed
+        "stem.conv1.weight",
+        lambda there: names.detectron2_resnet(),
+        names.DETECTRON2_IGNORED,
+        lambda tree, arrays: RGB,
+    ),
+    _System(
+        "Detectron2 ResNet",
+        "backbone.bottom_up.stem.conv1.weight",
+        lambda there: names.detectron2_resnet("backbone.bottom_up."),
+        names.DETECTRON2_IGNORED,
+        _detectron2_pixels,
+    ),
+    _System(
+        "Caffe2 ResNet",
+        "conv1_w",
+        lambda there: names.caffe2_resnet(),
+        names.CAFFE2_IGNORED,
+        _detectron2_pixels,
+    ),
+)
+
+
+def read_weights(path: str | Path) -> Imported:
+    """The weights of a file, whatever wrote it: its names tell the system.
+
+    Raises `UserError` for a file that cannot be read, whose names belong to none of the systems,
+    or that holds numbers which are not finite.
+    """
+    return import_arrays(read_arrays(path), path)
+
+
+def import_arrays(arrays: dict[str, np.ndarray], path: str | Path) -> Imported:
+    """`read_weights` of arrays that are read already; ``path`` is for messages."""
+    system = next((s for s in _SYSTEMS if s.marker in arrays), None)
+    if system is None:
+        some = ", ".join(list(arrays)[:4])
+        raise UserError(
+            f"{path} holds names such as {some}, of no system that is known here (torchvision "
+            "and Detectron2 ResNets and RetinaNets, Caffe2 ResNets, retina_jax)"
+        )
+    table = dict(system.pairs(arrays))
+    flat, ignored, unknown = {}, [], []
+    for theirs, value in arrays.items():
+        ours = table.get(theirs)
+        if system.ignored.fullmatch(theirs):
+            ignored.append(theirs)
+        elif ours is None:
+            unknown.append(theirs)
+        elif ours in flat:
+            raise UserError(f"{path} holds {ours} twice, once as {theirs}; remove one of them")
+        elif system.name == "retina_jax":
+            flat[ours] = value
+        else:
+            flat[ours] = names.to_our_layout(ours, value)
+    for ours, value in flat.items():
+        if not np.isfinite(value).all():
+            raise UserError(f"{path}: {ours} holds numbers that are not finite; fetch it again")
+    if system.name == "Caffe2 ResNet":
+        _complete_affine_norms(flat)
+    ignored += _drop_neutral_biases(flat, path)
+    tree = {"params": {}, "batch_stats": {}, **flax.traverse_util.unflatten_dict(flat, sep="/")}
+    expects = {**system.expects(tree, arrays), **structure_of(tree)}
+    if Path(path).name.startswith("retinanet_resnet50_fpn_coco"):
+        # torchvision sets eps to 0 after loading this one file: it was trained so
+        expects["model.norm_eps"] = 0.0
+    return Imported(tree, system.name, tuple(ignored), tuple(unknown), expects)
+
+
+def weights_of_run(tree: dict[str, Any], fields: dict[str, Any]) -> Imported:
+    """A checkpoint of this project; ``fields`` are the leaves of its config, as JSON has them."""
+    made_for = {name: _tuples(fields[name]) for name in FROM_RUN if name in fields}
+    return Imported(tree, "retina_jax", (), (), {**made_for, **structure_of(tree)})
+
+
+def _complete_affine_norms(flat: dict[str, np.ndarray]) -> None:
+    """Caffe2 folded the statistics into scale and bias: mean 0, and a variance such that
+    ``rsqrt(variance + eps)`` is 1 in float32 at the eps that `MSRA` expects.
+    """
+    for name in [n for n in flat if n.endswith("/scale")]:
+        statistics = name.replace("params/", "batch_stats/", 1).removesuffix("scale")
+        flat.setdefault(statistics + "mean", np.zeros_like(flat[name]))
+        var = np.full_like(flat[name], 1 - MSRA["model.norm_eps"])
+        flat.setdefault(statistics + "var", var)
+
+
+def _drop_neutral_biases(flat: dict[str, np.ndarray], path: str | Path) -> list[str]:
+    """Detectron2 keeps a bias before a head's group norm; here there is none, so it must be 0."""
+    dropped = []
+    for name in [n for n in flat if re.fullmatch(r"params/\w+_head/conv\d+/bias", n)]:
+        if name.replace("/conv", "/norm").replace("/bias", "/scale") in flat:
+            if flat[name].any():
+                raise UserError(
+                    f"{path}: {name} stands before a group norm and is not 0; convolutions before "
+                    "a norm have no bias here"
+                )
+            del flat[name]
+            dropped.append(f"{name} (0)")
+    return dropped
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value

@@ -1,0 +1,127 @@
+"""Imported weights in the place of fresh ones: classes, anchors, what stays, what is said."""
+
+import jax
+import numpy as np
+import pytest
+from trees import assert_same_trees
+
+from retina_jax.errors import UserError
+from retina_jax.interop.export import check_expressible, export_names, export_weights
+from retina_jax.interop.fit import COCO_IDS, fit, reorder_anchors, take_classes
+from retina_jax.interop.graft import MisfitError
+from retina_jax.interop.weights import import_arrays
+
+DENSE = tuple(range(3))
+
+
+def imported(tree, system="torchvision"):
+    return import_arrays(export_names(tree, system), "file")
+
+
+def test_a_whole_network_is_taken_whole(config_of, random_weights):
+    config = config_of()
+    given, fresh = random_weights(config), random_weights(config, seed=1)
+    fitted = fit(imported(given, "detectron2"), fresh, config, DENSE, "file")
+    assert fitted.fresh == fitted.notes == ()
+    assert_same_trees(fitted.tree, given)
+    # made by Detectron2 for other pixels: said, with the flag
+    assert any("--config.data.pixel_order=BGR" in line for line in fitted.differs)
+
+
+def test_a_backbone_alone_says_what_stays_fresh(config_of, random_weights):
+    config = config_of()
+    given, fresh = random_weights(config), random_weights(config, seed=1)
+    names = export_names(given, "torchvision")
+    start = "backbone.body."
+    resnet = {n.removeprefix(start): v for n, v in names.items() if n.startswith(start)}
+    fitted = fit(import_arrays(resnet, "file"), fresh, config, DENSE, "file")
+    assert fitted.fresh == ("fpn", "class_head", "box_head")
+    assert (
+        "fresh: fpn, class_head, box_head (the weights are of a backbone alone)" in fitted.report()
+    )
+    assert_same_trees(fitted.tree["params"]["backbone"], given["params"]["backbone"])
+    assert_same_trees(fitted.tree["params"]["fpn"], fresh["params"]["fpn"])
+
+
+def test_another_number_of_classes_keeps_all_but_the_last_layer(config_of, random_weights):
+    config = config_of()
+    given, fresh = random_weights(config, 5), random_weights(config, 3, seed=1)
+    fitted = fit(imported(given), fresh, config, DENSE, "file")
+    assert fitted.fresh == tuple(
+        f"params/class_head/predict/{part}" for part in ("bias", "kernel")
+    ) or set(fitted.fresh) == {f"params/class_head/predict/{p}" for p in ("bias", "kernel")}
+    assert any("the number of classes differs" in line for line in fitted.report())
+    assert_same_trees(fitted.tree["params"]["box_head"]["conv0"],
+                      given["params"]["box_head"]["conv0"])  # fmt: skip
+
+
+def test_coco_is_taken_out_of_91_slots_by_its_ids(config_of, random_weights):
+    config = config_of()
+    config.anchors.order = "ratio_major"  # torchvision's: nothing is reordered
+    given, fresh = random_weights(config, 91), random_weights(config, 80, seed=1)
+    fitted = fit(imported(given), fresh, config, COCO_IDS, "file")
+    assert fitted.fresh == ()
+    assert fitted.notes == ("80 of 91 classes taken: the slots of COCO's category ids",)
+    slots = given["params"]["class_head"]["predict"]["bias"].reshape(9, 91)
+    taken = fitted.tree["params"]["class_head"]["predict"]["bias"].reshape(9, 80)
+    for label, category_id in enumerate(COCO_IDS):
+        np.testing.assert_array_equal(taken[:, label], slots[:, category_id])
+
+
+def test_other_ids_do_not_pass_for_coco(config_of, random_weights):
+    config = config_of()
+    given, fresh = random_weights(config, 91), random_weights(config, 80, seed=1)
+    fitted = fit(imported(given), fresh, config, tuple(range(80)), "file")
+    assert set(fitted.fresh) == {f"params/class_head/predict/{p}" for p in ("bias", "kernel")}
+
+
+def test_a_network_of_another_shape_names_the_flags_and_all_names(config_of, random_weights):
+    config = config_of(backbone="resnet50")
+    given = random_weights(config_of(backbone="resnet18"))
+    with pytest.raises(MisfitError) as caught:
+        fit(imported(given), random_weights(config), config, DENSE, "file")
+    assert "wants --config.model.backbone=resnet18" in str(caught.value)
+    assert len(caught.value.wrong) > 100
+    assert "\n" not in str(caught.value)
+
+
+def test_reordered_anchors_say_the_same_of_the_same_anchor(config_of, random_weights):
+    tree = random_weights(config_of())
+    there = reorder_anchors(tree, 3, 3, "ratio_major")
+    bias, moved = (t["params"]["box_head"]["predict"]["bias"].reshape(9, 4) for t in (tree, there))
+    for octave in range(3):
+        for ratio in range(3):  # size_major counts ratios within a size
+            np.testing.assert_array_equal(moved[ratio * 3 + octave], bias[octave * 3 + ratio])
+    assert_same_trees(reorder_anchors(there, 3, 3, "size_major"), tree)
+
+
+def test_take_classes_by_hand():
+    bias = np.arange(2 * 4, dtype=np.float32)  # two anchors, four slots
+    tree = {"params": {"class_head": {"predict": {"bias": bias}}}, "batch_stats": {}}
+    taken = take_classes(tree, (1, 3), 4)["params"]["class_head"]["predict"]["bias"]
+    assert taken.tolist() == [1, 3, 5, 7]
+
+
+@pytest.mark.parametrize(
+    ("system", "field", "value"),
+    [
+        ("torchvision", "model.norm", "group"),
+        ("detectron2", "model.head_norm", "batch"),
+        ("torchvision", "model.class_specific_boxes", True),
+        ("torchvision", "loss.classification", "softmax_focal"),
+        ("detectron2", "model.p6_from", "P5"),
+        ("torchvision", "data.pixel_order", "BGR"),
+    ],
+)
+def test_what_they_cannot_express_is_refused_by_field_and_value(config_of, system, field, value):
+    config = config_of(width=64, fpn_channels=64, head_channels=64)
+    check_expressible(config, system)
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError, match=rf"{system} cannot express config\.{field}="):
+        export_weights({}, config, system)
+
+
+def test_trees_of_jax_arrays_are_exported(config_of, random_weights):
+    tree = random_weights(config_of())
+    plain = export_names(tree, "torchvision")
+    assert_same_trees(plain, export_names(jax.tree.map(jax.numpy.asarray, tree), "torchvision"))

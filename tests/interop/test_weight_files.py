@@ -1,0 +1,193 @@
+"""Files of arrays: every damage is one line, and nothing in a file is run."""
+
+import builtins
+import os
+import pickle
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+
+from retina_jax.errors import UserError
+from retina_jax.interop.files import read_arrays, write_arrays
+
+ARRAYS = {
+    "a.weight": np.arange(24, dtype=np.float32).reshape(2, 3, 4),
+    "a.bias": np.array([1.5, -0.0, 1e-40], np.float32),
+    "count": np.array(7, np.int64),
+}
+SUFFIXES = (".safetensors", ".pth", ".pkl")
+
+
+def written(tmp_path, suffix):
+    if suffix == ".pth":
+        pytest.importorskip("torch")
+    path = tmp_path / f"weights{suffix}"
+    write_arrays(path, ARRAYS)
+    return path
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_arrays_come_back_bit_for_bit(tmp_path, suffix):
+    found = read_arrays(written(tmp_path, suffix))
+    assert found.keys() == ARRAYS.keys()
+    for name, value in ARRAYS.items():
+        assert found[name].dtype == value.dtype
+        assert found[name].shape == value.shape
+        assert found[name].tobytes() == value.tobytes()
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.99])
+def test_a_cut_file_is_one_line(tmp_path, suffix, share):
+    path = written(tmp_path, suffix)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(share * len(data))])
+    with pytest.raises(UserError, match=r"weights\.\w+ is cut or damaged \(.+\); fetch") as caught:
+        read_arrays(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_half_a_file_is_never_left(tmp_path, suffix, monkeypatch):
+    path = written(tmp_path, suffix)
+    before = path.read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        write_arrays(path, {"other": np.zeros(3)})
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_paths_that_hold_no_weights(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere\.pkl: no such file"):
+        read_arrays(tmp_path / "nowhere.pkl")
+    with pytest.raises(UserError, match=r"cannot read '\.h5'; give one of \.safetensors, \.pth"):
+        read_arrays(tmp_path / "weights.h5")
+    (tmp_path / "weights.pkl").write_bytes(pickle.dumps({"iteration": 3}))
+    with pytest.raises(UserError, match="holds no arrays by name but only 'iteration'"):
+        read_arrays(tmp_path / "weights.pkl")
+    (tmp_path / "weights.pkl").write_bytes(pickle.dumps([np.zeros(3)]))
+    with pytest.raises(UserError, match="holds a list, not arrays by name"):
+        read_arrays(tmp_path / "weights.pkl")
+
+
+def test_precisions_become_float32(tmp_path):
+    values = {"half": np.float16([1.5]), "double": np.float64([0.1]), "count": np.int64([3])}
+    write_arrays(tmp_path / "weights.safetensors", values)
+    found = read_arrays(tmp_path / "weights.safetensors")
+    assert {k: v.dtype.name for k, v in found.items()} == {
+        "half": "float32",
+        "double": "float32",
+        "count": "int64",
+    }
+
+
+def test_bfloat16_is_read(tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.save({"a": torch.tensor([1.5], dtype=torch.bfloat16)}, tmp_path / "weights.pth")
+    np.testing.assert_array_equal(read_arrays(tmp_path / "weights.pth")["a"], np.float32([1.5]))
+
+
+@pytest.mark.parametrize("wrapper", ["model", "state_dict", "model_state", "blobs"])
+def test_wrappers_and_prefixes_are_taken_off(tmp_path, wrapper):
+    arrays = {f"module.{name}": value for name, value in ARRAYS.items()}
+    content = {wrapper: OrderedDict(arrays), "iteration": 90_000, "__author__": "someone"}
+    (tmp_path / "weights.pkl").write_bytes(pickle.dumps(content))
+    assert read_arrays(tmp_path / "weights.pkl").keys() == ARRAYS.keys()
+
+
+class Command:
+    def __init__(self, function, *arguments):
+        self._reduced = function, arguments
+
+    def __reduce__(self):
+        return self._reduced
+
+
+ATTACKS = {
+    "system": (lambda mark: Command(os.system, f"touch {mark}"), r"asks for posix\.system"),
+    "eval": (lambda mark: Command(eval, f"open('{mark}', 'w')"), r"asks for \w+\.eval"),
+    "getattr": (lambda mark: Command(getattr, "text", "format"), r"asks for \w+\.getattr"),
+    "numpy": (lambda mark: Command(np.load, str(mark)), r"asks for numpy"),
+    "objects": (lambda mark: np.array([Command(open, str(mark), "w")], object), r"asks for dtype"),
+    "pointer": (lambda mark: Command(np.ndarray, (1,), "O", b"A" * 8), "is cut or damaged"),
+    "dtype": (lambda mark: Command(np.dtype, "O"), "asks for dtype 'O'"),
+}
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, attack, protocol):
+    attacker, message = ATTACKS[attack]
+    mark = tmp_path / "mark"
+    content = {**ARRAYS, "extra": attacker(mark)}
+    (tmp_path / "weights.pkl").write_bytes(pickle.dumps(content, protocol))
+    with pytest.raises(UserError, match=message):
+        read_arrays(tmp_path / "weights.pkl")
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
+def test_pickles_of_all_protocols_are_read(tmp_path, protocol):
+    by_columns = np.asfortranarray(ARRAYS["a.weight"])
+    content = {"a": by_columns, "b": by_columns.astype(">f4"), "c": np.float32(2), "d": "text"}
+    (tmp_path / "weights.pkl").write_bytes(pickle.dumps(content, protocol))
+    found = read_arrays(tmp_path / "weights.pkl")
+    assert found.keys() == {"a", "b"}
+    for value in found.values():
+        assert value.dtype == np.float32
+        np.testing.assert_array_equal(value, ARRAYS["a.weight"])
+
+
+def test_a_torch_file_with_code_is_refused_and_not_run(tmp_path):
+    torch = pytest.importorskip("torch")
+    mark = tmp_path / "mark"
+    torch.save({"a": Command(os.system, f"touch {mark}")}, tmp_path / "weights.pth")
+    with pytest.raises(UserError, match="would run code to be read; save model"):
+        read_arrays(tmp_path / "weights.pth")
+    assert not mark.exists()
+
+
+def test_pickles_of_python_2_are_read(tmp_path):
+    # what Python 2.7 with NumPy 1 wrote (protocol 2) for {'conv1_w': np.float32([[1.5, -2.0]])}
+    content = (
+        b"\x80\x02}q\x01U\x07conv1_wq\x02cnumpy.core.multiarray\n_reconstruct\nq\x03cnumpy\n"
+        b"ndarray\nq\x04K\x00\x85U\x01b\x87Rq\x05(K\x01K\x01K\x02\x86cnumpy\ndtype\nq\x06U\x02f4K"
+        b"\x00K\x01\x87Rq\x07(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89U\x08"
+        b"\x00\x00\xc0?\x00\x00\x00\xc0tbs."
+    )
+    (tmp_path / "weights.pkl").write_bytes(content)
+    found = read_arrays(tmp_path / "weights.pkl")
+    np.testing.assert_array_equal(found["conv1_w"], np.float32([[1.5, -2.0]]))
+
+
+def test_pickles_are_written_for_numpy_1(tmp_path):
+    write_arrays(tmp_path / "weights.pkl", ARRAYS)
+    data = (tmp_path / "weights.pkl").read_bytes()
+    assert b"numpy._core" not in data
+    assert pickle.loads(data)["__author__"] == "retina_jax"
+
+
+def test_missing_torch_says_what_to_install(tmp_path, monkeypatch):
+    (tmp_path / "weights.pth").write_bytes(b"anything")
+    own = builtins.__import__
+
+    def without_torch(name, *rest):
+        if name == "torch":
+            raise ImportError(name)
+        return own(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without_torch)
+    with pytest.raises(UserError, match="pip install torch, or use"):
+        read_arrays(tmp_path / "weights.pth")
+
+
+def test_a_torch_file_named_pkl_is_told_apart(tmp_path):
+    written(tmp_path, ".pth").rename(tmp_path / "weights.pkl")
+    with pytest.raises(UserError, match="rename it to"):
+        read_arrays(tmp_path / "weights.pkl")

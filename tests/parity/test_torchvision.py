@@ -1,0 +1,163 @@
+"""Against torchvision: itself where it can be imported, and what it once gave (golden/)."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from stages import Stages, assert_near, experiment, unpaired
+from torchvision_case import CLASSES, INPUT, make_case, picture, sample, set_weights, weight
+from torchvision_cpu import import_torchvision
+
+from retina_jax import box_losses, losses
+from retina_jax.interop.export import export_weights
+from retina_jax.interop.weights import import_arrays
+from retina_jax.models.layers import make_norm
+from retina_jax.models.resnet import BACKBONES, ResNet
+from retina_jax.models.retinanet import normalize_images
+
+GOLDEN = Path(__file__).parent / "golden"
+LARGE = ("batch", "feature_", "cls_logits", "box_regression", "grad/")
+"""Stages of which the golden files keep a sample."""
+
+
+def ours_of(system):
+    """This program by the system's experiment, with the weights of the formula."""
+    config = experiment(system)
+    config.data.short_side, config.data.long_side = INPUT
+    config.data.buckets = (INPUT,)
+    config.model.norm = "batch"
+    config.model.frozen_stages = 0
+    stages = Stages(system, config, {}, CLASSES)
+    images = jnp.zeros((1, *INPUT, 3))
+    shapes = jax.eval_shape(lambda x: stages.model.init(jax.random.key(0), x, False), images)
+    zeros = jax.tree.map(lambda s: np.zeros(s.shape, np.float32), dict(shapes))
+    names = export_weights(zeros, config, "torchvision")
+    arrays = {name: weight(name, value.shape) for name, value in names.items() if value.ndim}
+    stages.tree = import_arrays(arrays, "formula").tree
+    return stages
+
+
+def compare(stages, case, near):
+    """``near(name, ours, bar)`` for every stage of ``case``."""
+    image, boxes, labels = picture()
+    padded, resized, size = stages.preprocess(image, boxes)
+    np.testing.assert_array_equal(size, case["image_size"])
+    np.testing.assert_allclose(resized, case["boxes_resized"], atol=1e-3)
+    data = stages.config.data
+    batch = np.asarray(normalize_images(padded[None], size[None].astype(np.int32), data))
+    near("batch", batch, 1.001 / min(data.std) / np.abs(batch).max())  # one level of 255
+    return batch, labels
+
+
+def compare_network(stages, case, batch, labels, near):
+    np.testing.assert_array_equal(stages.anchors(INPUT), case["anchors"])
+    for i, feature in enumerate(stages.features(batch)):
+        near(f"feature_{i}", feature, 1e-4)
+    logits, deltas = stages.outputs(batch)
+    near("cls_logits", logits, 1e-4)
+    near("box_regression", deltas, 1e-4)
+    targets = stages.targets(case["anchors"], case["boxes_resized"], labels)
+    targets = jax.tree.map(lambda x: x[None], targets)
+    classification, box, _, gradients, norm = stages.losses_and_gradients(batch, targets)
+    assert classification == pytest.approx(float(case["loss_classification"]), rel=1e-5)
+    assert box == pytest.approx(float(case["loss_box"]), rel=1e-5)
+    for name in case:
+        if name.startswith("grad/"):
+            near(name, gradients[name.removeprefix("grad/")], 1e-3)
+    assert norm == pytest.approx(float(case["grad_norm"]), rel=1e-3)
+    found = stages.detections(logits[0], deltas[0], case["image_size"], picture()[0].shape[:2])
+    theirs = tuple(case[f"det_{name}"] for name in ("boxes", "scores", "labels"))
+    assert len(found[0]) == len(theirs[0])
+    assert unpaired(found, theirs, 0.05, 1e-4) == []
+
+
+@pytest.mark.parametrize("system", ["torchvision_v1", "torchvision_v2"])
+@pytest.mark.parametrize("source", ["golden", "itself"])
+def test_every_stage(system, source):
+    if source == "itself":
+        case = make_case(import_torchvision(), system)
+        batch = case["batch"]
+    else:
+        case = dict(np.load(GOLDEN / f"{system}.npz"))
+        batch = np.load(GOLDEN / "batch.npy")
+
+    def near(name, ours, bar):
+        ours = np.asarray(ours)
+        assert_near(sample(ours) if source == "golden" else ours, case[name], bar)
+
+    stages = ours_of(system)
+    _, labels = compare(stages, case, near)
+    compare_network(stages, case, batch, labels, near)
+
+
+@pytest.fixture(scope="module")
+def torchvision():
+    return import_torchvision()
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_backbones_forward(torchvision, backbone):
+    import torch
+
+    module = getattr(torchvision.models, backbone)(weights=None)
+    set_weights(module)
+    module.eval()
+    image = np.random.RandomState(0).uniform(-2, 2, (1, 64, 96, 3)).astype(np.float32)
+    x = torch.from_numpy(image).permute(0, 3, 1, 2)
+    theirs = []
+    with torch.no_grad():
+        x = module.maxpool(module.relu(module.bn1(module.conv1(x))))
+        for layer in (module.layer1, module.layer2, module.layer3, module.layer4):
+            x = layer(x)
+            theirs.append(x.permute(0, 2, 3, 1).numpy())
+    arrays = {name: value.numpy() for name, value in module.state_dict().items()}
+    tree = import_arrays(arrays, backbone).tree
+    norm = make_norm("frozen", False, 1e-5, jnp.float32, None)
+    ours = ResNet(backbone, 64, norm, norm, jnp.float32).apply(
+        {name: part["backbone"] for name, part in tree.items()}, image
+    )
+    for one, other in zip(ours, theirs[1:], strict=True):
+        assert_near(one, other, 1e-4)
+
+
+def test_losses_of_boxes(torchvision):
+    import torch
+
+    rng = np.random.default_rng(0)
+    corner = rng.uniform(0, 90, (2, 200, 2))
+    a, b = np.concatenate([corner, corner + rng.uniform(1, 60, (2, 200, 2))], -1).astype(np.float32)
+    theirs = {
+        "giou": torchvision.ops.generalized_box_iou_loss,
+        "diou": torchvision.ops.distance_box_iou_loss,
+        "ciou": torchvision.ops.complete_box_iou_loss,
+    }
+    for name, function in theirs.items():
+        boxes = torch.from_numpy(a).requires_grad_()
+        loss = function(boxes, torch.from_numpy(b))
+        loss.sum().backward()
+        ours = box_losses.OF_BOXES[name]
+        assert_near(ours(a, b), loss.detach().numpy(), 1e-5)
+        gradient = jax.grad(lambda x, f=ours: f(x, b).sum())(jnp.asarray(a))
+        assert_near(gradient, boxes.grad.numpy(), 1e-3)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 2.0])
+def test_focal_loss(torchvision, gamma):
+    import torch
+
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 4, (300, 5)).astype(np.float32)
+    labels = rng.integers(-1, 5, 300)
+    targets = (labels[:, None] == np.arange(5)).astype(np.float32)
+    theirs_in = torch.from_numpy(logits).requires_grad_()
+    theirs = torchvision.ops.sigmoid_focal_loss(
+        theirs_in, torch.from_numpy(targets), 0.25, gamma, reduction="sum"
+    )
+    theirs.backward()
+    ours, gradient = jax.value_and_grad(
+        lambda x: losses.sigmoid_focal_loss(x, labels, 0.25, gamma).sum()
+    )(jnp.asarray(logits))
+    assert float(ours) == pytest.approx(float(theirs.detach()), rel=1e-5)
+    assert_near(gradient, theirs_in.grad.numpy(), 1e-4)
