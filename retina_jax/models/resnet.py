@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -140,6 +141,9 @@ class ResNet(nn.Module):
     def _norm_of(self, stage: int) -> Norm:
         return self.frozen_norm if stage <= self.frozen_stages else self.norm
 
+    def _stop_if_frozen(self, stage: int, x: jax.Array) -> jax.Array:
+        return lax.stop_gradient(x) if stage <= self.frozen_stages else x
+
     def _block(self, stage: int, index: int) -> nn.Module:
         kind = BACKBONES[self.backbone]
         planes = self.width * 2 ** (stage - 2)
@@ -166,14 +170,11 @@ class ResNet(nn.Module):
     def __call__(self, x):
         x = Conv(self.width, 7, 2, dtype=self.dtype, name="stem_conv")(x)
         x = nn.relu(self._norm_of(1)("stem_norm", self.width)(x))
-        x = max_pool_3x3_stride_2(x)
+        x = self._stop_if_frozen(1, max_pool_3x3_stride_2(x))
         stages = []
         for stage, blocks in zip(STAGES, BACKBONES[self.backbone].blocks, strict=True):
-            if stage == self.frozen_stages + 1:
-                x = lax.stop_gradient(x)
             for index in range(blocks):
                 x = self._block(stage, index)(x)
+            x = self._stop_if_frozen(stage, x)
             stages.append(x)
-        if self.frozen_stages == STAGES[-1]:
-            stages = [lax.stop_gradient(stage) for stage in stages]
         return stages[1:]
