@@ -12,9 +12,9 @@ ImageNetPretrained/MSRA/R-50.pkl. To score a detector of its model zoo:
         --config.data.dir=DATA --workdir=DIR --mode=evaluate
 
 Hardware: 8 GPUs or TPU cores, two images each. Expected on val2017: AP 37.4 (1x), 38.7 (3x)
-(Detectron2's model zoo), which were trained with short sides of 640 to 800; here it is 800.
-Detectron2 averages the foreground of one GPU's images (two of sixteen), this program that of the
-whole batch: the average starts further from its end, and gets there within the warm-up.
+(Detectron2's model zoo). Detectron2 averages the foreground of one GPU's images (two of sixteen),
+this program that of the whole batch: the average starts further from its end, and gets there within
+the warm-up.
 """
 
 from retina_jax.config import default_config
@@ -27,6 +27,7 @@ def get_config(schedule="1x"):
         raise ValueError(f"experiments/coco_detectron2.py:{schedule} must be :1x or :3x")
     config = default_config()
     config.data.drop_empty = True
+    config.data.train_short_sides = (640, 672, 704, 736, 768, 800)
     config.data.antialias = True
     config.data.pixel_order = "BGR"
     config.data.mean = (103.53, 116.28, 123.675)

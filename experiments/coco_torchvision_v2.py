@@ -6,8 +6,7 @@
 Weights: torchvision's ImageNet ResNet-50, whose batch norm goes on learning above the frozen
 stages. Its shipped detector (retinanet_resnet50_fpn_v2_coco-5905b1c5.pth) is scored as v1's is.
 Hardware: 8 GPUs or TPU cores, two images each. Expected: AP 41.5 on val2017 (torchvision's model
-page, RetinaNet_ResNet50_FPN_V2_Weights.COCO_V1), which was trained with multi-scale jitter of the
-short side from 480 to 800; here it is 800, so expect less.
+page, RetinaNet_ResNet50_FPN_V2_Weights.COCO_V1).
 """
 
 from retina_jax.config import default_config
@@ -20,6 +19,7 @@ def get_config():
     config.data.labels = "category_ids"
     config.data.rounding = "floor"
     config.data.drop_empty = True
+    config.data.train_short_sides = tuple(range(480, 801, 32))
     config.anchors.order = "ratio_major"
     config.anchors.rounded = config.anchors.truncate_sizes = True
     config.anchors.stride_from = "grid"

@@ -13,6 +13,13 @@ from absl import flags
 from retina_jax.config import default_config, leaves, validate
 from retina_jax.errors import UserError
 
+_EXAMPLES = {
+    "workdir": "runs/first",
+    "weights": "resnet50.pth",
+    "study": "prior,focal",
+    "out": "runs/ablation",
+}
+"""Of flags that a program cannot do without."""
 _FIELD_LINE = re.compile(r"^\s*(\w+)\.(\w+) = .*?#\s*(.*)$")
 
 
@@ -72,7 +79,7 @@ def parse(
         raise UserError("--config is missing; set --config=experiments/shapes.py or your own")
     for name, flag in required.items():
         if not flag.value:
-            raise UserError(f"--{name} is missing; set --{name}=runs/first")
+            raise UserError(f"--{name} is missing; set --{name}={_EXAMPLES[name]}")
     validate(config)
     return config.lock()
 

@@ -39,6 +39,10 @@ def default_config() -> ml_collections.ConfigDict:
     data.buckets = ((800, 1344), (1344, 800))  # (height, width) of the input; a program each
     data.max_boxes = 100  # boxes kept for each image, crowds included (COCO's largest has 93)
     data.flip = True  # mirror half of the training images
+    data.train_short_sides = ()  # training draws one in the place of short_side: (640, …, 800)
+    data.scale_range = (1.0, 1.0)  # training scales by a further factor, and crops (LSJ: 0.1, 2.0)
+    data.min_visible = 0.0  # a box goes when a crop leaves less than this share of its area
+    data.color_jitter = (0.0, 0.0, 0.0, 0.0)  # brightness, contrast, saturation, hue: ± of each
     data.drop_empty = False  # leave training images without a box (crowds aside) out
     data.labels = "dense"  # 0, 1, …; or category_ids: a class slot for every id up to the largest
     data.rounding = "nearest"  # of a resized picture's sides; or floor (torchvision)
@@ -184,13 +188,14 @@ _NOT_NEGATIVE = (
     "optimizer.warmup_steps eval.every eval.pictures"
 ).split()
 _SHARES = (
-    "model.norm_momentum loss.alpha loss.ohem_nms_iou loss.ema_momentum matching.foreground_iou "
-    "matching.background_iou optimizer.momentum "
+    "data.min_visible model.norm_momentum loss.alpha loss.ohem_nms_iou loss.ema_momentum "
+    "matching.foreground_iou matching.background_iou optimizer.momentum "
     "optimizer.warmup_factor optimizer.decay_factor eval.score_threshold eval.nms_iou "
     "anchors.offset"
 ).split()
 _NUMBERS = (
-    "data.mean data.std anchors.octaves anchors.ratios coder.weights optimizer.decay_at"
+    "data.mean data.std data.train_short_sides data.scale_range data.color_jitter "
+    "anchors.octaves anchors.ratios coder.weights optimizer.decay_at"
 ).split()
 _CHOICES = {
     "model.backbone": BACKBONES,
@@ -275,6 +280,16 @@ def _validate_relations(config: ml_collections.ConfigDict) -> None:
         if len(value) != length or (name != "data.mean" and not all(v > 0 for v in value)):
             fix = leaves(default_config())[name]
             _refuse(name, value, f"must be {length} numbers above 0", f"'{fix}'")
+    low_high = given["data.scale_range"]
+    if len(low_high) != 2 or not 0 < low_high[0] <= low_high[1]:
+        _refuse("data.scale_range", low_high, "must be two factors, low and high", "'(1.0,1.0)'")
+    if not all(side >= 1 for side in given["data.train_short_sides"]):
+        sides = given["data.train_short_sides"]
+        _refuse("data.train_short_sides", sides, "must be pixels, 1 or more", "'(640,800)'")
+    jitter = given["data.color_jitter"]
+    if len(jitter) != 4 or not all(0 <= v <= 1 for v in jitter) or jitter[3] > 0.5:
+        rule = "must be four strengths of 0 to 1, the last (hue) 0.5 at most"
+        _refuse("data.color_jitter", jitter, rule, "'(0.4,0.4,0.4,0.1)'")
     for name in ("octaves", "ratios"):
         value = config.anchors[name]
         if not value or (name == "ratios" and not all(v > 0 for v in value)):

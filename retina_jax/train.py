@@ -22,7 +22,7 @@ from retina_jax.errors import RunError, UserError
 from retina_jax.evaluation.loop import Evaluator
 from retina_jax.evaluation.report import print_table
 from retina_jax.interop.fit import fit
-from retina_jax.interop.graft import graft
+from retina_jax.interop.graft import MisfitError, graft
 from retina_jax.metrics import MetricsLog, ProgressBar
 from retina_jax.models import retinanet
 from retina_jax.optimizer import build_optimizer, learning_rate_schedule
@@ -38,14 +38,18 @@ class Meter:
         self._split = split
         self._pending: list[tuple[int, np.ndarray, dict[str, jax.Array]]] = []
         self._read: list[dict[str, float]] = []
-        self._images = 0
+        self._images = self._cut_away = 0
         self._seconds = self._input_wait = 0.0
         self._compiling = (0, 0.0)
         self._names: tuple[str, ...] = ()
         self.skipped = 0
 
-    def add(self, step: int, rows: np.ndarray, metrics: dict[str, jax.Array]) -> None:
+    def add(
+        self, step: int, rows: np.ndarray, cut_away: int, metrics: dict[str, jax.Array]
+    ) -> None:
+        """A step that was begun, on ``rows``, of whose boxes ``cut_away`` were left out."""
         self._pending.append((step, rows, metrics))
+        self._cut_away += cut_away
         if len(self._pending) > 2:
             # two steps stay under way: the device never waits, yet a stop is heard soon
             jax.block_until_ready(self._pending[-3][2])
@@ -95,7 +99,10 @@ class Meter:
         values["input_wait"] = self._input_wait / self._seconds
         if self.skipped:
             values["skipped_steps"] = self.skipped
+        if self._cut_away:
+            values["boxes_cut_away"] = self._cut_away
         self._read, self._images, self._seconds, self._input_wait = [], 0, 0.0, 0.0
+        self._cut_away = 0
         return values
 
 
@@ -109,7 +116,12 @@ def _start_from(
     source = config.model.init_from
     given = read_source(source, "config.model.init_from")
     fresh = {"params": state.params, "batch_stats": state.batch_stats}
-    fitted = fit(given, fresh, config, category_ids, f"config.model.init_from={source!r}")
+    try:
+        fitted = fit(given, fresh, config, category_ids, f"config.model.init_from={source!r}")
+    except MisfitError as error:
+        for line in error.wrong:  # the error's own line has the first of them alone
+            console.print(f"  {line}", markup=False)
+        raise
     console.print(f"weights from {source} ({given.system})")
     for line in fitted.report():
         console.print(line)
@@ -224,7 +236,8 @@ class _Loop:
         if first_step and self._evaluation_due(first_step) and not evaluated:  # stopped before it
             metrics = self._evaluate(state, first_step, log)
         batches = parallel.ahead(
-            loader.batches(first_step, steps), lambda b: (b.index, self._devices.shard(b))
+            loader.batches(first_step, steps),
+            lambda b: (b.index, int(b.cut_away.sum()), self._devices.shard(b)),
         )
         compiled = False
         with ProgressBar(self._console, "training", steps, first_step) as bar:
@@ -233,7 +246,7 @@ class _Loop:
             while done < steps and not stop:
                 started = time.perf_counter()
                 try:
-                    rows, batch = next(batches)
+                    rows, cut_away, batch = next(batches)
                 except RuntimeError:
                     if stop:  # the signal has ended the workers too
                         break
@@ -241,7 +254,7 @@ class _Loop:
                 waited = time.perf_counter() - started
                 state, step_metrics = step_fn(state, batch)
                 done += 1
-                self._meter.add(done, rows, step_metrics)
+                self._meter.add(done, rows, cut_away, step_metrics)
                 if compiled:
                     elapsed = time.perf_counter() - started
                     self._meter.time(config.batch_size, elapsed, waited)

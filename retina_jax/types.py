@@ -41,6 +41,8 @@ class Batch:
     """Row of the image in its split."""
     example_mask: Bool[Array, "*n"]
     """False marks a filler that completes an evaluation batch."""
+    cut_away: Int[Array, "*n"]
+    """Boxes of which augmentation left too little (``data.min_visible``) or nothing."""
 
 
 @flax.struct.dataclass

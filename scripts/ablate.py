@@ -1,16 +1,18 @@
 """Run the paper's studies as flag overrides on an experiment: tables and figures.
 
 usage: python scripts/ablate.py --config=experiments/shapes.py --study=prior,alpha,focal,ohem
-           --out=runs/ablation [--seeds=3] [--only=TEXT] [--config.path.to.field=value ...]
+           --out=runs/ablation [--seeds=3] [--only=PATTERN] [--config.path.to.field=value ...]
 
 Studies: prior, alpha (Table 1a of arXiv:1708.02002), focal (1b), anchors (1c), ohem (1d), speed
 (1e), boxes (one box for all classes against one for each), losses (all of them). Each row is a
 run of the program, in OUT/runs/ROW/seedN; the same command goes on where it was stopped, and rows
-of the same fields share their runs. --only takes rows whose name holds TEXT. OUT gets tables.md,
-STUDY.csv, and the figures: loss against p_t, cumulative loss, speed against AP.
+of the same fields share their runs. --only takes the rows whose name a regular expression finds,
+such as 'prior|γ [12]'. OUT gets tables.md, STUDY.csv, and the figures: loss against p_t,
+cumulative loss, speed against AP.
 """
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +27,7 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "An experiment.")
 _STUDY = flags.DEFINE_list("study", [], "Names of studies.")
 _OUT = flags.DEFINE_string("out", None, "Folder of the runs, tables and figures.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each row.", lower_bound=1)
-_ONLY = flags.DEFINE_string("only", "", "Rows whose name holds this text alone.")
+_ONLY = flags.DEFINE_string("only", "", "Rows whose name this finds alone.")
 _ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -89,9 +91,17 @@ def ablate(config, arguments: list[str]) -> None:
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     out = Path(_OUT.value).expanduser().absolute()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out={_OUT.value}: {error.strerror}; give another folder") from None
+    try:
+        pattern = re.compile(_ONLY.value)
+    except re.error as error:
+        raise UserError(f"--only={_ONLY.value!r} is no regular expression: {error}") from None
     chosen = {}
     for name in _STUDY.value:
-        rows = [r for r in studies.study(name, config).rows if _ONLY.value in r.name]
+        rows = [r for r in studies.study(name, config).rows if pattern.search(r.name)]
         if not rows:
             raise UserError(f"--only={_ONLY.value!r} leaves no row of --study={name}")
         chosen[name] = rows

@@ -47,6 +47,7 @@ def random_batch(config, bucket: tuple[int, int], images: int, classes: int):
         ),
         index=np.arange(images, dtype=np.int32),
         example_mask=np.ones(images, bool),
+        cut_away=np.zeros(images, np.int32),
     )
 
 

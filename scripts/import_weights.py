@@ -94,7 +94,7 @@ def import_weights(config, console) -> Path:
         fitted = fit(imported, fresh, config, category_ids, f"--weights={_WEIGHTS.value}")
     except MisfitError as error:
         for line in error.wrong:
-            console.print(f"  {line}")
+            console.print(f"  {line}", markup=False)
         raise
     for line in fitted.report():
         console.print(line)

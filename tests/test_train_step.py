@@ -30,6 +30,7 @@ def batch_of(seed, images=8, boxes_in=(0, 7, 1, 0, 3, 8, 0, 2), size=64, most=8)
         ),
         index=np.arange(images, dtype=np.int32),
         example_mask=np.ones(images, bool),
+        cut_away=np.zeros(images, np.int32),
     )
 
 

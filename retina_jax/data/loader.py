@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import types
 from collections.abc import Iterator
 
 import grain
@@ -11,6 +12,7 @@ import ml_collections
 import numpy as np
 from absl import flags
 
+from retina_jax.data.augment import draw_view, jitter_colors, move_boxes, show, whole
 from retina_jax.data.plan import (
     Draw,
     Placement,
@@ -20,7 +22,7 @@ from retina_jax.data.plan import (
     place,
 )
 from retina_jax.data.sources import Split
-from retina_jax.data.transforms import decode_image, flip, resize, scale_boxes
+from retina_jax.data.transforms import decode_image, flip
 from retina_jax.errors import UserError
 from retina_jax.types import Batch, GroundTruth
 
@@ -50,13 +52,14 @@ def check_split(split: Split, config: ml_collections.ConfigDict) -> None:
 class _Pictures:
     """One row to one picture of a batch; picklable, for workers."""
 
-    def __init__(self, split: Split, config: ml_collections.ConfigDict, flips: bool):
+    def __init__(self, split: Split, config: ml_collections.ConfigDict, augments: bool):
         self._split = split
         self._placements = placements(split, config)
+        self._data = types.SimpleNamespace(**config.data.to_dict())
+        self._seed = config.seed
+        self._augments = augments
         self._buckets = tuple(config.data.buckets)
         self._max_boxes = config.data.max_boxes
-        self._antialias = config.data.antialias
-        self._seed = config.seed if flips else None
 
     def filler(self, bucket: int) -> Batch:
         """A black picture that stands in where an evaluation batch has no row."""
@@ -66,6 +69,7 @@ class _Pictures:
             ground_truth=self._pad(np.zeros((0, 4)), np.zeros(0, np.int32), np.zeros(0, bool)),
             index=np.int32(-1),
             example_mask=np.bool_(False),
+            cut_away=np.int32(0),
         )
 
     def read(self, draw: Draw) -> Batch:
@@ -79,22 +83,54 @@ class _Pictures:
                 f"image {example.image_id} (row {draw.row}) of {self._split.label()} cannot be "
                 f"decoded to {original[0]}×{original[1]}; prepare the data set anew"
             )
-        size = (placement.height, placement.width)
-        image = resize(image, *size, antialias=self._antialias)
-        boxes = scale_boxes(example.boxes, original, size)
-        if self._seed is not None:
+        bucket = self._buckets[placement.bucket]
+        if self._augments:
             rng = np.random.default_rng((self._seed, 2, draw.epoch, draw.row))
-            if rng.random() < 0.5:
-                image, boxes = flip(image, boxes)
-        padded = np.zeros((*self._buckets[placement.bucket], 3), np.uint8)
-        padded[: size[0], : size[1]] = image
+            image, boxes, kept = self._augmented(rng, image, example.boxes, original, placement)
+        else:
+            view = whole(placement)
+            image = show(image, view, self._data.antialias)
+            boxes, kept = move_boxes(example.boxes, original, view, 0.0)
+        padded = np.zeros((*bucket, 3), np.uint8)
+        padded[: image.shape[0], : image.shape[1]] = image
         return Batch(
             images=padded,
-            sizes=np.array(size, np.int32),
-            ground_truth=self._pad(boxes, example.labels, example.is_crowd),
+            sizes=np.array(image.shape[:2], np.int32),
+            ground_truth=self._pad(boxes[kept], example.labels[kept], example.is_crowd[kept]),
             index=np.int32(draw.row),
             example_mask=np.bool_(True),
+            cut_away=np.int32((~kept).sum()),
         )
+
+    def _augmented(
+        self,
+        rng: np.random.Generator,
+        image: np.ndarray,
+        boxes: np.ndarray,
+        original: tuple[int, int],
+        placement: Placement,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Picture, boxes, and which of them remain, by what ``data`` asks for."""
+        data = self._data
+        flipped = data.flip and rng.random() < 0.5  # drawn first: the rest may be off
+        view = whole(placement)
+        if data.train_short_sides or data.scale_range != (1.0, 1.0):
+            view = draw_view(
+                rng,
+                original,
+                self._buckets[placement.bucket],
+                data.train_short_sides or (data.short_side,),
+                data.long_side,
+                data.scale_range,
+                data.rounding,
+            )
+        image = show(image, view, data.antialias)
+        boxes, kept = move_boxes(boxes, original, view, data.min_visible)
+        if flipped:
+            image, boxes = flip(image, boxes)
+        if any(data.color_jitter):
+            image = jitter_colors(rng, image, data.color_jitter)
+        return image, boxes, kept
 
     def _pad(self, boxes: np.ndarray, labels: np.ndarray, is_crowd: np.ndarray) -> GroundTruth:
         count, most = len(boxes), self._max_boxes
@@ -138,7 +174,7 @@ class TrainLoader:
         processes: int = 1,
     ):
         check_split(split, config)
-        self._pictures = _Pictures(split, config, flips=config.data.flip)
+        self._pictures = _Pictures(split, config, augments=True)
         placed = placements(split, config)
         shown = split.box_counts > 0 if config.data.drop_empty else np.ones(len(split), bool)
         if not shown.any():
@@ -185,7 +221,7 @@ class EvaluationLoader:
         processes: int = 1,
     ):
         check_split(split, config)
-        self._pictures = _Pictures(split, config, flips=False)
+        self._pictures = _Pictures(split, config, augments=False)
         placed = placements(split, config)
         self._batches = evaluation_batches(
             np.array([p.bucket for p in placed]), config.eval.batch_size

@@ -24,6 +24,30 @@ class Placement:
     width: int
 
 
+def scale_of(
+    height: int, width: int, bucket: tuple[int, int], short_side: int, long_side: int
+) -> float:
+    """Factor by which a picture of ``height`` × ``width`` pixels is shown in a bucket.
+
+    The short side becomes ``short_side`` unless the long one would pass ``long_side`` (Detectron2),
+    and the whole must fit the bucket.
+    """
+    rule = min(short_side / min(height, width), long_side / max(height, width))
+    return min(rule, bucket[0] / height, bucket[1] / width)
+
+
+def scaled_size(
+    height: int, width: int, scale: float, rounding: str = "nearest"
+) -> tuple[int, int]:
+    """Height and width of the scaled picture, at least a pixel each.
+
+    Sides are rounded to the nearest pixel (halves up: Detectron2) or down ("floor": torchvision,
+    to the last bit: 0.7 of 360 pixels is 251).
+    """
+    up = 0.5 if rounding == "nearest" else 0.0
+    return max(1, int(height * scale + up)), max(1, int(width * scale + up))
+
+
 def place(
     height: int,
     width: int,
@@ -32,24 +56,16 @@ def place(
     long_side: int,
     rounding: str = "nearest",
 ) -> Placement:
-    """Bucket and size, in pixels, of a picture of ``height`` × ``width``.
+    """Bucket and size, in pixels, of a picture: of the buckets that show it largest the smallest.
 
-    The short side becomes ``short_side`` unless the long one would pass ``long_side`` (Detectron2),
-    and the whole must fit its bucket; of the buckets that show it largest, the smallest.
-    Sides are rounded to the nearest pixel (halves up: Detectron2) or down ("floor": torchvision,
-    to the last bit: 0.7 of 360 pixels is 251).
+    `scale_of` and `scaled_size` say how large.
     """
-    rule = min(short_side / min(height, width), long_side / max(height, width))
-    scales = [min(rule, rows / height, columns / width) for rows, columns in buckets]
+    scales = [scale_of(height, width, bucket, short_side, long_side) for bucket in buckets]
     areas = [rows * columns for rows, columns in buckets]
     best = min(range(len(buckets)), key=lambda b: (-round(scales[b], 9), areas[b], b))
     rows, columns = buckets[best]
-    up = 0.5 if rounding == "nearest" else 0.0
-    return Placement(
-        bucket=best,
-        height=min(rows, max(1, int(height * scales[best] + up))),
-        width=min(columns, max(1, int(width * scales[best] + up))),
-    )
+    shown = scaled_size(height, width, scales[best], rounding)
+    return Placement(best, min(rows, shown[0]), min(columns, shown[1]))
 
 
 @dataclasses.dataclass(frozen=True)

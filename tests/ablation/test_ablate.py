@@ -17,11 +17,17 @@ def ablate(*arguments):
     )  # fmt: skip
 
 
-def test_mistakes_are_one_line():
-    done = ablate("--config=experiments/shapes.py", "--study=gama", "--out=/tmp/none")
-    assert done.returncode == 2
-    assert done.stderr.strip().startswith("error: --study=gama must be one of prior")
-    assert len(done.stderr.strip().splitlines()) == 1
+def test_mistakes_are_one_line(tmp_path):
+    for flags, message in (
+        (["--study=gama", f"--out={tmp_path}"], "--study=gama must be one of prior"),
+        ([f"--out={tmp_path}"], "--study is missing; set --study=prior,focal"),
+        (["--study=prior", "--out=/proc/none"], "--out=/proc/none: No such file or directory"),
+        (["--study=prior", f"--out={tmp_path}", "--only=("], "--only='(' is no regular expression"),
+    ):
+        done = ablate("--config=experiments/shapes.py", *flags)
+        assert done.returncode == 2
+        assert done.stderr.strip().startswith(f"error: {message}")
+        assert len(done.stderr.strip().splitlines()) == 1
 
 
 @pytest.mark.slow

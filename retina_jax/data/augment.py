@@ -1,0 +1,115 @@
+"""What training does to a picture beside mirroring it: scale, crop, colour; boxes follow.
+
+Every draw comes from the generator that the caller gives; the loader seeds it by (seed, epoch,
+row), so that no worker, host or restart changes a batch. NumPy and OpenCV, on the host.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from retina_jax.data.plan import Placement, scale_of, scaled_size
+from retina_jax.data.transforms import resize, scale_boxes
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """A picture scaled to ``size`` (height, width), and the window of it that is shown."""
+
+    size: tuple[int, int]
+    corner: tuple[int, int]
+    """Row and column of the window's first pixel."""
+    window: tuple[int, int]
+    """Height and width of the window."""
+
+
+def whole(placement: Placement) -> View:
+    """All of a picture as it was placed."""
+    size = (placement.height, placement.width)
+    return View(size, (0, 0), size)
+
+
+def draw_view(
+    rng: np.random.Generator,
+    original: tuple[int, int],
+    bucket: tuple[int, int],
+    short_sides: Sequence[int],
+    long_side: int,
+    scale_range: tuple[float, float],
+    rounding: str = "nearest",
+) -> View:
+    """A view of a picture of ``original`` (height, width) for one draw.
+
+    Args:
+      bucket: height and width of the input.
+      short_sides: one of these is drawn (Detectron2: 640, 672, …, 800), and the picture scaled to
+        it as `plan.scale_of` says.
+      long_side: its limit, before ``scale_range``.
+      scale_range: a further factor, uniform between the two (large-scale jitter: 0.1 to 2,
+        arXiv:2012.07177). What then passes the bucket is cut off, at a random place.
+    """
+    scale = scale_of(*original, bucket, int(rng.choice(short_sides)), long_side)
+    scale *= rng.uniform(*scale_range)
+    size = scaled_size(*original, scale, rounding)
+    window = tuple(min(side, most) for side, most in zip(size, bucket, strict=True))
+    corner = tuple(
+        int(rng.integers(0, side - shown + 1)) for side, shown in zip(size, window, strict=True)
+    )
+    return View(size, corner, window)
+
+
+def show(image: np.ndarray, view: View, antialias: bool) -> np.ndarray:
+    """The window's pixels."""
+    scaled = resize(image, *view.size, antialias=antialias)
+    (top, left), (height, width) = view.corner, view.window
+    return scaled[top : top + height, left : left + width]
+
+
+def move_boxes(
+    boxes: np.ndarray, original: tuple[int, int], view: View, min_visible: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """xyxy of the original picture to the window, cut to it, and which of them remain.
+
+    A box goes when nothing of it, or less than ``min_visible`` of its area, is in the window.
+    """
+    top, left = view.corner
+    moved = scale_boxes(boxes, original, view.size) - np.array([left, top, left, top])
+    height, width = view.window
+    cut = np.clip(moved, 0, np.array([width, height, width, height]))
+    before, after = (np.prod(np.maximum(b[:, 2:] - b[:, :2], 0), axis=1) for b in (moved, cut))
+    kept = (after > 0) & (after >= min_visible * before - 1e-6)
+    return cut, kept
+
+
+def jitter_colors(
+    rng: np.random.Generator, image: np.ndarray, strengths: tuple[float, float, float, float]
+) -> np.ndarray:
+    """Brightness, contrast, saturation and hue of an RGB uint8 picture, in a drawn order.
+
+    The first three are multiplied by 1 ± their strength; hue turns by ± its strength, in turns of
+    the circle (0 to 0.5): torchvision's ColorJitter.
+    """
+    pixels = image.astype(np.float32)
+    for kind in rng.permutation(4):
+        strength = strengths[kind]
+        if not strength:
+            continue
+        amount = rng.uniform(-strength, strength)
+        if kind == 0:
+            pixels = pixels * (1 + amount)
+        elif kind == 1:
+            mean = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY).mean()
+            pixels = mean + (pixels - mean) * (1 + amount)
+        elif kind == 2:
+            grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)[..., None]
+            pixels = grey + (pixels - grey) * (1 + amount)
+        else:
+            hsv = cv2.cvtColor(pixels / 255, cv2.COLOR_RGB2HSV)  # hue in degrees
+            hsv[..., 0] = (hsv[..., 0] + 360 * amount) % 360
+            pixels = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB) * 255
+        pixels = np.clip(pixels, 0, 255)
+    return (pixels + 0.5).astype(np.uint8)
