@@ -45,6 +45,7 @@ def default_config() -> ml_collections.ConfigDict:
     data.color_jitter = (0.0, 0.0, 0.0, 0.0)  # brightness, contrast, saturation, hue: ± of each
     data.drop_empty = False  # leave training images without a box (crowds aside) out
     data.labels = "dense"  # 0, 1, …; or category_ids: a class slot for every id up to the largest
+    data.float_pixels = False  # resize in floating point (torchvision): 4 times the bytes to move
     data.rounding = "nearest"  # of a resized picture's sides; or floor (torchvision)
     data.antialias = False  # shrink with Pillow's widened bilinear (Detectron2), not OpenCV's
     data.pixel_order = "RGB"  # or BGR: what the network is given
@@ -295,6 +296,9 @@ def _validate_relations(config: ml_collections.ConfigDict) -> None:
         if not value or (name == "ratios" and not all(v > 0 for v in value)):
             fix = leaves(default_config())[f"anchors.{name}"]
             _refuse(f"anchors.{name}", value, "must hold one number or more", f"'{fix}'")
+    if config.data.float_pixels and config.data.antialias:
+        rule = "resizes by OpenCV, which does not antialias"
+        _refuse("data.float_pixels", True, rule, "False, or --config.data.antialias=False")
     if config.loss.classification == "focal_star" and not config.loss.gamma > 0:
         _refuse("loss.gamma", config.loss.gamma, "must be above 0 for focal_star", 2.0)
     if config.model.stride_in_1x1 and config.model.backbone in ("resnet18", "resnet34"):

@@ -32,7 +32,7 @@ class GroundTruth:
 class Batch:
     """What travels to the device for one step."""
 
-    images: UInt8[Array, "*n h w 3"]
+    images: UInt8[Array, "*n h w 3"] | Float[Array, "*n h w 3"]
     """RGB; pixels beyond ``sizes`` are zeros."""
     sizes: Int[Array, "*n 2"]
     """Height and width of the picture inside the padded image."""

@@ -62,11 +62,24 @@ def draw_view(
     return View(size, corner, window)
 
 
-def show(image: np.ndarray, view: View, antialias: bool) -> np.ndarray:
-    """The window's pixels."""
-    scaled = resize(image, *view.size, antialias=antialias)
+def show(
+    image: np.ndarray, view: View, antialias: bool, mirrored: bool, out: np.ndarray
+) -> np.ndarray:
+    """Writes the window's pixels top left into ``out``, mirrored if asked; returns that part.
+
+    ``out`` is a picture's place in its batch: pixels are written there once, without a copy.
+    """
     (top, left), (height, width) = view.corner, view.window
-    return scaled[top : top + height, left : left + width]
+    shown = out[:height, :width]
+    if view.size == view.window:  # a picture is most often enlarged: mirror it before
+        resize(cv2.flip(image, 1) if mirrored else image, height, width, antialias, shown)
+        return shown
+    window = resize(image, *view.size, antialias)[top : top + height, left : left + width]
+    if mirrored:
+        cv2.flip(window, 1, dst=shown)
+    else:
+        shown[...] = window
+    return shown
 
 
 def move_boxes(
@@ -88,7 +101,7 @@ def move_boxes(
 def jitter_colors(
     rng: np.random.Generator, image: np.ndarray, strengths: tuple[float, float, float, float]
 ) -> np.ndarray:
-    """Brightness, contrast, saturation and hue of an RGB uint8 picture, in a drawn order.
+    """Brightness, contrast, saturation and hue of an RGB picture of 0 to 255, in a drawn order.
 
     The first three are multiplied by 1 ± their strength; hue turns by ± its strength, in turns of
     the circle (0 to 0.5): torchvision's ColorJitter.
@@ -112,4 +125,4 @@ def jitter_colors(
             hsv[..., 0] = (hsv[..., 0] + 360 * amount) % 360
             pixels = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB) * 255
         pixels = np.clip(pixels, 0, 255)
-    return (pixels + 0.5).astype(np.uint8)
+    return (pixels + 0.5).astype(np.uint8) if image.dtype == np.uint8 else pixels

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import grain
+import jax
 import ml_collections
 import numpy as np
 from absl import flags
+from grain.multiprocessing import SharedMemoryArray
 
-from retina_jax.data.augment import draw_view, jitter_colors, move_boxes, show, whole
+from retina_jax.data.augment import View, draw_view, jitter_colors, move_boxes, show, whole
 from retina_jax.data.plan import (
     Draw,
     Placement,
@@ -22,7 +24,7 @@ from retina_jax.data.plan import (
     place,
 )
 from retina_jax.data.sources import Split
-from retina_jax.data.transforms import decode_image, flip
+from retina_jax.data.transforms import decode_image, mirror_boxes
 from retina_jax.errors import UserError
 from retina_jax.types import Batch, GroundTruth
 
@@ -50,7 +52,7 @@ def check_split(split: Split, config: ml_collections.ConfigDict) -> None:
 
 
 class _Pictures:
-    """One row to one picture of a batch; picklable, for workers."""
+    """Rows to batches; picklable, for workers."""
 
     def __init__(self, split: Split, config: ml_collections.ConfigDict, augments: bool):
         self._split = split
@@ -61,21 +63,34 @@ class _Pictures:
         self._buckets = tuple(config.data.buckets)
         self._max_boxes = config.data.max_boxes
 
-    def filler(self, bucket: int) -> Batch:
-        """A black picture that stands in where an evaluation batch has no row."""
+    def batch(self, bucket: int, draws: Sequence[Draw | None], shared: bool = False) -> Batch:
+        """A batch; None is a filler, black, where an evaluation batch has no row.
+
+        ``shared``: in memory that another process opens without a copy (Grain does).
+        """
+        kind = np.float32 if self._data.float_pixels else np.uint8
+        # decoded pictures are scaled into their places: nothing is stacked afterwards
+        shape = (len(draws), *self._buckets[bucket], 3)
+        images = SharedMemoryArray(shape, kind) if shared else np.zeros(shape, kind)  # 0 too
+        rest = [
+            self._filler(image) if draw is None else self._read(draw, image)
+            for draw, image in zip(draws, np.asarray(images), strict=True)
+        ]
+        return jax.tree.map(lambda *parts: np.stack(parts), *rest).replace(images=images)
+
+    def _filler(self, out: np.ndarray) -> Batch:
         return Batch(
-            images=np.zeros((*self._buckets[bucket], 3), np.uint8),
-            sizes=np.array(self._buckets[bucket], np.int32),
+            images=None,
+            sizes=np.array(out.shape[:2], np.int32),
             ground_truth=self._pad(np.zeros((0, 4)), np.zeros(0, np.int32), np.zeros(0, bool)),
             index=np.int32(-1),
             example_mask=np.bool_(False),
             cut_away=np.int32(0),
         )
 
-    def read(self, draw: Draw) -> Batch:
-        """A `Batch` without its leading axis."""
+    def _read(self, draw: Draw, out: np.ndarray) -> Batch:
+        """All of a picture but its pixels, which are written into ``out``, its place."""
         example = self._split[draw.row]
-        placement = self._placements[draw.row]
         image = decode_image(example.image)
         original = tuple(int(v) for v in self._split.sizes[draw.row])
         if image is None or image.shape[:2] != original:
@@ -83,54 +98,49 @@ class _Pictures:
                 f"image {example.image_id} (row {draw.row}) of {self._split.label()} cannot be "
                 f"decoded to {original[0]}×{original[1]}; prepare the data set anew"
             )
-        bucket = self._buckets[placement.bucket]
-        if self._augments:
-            rng = np.random.default_rng((self._seed, 2, draw.epoch, draw.row))
-            image, boxes, kept = self._augmented(rng, image, example.boxes, original, placement)
-        else:
-            view = whole(placement)
-            image = show(image, view, self._data.antialias)
-            boxes, kept = move_boxes(example.boxes, original, view, 0.0)
-        padded = np.zeros((*bucket, 3), np.uint8)
-        padded[: image.shape[0], : image.shape[1]] = image
+        if self._data.float_pixels:
+            image = image.astype(np.float32)
+        view, mirrored, rng = self._view(draw, original)
+        shown = show(image, view, self._data.antialias, mirrored, out)
+        if rng is not None and any(self._data.color_jitter):
+            shown[...] = jitter_colors(rng, shown, self._data.color_jitter)
+        least = self._data.min_visible if rng is not None else 0.0
+        boxes, kept = move_boxes(example.boxes, original, view, least)
+        if mirrored:
+            boxes = mirror_boxes(boxes, view.window[1])
         return Batch(
-            images=padded,
-            sizes=np.array(image.shape[:2], np.int32),
+            images=None,
+            sizes=np.array(view.window, np.int32),
             ground_truth=self._pad(boxes[kept], example.labels[kept], example.is_crowd[kept]),
             index=np.int32(draw.row),
             example_mask=np.bool_(True),
             cut_away=np.int32((~kept).sum()),
         )
 
-    def _augmented(
-        self,
-        rng: np.random.Generator,
-        image: np.ndarray,
-        boxes: np.ndarray,
-        original: tuple[int, int],
-        placement: Placement,
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Picture, boxes, and which of them remain, by what ``data`` asks for."""
-        data = self._data
-        flipped = data.flip and rng.random() < 0.5  # drawn first: the rest may be off
-        view = whole(placement)
-        if data.train_short_sides or data.scale_range != (1.0, 1.0):
-            view = draw_view(
-                rng,
-                original,
-                self._buckets[placement.bucket],
-                data.train_short_sides or (data.short_side,),
-                data.long_side,
-                data.scale_range,
-                data.rounding,
-            )
-        image = show(image, view, data.antialias)
-        boxes, kept = move_boxes(boxes, original, view, data.min_visible)
-        if flipped:
-            image, boxes = flip(image, boxes)
-        if any(data.color_jitter):
-            image = jitter_colors(rng, image, data.color_jitter)
-        return image, boxes, kept
+    def _view(
+        self, draw: Draw, original: tuple[int, int]
+    ) -> tuple[View, bool, np.random.Generator | None]:
+        """What is shown, whether mirrored, and what further draws come from (None: there are none).
+
+        A function of seed, epoch and row.
+        """
+        data, placement = self._data, self._placements[draw.row]
+        if not self._augments:
+            return whole(placement), False, None
+        rng = np.random.default_rng((self._seed, 2, draw.epoch, draw.row))
+        mirrored = bool(data.flip and rng.random() < 0.5)  # drawn first: the rest may be off
+        if not data.train_short_sides and data.scale_range == (1.0, 1.0):
+            return whole(placement), mirrored, rng
+        view = draw_view(
+            rng,
+            original,
+            self._buckets[placement.bucket],
+            data.train_short_sides or (data.short_side,),
+            data.long_side,
+            data.scale_range,
+            data.rounding,
+        )
+        return view, mirrored, rng
 
     def _pad(self, boxes: np.ndarray, labels: np.ndarray, is_crowd: np.ndarray) -> GroundTruth:
         count, most = len(boxes), self._max_boxes
@@ -144,12 +154,6 @@ class _Pictures:
         truth.labels[:count] = labels
         truth.is_crowd[:count] = is_crowd
         return truth
-
-
-def _stack(pictures: list[Batch]) -> Batch:
-    import jax
-
-    return jax.tree.map(lambda *parts: np.stack(parts), *pictures)
 
 
 def _leave_interrupts_to_the_parent(worker: int, workers: int) -> None:
@@ -194,8 +198,8 @@ class TrainLoader:
         self._workers = config.data.num_workers
 
     def _read(self, step: int) -> Batch:
-        _, draws = self.plan.batch_at(step)
-        return _stack([self._pictures.read(draw) for draw in draws[self._share]])
+        bucket, draws = self.plan.batch_at(step)
+        return self._pictures.batch(bucket, draws[self._share], shared=self._workers > 0)
 
     def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
         """The batches of steps ``first_step`` to ``last_step - 1``, in order."""
@@ -234,12 +238,8 @@ class EvaluationLoader:
 
     def _read(self, number: int) -> Batch:
         bucket, rows = self._batches[number]
-        return _stack(
-            [
-                self._pictures.filler(bucket) if row is None else self._pictures.read(Draw(row, 0))
-                for row in rows[self._share]
-            ]
-        )
+        draws = [None if row is None else Draw(row, 0) for row in rows[self._share]]
+        return self._pictures.batch(bucket, draws)
 
     def __iter__(self) -> Iterator[Batch]:
         numbers = grain.MapDataset.range(len(self._batches))

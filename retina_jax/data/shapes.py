@@ -7,14 +7,13 @@ or an anchor that is broken shows at once in its AP.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from retina_jax.data.records import Record, write_data_set
+from retina_jax.data.records import Record
+from retina_jax.data.writer import write_data_set
 
 CLASS_NAMES = ("disc", "ring", "bar", "triangle", "cross")
 CATEGORY_IDS = (1, 2, 3, 4, 5)
@@ -200,18 +199,31 @@ def draw_record(split: str, row: int) -> Record:
     )
 
 
-def _records(split: str, rows: int) -> Iterator[Record]:
-    return (draw_record(split, row) for row in range(rows))
+class _Drawn:
+    """The first rows of a split, as `write_data_set` asks for them."""
+
+    def __init__(self, split: str, rows: int):
+        self._split = split
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def read(self, row: int) -> Record:
+        return draw_record(self._split, row)
+
+    def fingerprint(self, row: int) -> str:
+        return f"{self._split} {row}"
 
 
 def build(data_dir: Path, rows: dict[str, int] | None = None, name: str = "shapes") -> Path:
     """Draws and writes the data set (or, for a test, its first ``rows``); returns its directory."""
-    rows = rows or SPLITS
-    return write_data_set(
+    directory, _ = write_data_set(
         data_dir,
         name,
-        {split: partial(_records, split, count) for split, count in rows.items()},
+        {split: _Drawn(split, count) for split, count in (rows or SPLITS).items()},
         CLASS_NAMES,
         CATEGORY_IDS,
         __doc__.splitlines()[0],
     )
+    return directory

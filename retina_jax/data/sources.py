@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from retina_jax.boxes import tfds_yxyx_to_xyxy
-from retina_jax.data.records import index_path, save_index
+from retina_jax.data.records import Index
 from retina_jax.errors import UserError
 
 PREPARE_COCO = (
@@ -46,6 +46,8 @@ class Split:
     sizes: np.ndarray
     """``[rows, 2]``: height and width of each image, pixels."""
     box_counts: np.ndarray
+    file_names: np.ndarray
+    """Of the pictures that the rows were made from; "" where it is not known."""
     _records: Sequence[Any]
     _label_of: np.ndarray | None = None
     """Label of each class as stored; None: itself."""
@@ -151,36 +153,36 @@ def open_split(directory: Path, split: str, labels: str = "dense") -> Split:
         directory=directory,
         class_names=class_names,
         category_ids=category_ids,
-        image_ids=index[:, 0],
-        sizes=index[:, 1:3].astype(np.int32),
-        box_counts=index[:, 3],
+        image_ids=index.image_ids,
+        sizes=index.sizes,
+        box_counts=index.box_counts,
+        file_names=index.file_names,
         _records=records,
         _label_of=label_of,
     )
 
 
-def _index(directory: Path, split: str, records: Sequence[Any]) -> np.ndarray:
-    path = index_path(directory, split)
-    if path.exists():
-        index = np.load(path)
-        if len(index) == len(records):
-            return index
+def _index(directory: Path, split: str, records: Sequence[Any]) -> Index:
+    index = Index.load(directory, split)
+    if index is not None and len(index) == len(records):
+        return index
     # a data set that something else wrote: read the sizes once
-    index = np.array([_measure(row, records[row]) for row in range(len(records))], np.int64)
-    index = index.reshape(-1, 4)
-    if len(np.unique(index[:, 0])) != len(index):
-        index[:, 0] = np.arange(len(index))
+    index = Index.of(_measure(row, records[row]) for row in range(len(records)))
+    if len(np.unique(index.image_ids)) != len(index):
+        index = dataclasses.replace(index, image_ids=np.arange(len(index)))
     if os.access(directory, os.W_OK):
-        save_index(directory, split, index)
+        index.save(directory, split)
     return index
 
 
-def _measure(row: int, record: dict) -> tuple[int, int, int, int]:
+def _measure(row: int, record: dict) -> tuple[int, int, int, int, str]:
     from PIL import Image
 
     with Image.open(io.BytesIO(record["image"])) as image:  # reads the header alone
         width, height = image.size
-    return int(record.get("image/id", row)), height, width, len(record["objects"]["bbox"])
+    name = record.get("image/filename", b"")
+    name = name.decode() if isinstance(name, bytes) else str(name)
+    return int(record.get("image/id", row)), height, width, len(record["objects"]["bbox"]), name
 
 
 def _example(record: dict, image_id: int, height: int, width: int) -> Example:

@@ -12,26 +12,36 @@ def decode_image(encoded: bytes) -> np.ndarray | None:
     """JPEG or PNG to RGB uint8 ``[h, w, 3]``; None where it cannot be read.
 
     Grey becomes three equal channels. EXIF orientation is left alone, as TFDS leaves it:
-    `retina_jax.data.coco_json` has turned such pictures upright.
+    `retina_jax.data.pictures` has turned such pictures upright.
     """
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     return cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
 
 
-def resize(image: np.ndarray, height: int, width: int, antialias: bool = False) -> np.ndarray:
-    """Bilinear with half-pixel centres.
+def resize(
+    image: np.ndarray,
+    height: int,
+    width: int,
+    antialias: bool = False,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """Bilinear with half-pixel centres, uint8 or float32 as ``image``; into ``out`` if given.
 
-    ``antialias``: by Pillow, whose filter widens as a picture shrinks (Detectron2); else by OpenCV,
-    which reads the four nearest pixels (torchvision's tensors), several times as fast.
+    ``antialias``: by Pillow, whose filter widens as a picture shrinks (Detectron2; uint8 alone);
+    else by OpenCV, which reads the four nearest pixels (torchvision's tensors), several times as
+    fast.
     """
-    if image.shape[:2] == (height, width):
-        return image
-    if antialias:
+    if image.shape[:2] != (height, width) and not antialias:
+        return cv2.resize(image, (width, height), dst=out, interpolation=cv2.INTER_LINEAR)
+    if image.shape[:2] != (height, width):
         from PIL import Image
 
         shrunk = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
-        return np.asarray(shrunk)
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+        image = np.asarray(shrunk)
+    if out is None:
+        return image
+    out[...] = image
+    return out
 
 
 def scale_boxes(
@@ -42,8 +52,7 @@ def scale_boxes(
     return boxes * np.array([x, y, x, y])
 
 
-def flip(image: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Picture and xyxy boxes mirrored left to right."""
-    width = image.shape[1]
+def mirror_boxes(boxes: np.ndarray, width: int) -> np.ndarray:
+    """xyxy in a picture of ``width`` pixels that is mirrored left to right."""
     x1, y1, x2, y2 = boxes.T
-    return image[:, ::-1], np.stack([width - x2, y1, width - x1, y2], axis=1)
+    return np.stack([width - x2, y1, width - x1, y2], axis=1)

@@ -81,7 +81,7 @@ def build(
 
 
 def normalize_images(
-    images: UInt8[Array, "n h w 3"], sizes: Int[Array, "n 2"], data: Any
+    images: UInt8[Array, "n h w 3"] | Float[Array, "n h w 3"], sizes: Int[Array, "n 2"], data: Any
 ) -> Float[Array, "n h w 3"]:
     """Pixels (RGB, 0 to 255) as the network wants them, zero beyond each picture's size.
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from retina_jax.data.augment import View, draw_view, jitter_colors, move_boxes, show
 from retina_jax.data.loader import TrainLoader
 from retina_jax.data.sources import open_data_set, open_split
+from retina_jax.data.transforms import mirror_boxes
 
 BUCKET = (96, 128)
 
@@ -30,9 +31,15 @@ def test_drawing_then_transforming_is_transforming_then_drawing(seed):
     x1, y1, x2, y2 = box.astype(int)
     picture = np.zeros((*original, 3), np.uint8)
     picture[y1:y2, x1:x2] = 255
-    shown = show(picture, view, antialias=False)
+    mirrored = bool(rng.random() < 0.5)
+    out = np.zeros((*BUCKET, 3), np.uint8)
+    shown = show(picture, view, False, mirrored, out)
     assert shown.shape[:2] == view.window
+    assert not out[view.window[0] :].any()
+    assert not out[:, view.window[1] :].any()
     (moved,), (kept,) = move_boxes(box[None], original, view, 0.0)
+    if mirrored:
+        (moved,) = mirror_boxes(moved[None], view.window[1])
     painted = np.zeros(view.window)
     ys, xs = np.mgrid[: view.window[0], : view.window[1]] + 0.5
     painted[(xs > moved[0]) & (xs < moved[2]) & (ys > moved[1]) & (ys < moved[3])] = 255

@@ -1,5 +1,6 @@
 """Bad pictures and bad records: an error that names file and record, or mended and counted."""
 
+import collections
 import io
 import json
 import subprocess
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from retina_jax.data.coco_json import CocoReader, read_annotations
+from retina_jax.data.coco_json import read_coco
+from retina_jax.data.reader import AnnotationReader
 from retina_jax.data.sources import open_split
 from retina_jax.data.transforms import decode_image
 from retina_jax.errors import UserError
@@ -66,9 +68,12 @@ class Tree:
         return path
 
     def read(self):
-        reader = CocoReader(read_annotations(self.write()), self.images_dir, {1: 0, 3: 1, 7: 2})
+        annotations = read_coco(self.write())
+        reader = AnnotationReader(annotations, self.images_dir, {1: 0, 3: 1, 7: 2})
         reader.check_files()
-        return list(reader), {k: n for k, n in reader.counts.items() if n}
+        records = [reader.read(row) for row in range(len(reader))]
+        counts = sum((record.counts for record in records), collections.Counter())
+        return records, {k: n for k, n in counts.items() if n}
 
 
 @pytest.fixture
@@ -240,7 +245,7 @@ def test_what_is_not_coco_json_is_refused(tmp_path, text):
     path = tmp_path / "train.json"
     path.write_text(text)
     with pytest.raises(UserError, match=r"train.json: not COCO JSON"):
-        read_annotations(path)
+        read_coco(path)
 
 
 def prepare(tree, *arguments):

@@ -1,9 +1,11 @@
 """Finding data sets: what is there, what is not, and what to do about it."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from retina_jax.data.records import index_path
+from retina_jax.data.records import Index, index_path
 from retina_jax.data.sources import find_data_set, open_split
 from retina_jax.errors import UserError
 
@@ -29,11 +31,15 @@ def test_an_unknown_split_names_those_that_are(shapes_dir):
 
 def test_a_data_set_without_an_index_is_measured(shapes_dir):
     directory = shapes_dir / "shapes" / "1.0.0"
-    path = index_path(directory, "validation")
-    written = np.load(path)
-    path.unlink()
-    open_split(directory, "validation")
-    np.testing.assert_array_equal(np.load(path), written)
+    written = Index.load(directory, "validation")
+    for spoil in (lambda path: path.unlink(), lambda path: path.write_bytes(b"PK nonsense")):
+        spoil(index_path(directory, "validation"))
+        open_split(directory, "validation")
+        measured = Index.load(directory, "validation")
+        for field in dataclasses.fields(Index):
+            np.testing.assert_array_equal(
+                getattr(measured, field.name), getattr(written, field.name)
+            )
 
 
 def test_labels_may_be_category_ids_with_a_class_for_every_id(two_aspects):

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from retina_jax.data.transforms import decode_image, flip, resize, scale_boxes
+from retina_jax.data.transforms import decode_image, mirror_boxes, resize, scale_boxes
 
 
 def painted(boxes, height=60, width=80):
@@ -21,13 +21,18 @@ def found(image):
     return np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
 
 
-def test_flip_moves_boxes_with_pixels_and_undoes_itself():
+def test_mirroring_moves_boxes_with_pixels_and_undoes_itself():
     boxes = np.array([[10.0, 20, 30, 25]])
-    image, flipped = flip(painted(boxes), boxes)
-    np.testing.assert_array_equal(flipped[0], found(image))
-    twice = flip(image, flipped)
-    np.testing.assert_array_equal(twice[0], painted(boxes))
-    np.testing.assert_array_equal(twice[1], boxes)
+    mirrored = mirror_boxes(boxes, 80)
+    np.testing.assert_array_equal(mirrored[0], found(painted(boxes)[:, ::-1]))
+    np.testing.assert_array_equal(mirror_boxes(mirrored, 80), boxes)
+
+
+def test_floating_point_is_what_uint8_rounds():
+    image = np.random.default_rng(0).integers(0, 256, (30, 40, 3)).astype(np.uint8)
+    exact = resize(image.astype(np.float32), 47, 61)
+    assert exact.dtype == np.float32
+    assert 0.2 < np.abs(exact - resize(image, 47, 61)).max() < 1
 
 
 @pytest.mark.parametrize("size", [(120, 160), (30, 40), (90, 80), (60, 80)])
@@ -57,3 +62,14 @@ def test_decode_gives_rgb_and_none_for_rubbish():
     grey = decode_image(cv2.imencode(".png", np.full((3, 3), 7, np.uint8))[1].tobytes())
     assert (grey == 7).all()
     assert decode_image(b"no picture") is None
+
+
+@pytest.mark.parametrize(("size", "antialias"), [((24, 32), False), ((24, 32), True),
+                                                 ((60, 80), False)])  # fmt: skip
+def test_resizing_in_place_writes_there_and_nowhere_else(size, antialias):
+    image = np.random.default_rng(0).integers(1, 256, (60, 80, 3)).astype(np.uint8)
+    place = np.zeros((70, 90, 3), np.uint8)
+    resize(image, *size, antialias, out=place[: size[0], : size[1]])
+    np.testing.assert_array_equal(place[: size[0], : size[1]], resize(image, *size, antialias))
+    assert not place[size[0] :].any()
+    assert not place[:, size[1] :].any()

@@ -1,0 +1,127 @@
+"""A detection data set of the TFDS catalogue as rows for `write_data_set`."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from retina_jax.boxes import tfds_yxyx_to_xyxy
+from retina_jax.data.pictures import PictureError, upright_rgb
+from retina_jax.data.reader import boxes_inside
+from retina_jax.data.records import Record
+from retina_jax.errors import UserError
+
+_NO_COCO_CLASS = frozenset((12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
+"""Of COCO's ids 1 to 90, those without a class: TFDS keeps none of the ids."""
+
+
+class CatalogueRows:
+    """One split, by row; pictures and boxes pass the same checks as everyone's."""
+
+    def __init__(self, name: str, split: str, records: Sequence[Any]):
+        self._name = f"{name}, split {split}"
+        self._records = records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def fingerprint(self, row: int) -> str:
+        return f"{self._name} {row}"
+
+    def read(self, row: int) -> Record:
+        record = self._records[row]
+        counts = collections.Counter(images=1)
+        try:
+            encoded, height, width = upright_rgb(record["image"], (None, None), counts)
+        except PictureError as error:
+            raise UserError(f"{self._name}: row {row}: {error}") from None
+        objects = record["objects"]
+        corners = tfds_yxyx_to_xyxy(
+            np.asarray(objects["bbox"], np.float64).reshape(-1, 4), height, width
+        )
+        xywh = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
+        ignored = objects.get("is_crowd", objects.get("is_difficult", np.zeros(len(xywh), bool)))
+        given = [
+            {"bbox": box, "label": int(label), "crowd": bool(crowd), "area": float(area)}
+            for box, label, crowd, area in zip(
+                xywh,
+                objects["label"],
+                ignored,
+                objects.get("area", np.prod(xywh[:, 2:], axis=1)),
+                strict=True,
+            )
+        ]
+        boxes, kept = boxes_inside(given, height, width, counts)
+        counts["boxes"] += len(boxes)
+        counts["crowd boxes"] += sum(a["crowd"] for a in kept)
+        counts["images without boxes, kept as background"] += not kept
+        name = record.get("image/filename", b"")
+        return Record(
+            image_id=int(record.get("image/id", row + 1)),
+            file_name=name.decode() if isinstance(name, bytes) else str(name),
+            image=encoded,
+            height=height,
+            width=width,
+            boxes=boxes,
+            labels=np.array([a["label"] for a in kept], np.int64),
+            is_crowd=np.array([a["crowd"] for a in kept], bool),
+            areas=np.array([a["area"] for a in kept], np.float64),
+            counts=counts,
+        )
+
+
+def open_catalogue(
+    name: str, splits: dict[str, str], data_dir: Path | None
+) -> tuple[dict[str, CatalogueRows], list[str], list[int]]:
+    """Downloads what is not there yet; rows by split, class names and their ids.
+
+    Args:
+      splits: name here to TFDS's, such as ``{"train": "train+validation"}``; empty: train and
+        validation as they are.
+      data_dir: where TFDS keeps its own copy; None: its default.
+    """
+    try:
+        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+        builder.download_and_prepare()
+    except tfds.core.DatasetNotFoundError:
+        raise UserError(
+            f"{name} is not in the TFDS catalogue; write for example voc/2007 or coco/2017"
+        ) from None
+    except (ImportError, AttributeError) as error:
+        if "tensorflow" not in str(error).lower():
+            raise
+        raise UserError(
+            f"{name} needs TensorFlow to be prepared, this once: pip install -e '.[catalogue]'"
+        ) from None
+    except (OSError, ValueError, RuntimeError, tfds.download.DownloadError) as error:
+        why = " ".join(str(error).split())[:300]
+        raise UserError(f"{name} could not be downloaded or prepared by TFDS: {why}") from None
+    features = builder.info.features
+    objects = getattr(features["objects"], "feature", {}) if "objects" in features else {}
+    if "image" not in features or "bbox" not in objects:
+        raise UserError(f"{name} has no image and objects/bbox: it is not a detection data set")
+    class_names = list(objects["label"].names)
+    if not splits:
+        splits = {s: s for s in ("train", "validation") if s in builder.info.splits}
+    rows = {}
+    for split, theirs in splits.items():
+        try:
+            records = builder.as_data_source(theirs, decoders={"image": tfds.decode.SkipDecoding()})
+        except (ValueError, KeyError) as error:
+            raise UserError(
+                f"{name} has no split {theirs!r}; it has {', '.join(builder.info.splits)} ({error})"
+            ) from None
+        rows[split] = CatalogueRows(name, theirs, records)
+    return rows, class_names, _category_ids(class_names)
+
+
+def _category_ids(class_names: list[str]) -> list[int]:
+    coco_ids = [i for i in range(1, 91) if i not in _NO_COCO_CLASS]
+    if (class_names[0], class_names[-1], len(class_names)) == ("person", "toothbrush", 80):
+        return coco_ids
+    return list(range(len(class_names)))
