@@ -24,6 +24,7 @@ def get_config():
     config = default_config()
     config.data.labels = "category_ids"
     config.data.rounding = "floor"
+    config.data.float_pixels = True
     config.data.drop_empty = True
     config.anchors.order = "ratio_major"
     config.anchors.rounded = config.anchors.truncate_sizes = True

@@ -18,6 +18,7 @@ def get_config():
     config = default_config()
     config.data.labels = "category_ids"
     config.data.rounding = "floor"
+    config.data.float_pixels = True
     config.data.drop_empty = True
     config.data.train_short_sides = tuple(range(480, 801, 32))
     config.anchors.order = "ratio_major"

@@ -19,16 +19,19 @@ from torchvision_cpu import import_torchvision  # noqa: E402
 
 
 def detectron2(case) -> dict[str, np.ndarray]:
-    """Boxes, matches and detections, with the outputs of anchors that may be detected alone."""
-    kept = {"batch_size": np.array(case["batch"].shape), "image_sizes": case["image_sizes"]}
+    """Boxes, matches, logits, losses, detections, and deltas where they count."""
+    names = "image_sizes cls_logits loss_classification loss_box loss_normalizer".split()
+    kept = {"batch_size": np.array(case["batch"].shape), **{name: case[name] for name in names}}
+    kept["anchors"] = sample(case["anchors"])
     for i in range(2):
         # what scores less than the last of the best 100 cannot be among them
         scores = 1 / (1 + np.exp(-case["cls_logits"][i]))
-        alive = np.flatnonzero((scores > case[f"det_scores_{i}"].min() - 0.001).any(1))
+        alive = (scores > case[f"det_scores_{i}"].min() - 0.001).any(1)
+        foreground = (case[f"anchor_label_{i}"] >= 0) & (case[f"anchor_label_{i}"] < 3)
+        rows = np.flatnonzero(alive | foreground)
         kept |= {
-            f"alive_{i}": alive.astype(np.int32),
-            f"cls_logits_{i}": case["cls_logits"][i][alive],
-            f"box_regression_{i}": case["box_regression"][i][alive],
+            f"kept_{i}": rows.astype(np.int32),
+            f"box_regression_{i}": case["box_regression"][i][rows],
             f"anchor_label_{i}": case[f"anchor_label_{i}"].astype(np.int8),
             f"image_size_{i}": np.array(case[f"image_{i}"].shape[:2]),
         }
@@ -44,6 +47,7 @@ def main(folder: str | None) -> None:
         case = make_case(torchvision, system)
         np.save(GOLDEN / "batch.npy", case["batch"].astype(np.float32))
         small = {n: sample(v) if n.startswith(LARGE) else v for n, v in case.items()}
+        small |= {f"largest/{n}": np.abs(v).max() for n, v in case.items() if n.startswith(LARGE)}
         np.savez_compressed(GOLDEN / f"{system}.npz", **small)
     if folder:
         case = dict(np.load(Path(folder) / "case.npz"))

@@ -93,6 +93,7 @@ def make_case(torchvision, version: str) -> dict[str, np.ndarray]:
     features = list(model.backbone(prepared.tensors).values())
     outputs = model.head(features)
     anchors = model.anchor_generator(prepared, features)
+    overlaps = torchvision.ops.box_iou(targets[0]["boxes"], anchors[0])
     losses = model([tensor], [target])
     (losses["classification"] + losses["bbox_regression"]).backward()
     gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
@@ -105,6 +106,7 @@ def make_case(torchvision, version: str) -> dict[str, np.ndarray]:
         "image_size": torch.tensor(prepared.image_sizes[0]),
         "boxes_resized": targets[0]["boxes"],
         "anchors": anchors[0],
+        "matched": model.proposal_matcher(overlaps).to(torch.int8),
         "cls_logits": outputs["cls_logits"],
         "box_regression": outputs["bbox_regression"],
         "loss_classification": losses["classification"],

@@ -1,0 +1,1 @@
+"""What `scripts/benchmark.py` times: steps, the input, its memory, padding."""

@@ -1,0 +1,103 @@
+"""Training and prediction steps on random images, without the loader."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+from retina_jax import parallel
+from retina_jax.models import retinanet
+from retina_jax.optimizer import build_optimizer, learning_rate_schedule
+from retina_jax.predict_step import make_predict_step
+from retina_jax.train_step import init_state, make_train_step
+from retina_jax.types import Batch, GroundTruth
+
+
+def random_batch(config, bucket: tuple[int, int], images: int, classes: int):
+    """Noise with ten boxes an image, as a `Batch` on the host."""
+    height, width = bucket
+    rng = np.random.default_rng(0)
+    most = config.data.max_boxes
+    corner = rng.uniform(0, 0.7, (images, most, 2)) * [width, height]
+    side = rng.uniform(0.02, 0.3, (images, most, 2)) * [width, height]
+    return Batch(
+        images=rng.integers(0, 256, (images, height, width, 3), dtype=np.uint8),
+        sizes=np.tile(np.array([bucket], np.int32), (images, 1)),
+        ground_truth=GroundTruth(
+            boxes=np.concatenate([corner, corner + side], axis=-1).astype(np.float32),
+            labels=rng.integers(0, classes, (images, most)).astype(np.int32),
+            valid=np.tile(np.arange(most) < 10, (images, 1)),
+            is_crowd=np.zeros((images, most), bool),
+        ),
+        index=np.arange(images, dtype=np.int32),
+        example_mask=np.ones(images, bool),
+        cut_away=np.zeros(images, np.int32),
+    )
+
+
+def training_step(config, devices, classes):
+    """``run(batch)`` that takes a training step, and its global batch size."""
+    model = retinanet.build(config, classes, parallel.AXIS)
+    optimizer = build_optimizer(config)
+    schedule = learning_rate_schedule(config)
+    step = devices.train_step(make_train_step(model, optimizer, schedule, config))
+    state = devices.replicate(init_state(model, optimizer, config))
+
+    def run(batch):
+        nonlocal state
+        state, metrics = step(state, batch)
+        return metrics
+
+    return run, "train.batch_size"
+
+
+def prediction_step(config, devices, classes):
+    """``run(batch)`` that gives candidates before NMS, and its global batch size."""
+    model = retinanet.build(config, classes)
+    state = init_state(model, build_optimizer(config), config)
+    variables = devices.replicate({"params": state.params, "batch_stats": state.batch_stats})
+    step = devices.predict_step(make_predict_step(model, config))
+    return lambda batch: step(variables, batch.images, batch.sizes), "eval.batch_size"
+
+
+STEPS = {"step": training_step, "predict": prediction_step}
+
+
+def time_steps(kind: str, config, runs: int, steps: int, classes: int) -> Iterator[dict]:
+    """Each bucket's figures; all in turn, ``runs`` times, so that drift hits all alike."""
+    devices = parallel.Devices.local()
+    run, field = STEPS[kind](config, devices, classes)
+    total = config[field.split(".")[0]].batch_size
+    size = devices.check_batch(total, field)
+    batches, compile_seconds, seconds = {}, {}, {bucket: [] for bucket in config.data.buckets}
+    for bucket in config.data.buckets:
+        batches[bucket] = devices.shard(random_batch(config, bucket, size, classes))
+        started = time.perf_counter()
+        jax.block_until_ready(run(batches[bucket]))
+        compile_seconds[bucket] = time.perf_counter() - started
+    for _ in range(runs):
+        for bucket, batch in batches.items():
+            started = time.perf_counter()
+            for _ in range(steps):
+                outputs = run(batch)
+            jax.block_until_ready(outputs)
+            seconds[bucket].append((time.perf_counter() - started) / steps)
+    memory = devices.devices[0].memory_stats() or {}
+    for bucket in config.data.buckets:
+        median = statistics.median(seconds[bucket])
+        yield {
+            "timed": kind,
+            "devices": devices.describe(),
+            "backbone": config.model.backbone,
+            "input": list(bucket),
+            "batch_size": total,
+            "precision": config.train.precision,
+            "images_per_second": round(total / median, 2),
+            "step_seconds": [round(s, 4) for s in sorted(seconds[bucket])],
+            "first_step_seconds": round(compile_seconds[bucket], 1),
+            "peak_memory_gib": round(memory.get("peak_bytes_in_use", 0) / 2**30, 2) or None,
+        }
