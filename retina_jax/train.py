@@ -247,7 +247,7 @@ class _Loop:
                 started = time.perf_counter()
                 try:
                     rows, cut_away, batch = next(batches)
-                except RuntimeError:
+                except (RuntimeError, RunError):
                     if stop:  # the signal has ended the workers too
                         break
                     raise

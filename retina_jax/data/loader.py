@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import types
 from collections.abc import Iterator, Sequence
@@ -12,8 +13,8 @@ import jax
 import ml_collections
 import numpy as np
 from absl import flags
-from grain.multiprocessing import SharedMemoryArray
 
+from retina_jax.data import handover
 from retina_jax.data.augment import View, draw_view, jitter_colors, move_boxes, show, whole
 from retina_jax.data.plan import (
     Draw,
@@ -25,7 +26,7 @@ from retina_jax.data.plan import (
 )
 from retina_jax.data.sources import Split
 from retina_jax.data.transforms import decode_image, mirror_boxes
-from retina_jax.errors import UserError
+from retina_jax.errors import RunError, UserError
 from retina_jax.types import Batch, GroundTruth
 
 
@@ -71,7 +72,7 @@ class _Pictures:
         kind = np.float32 if self._data.float_pixels else np.uint8
         # decoded pictures are scaled into their places: nothing is stacked afterwards
         shape = (len(draws), *self._buckets[bucket], 3)
-        images = SharedMemoryArray(shape, kind) if shared else np.zeros(shape, kind)  # 0 too
+        images = handover.zeros(shape, kind) if shared else np.zeros(shape, kind)
         rest = [
             self._filler(image) if draw is None else self._read(draw, image)
             for draw, image in zip(draws, np.asarray(images), strict=True)
@@ -156,10 +157,11 @@ class _Pictures:
         return truth
 
 
-def _leave_interrupts_to_the_parent(worker: int, workers: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the parent must be able to save."""
+def _begin_worker(worker: int, workers: int) -> None:
     del worker, workers
+    # Ctrl-C reaches every process of a terminal; the parent must be able to save
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    handover.free_at_exit()
 
 
 def _read_options() -> grain.ReadOptions:
@@ -202,7 +204,11 @@ class TrainLoader:
         return self._pictures.batch(bucket, draws[self._share], shared=self._workers > 0)
 
     def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
-        """The batches of steps ``first_step`` to ``last_step - 1``, in order."""
+        """The batches of steps ``first_step`` to ``last_step - 1``, in order.
+
+        Raises `UserError` for a picture that cannot be read, and `RunError` within seconds where a
+        worker died.
+        """
         # whole batches are the elements: workers share elements out in turn, and so keep the order
         steps = grain.MapDataset.range(first_step, last_step)
         batches = steps.map(self._read).to_iter_dataset(_read_options())
@@ -210,8 +216,21 @@ class TrainLoader:
             if not flags.FLAGS.is_parsed():  # Grain reads flags of its own in a program without
                 flags.FLAGS.mark_as_parsed()
             options = grain.MultiprocessingOptions(num_workers=self._workers)
-            batches = batches.mp_prefetch(options, worker_init_fn=_leave_interrupts_to_the_parent)
-        return iter(batches)
+            batches = batches.mp_prefetch(options, worker_init_fn=_begin_worker)
+        iterator = iter(batches)
+        try:
+            yield from iterator
+        except RuntimeError as error:
+            if "terminated unexpectedly" not in str(error):
+                raise
+            code = re.search(r"exit code (-?\d+)", str(error))
+            raise RunError(
+                f"a worker of the loader died (exit code {code[1] if code else 'unknown'}; -9 is "
+                "most often want of memory); run the same command again, with a lower "
+                f"--config.data.num_workers={self._workers} if it comes back"
+            ) from None
+        finally:
+            iterator.close()  # ends the workers and frees what they had ready
 
 
 class EvaluationLoader:

@@ -56,9 +56,15 @@ class Split:
         return len(self.image_ids)
 
     def __getitem__(self, row: int) -> Example:
-        example = _example(
-            self._records[row], int(self.image_ids[row]), *(int(v) for v in self.sizes[row])
-        )
+        """The record of a row; `UserError` where the disk no longer has it."""
+        try:
+            record = self._records[row]
+        except (RuntimeError, OSError, ValueError) as error:  # array_record's words
+            raise UserError(
+                f"row {row} of {self.label()} is damaged ({' '.join(str(error).split())[:200]}); "
+                "prepare the data set anew"
+            ) from None
+        example = _example(record, int(self.image_ids[row]), *(int(v) for v in self.sizes[row]))
         if self._label_of is None:
             return example
         return dataclasses.replace(example, labels=self._label_of[example.labels])
