@@ -1,8 +1,8 @@
 """Classification losses, one pure function each: the loss of an anchor, summed over its classes.
 
 All take logits ``[*n, c]`` of any float dtype and labels ``[*n]`` (the class of a foreground
-anchor, -1 for background), and give ``[*n]`` in float32, finite with a finite gradient for every
-finite logit. Sums, ignored anchors and normalisers belong to `retina_jax.objective`.
+anchor, -1 for background), and give ``[*n]`` in float32, finite with a finite gradient for logits
+up to 1e30 in size. Sums, ignored anchors and normalisers belong to `retina_jax.objective`.
 
 With y = ±1, ``x_t = y · x`` and ``p_t = σ(x_t)`` as in section 3 of arXiv:1708.02002.
 """

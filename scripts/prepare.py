@@ -5,6 +5,7 @@ usage: python scripts/prepare.py coco --images DIR --annotations train.json --an
        python scripts/prepare.py voc --tree VOCdevkit/VOC2007 --split train --split val --out DIR
        python scripts/prepare.py yolo --tree DIR --out DIR          (DIR holds data.yaml)
        python scripts/prepare.py tfds --catalogue voc/2007 --out DIR
+       python scripts/prepare.py tfds --directory DIR/NAME/VERSION --out DIR   (TFRecord, say)
 
 COCO: each annotation file becomes a split named after it: …train… is train, …val… is validation,
 …test… is test; write SPLIT=FILE to name it yourself; --split of the others likewise. The result is
@@ -93,6 +94,16 @@ def yolo_splits(options: argparse.Namespace) -> dict:
     return read_yolo(options.tree.expanduser())
 
 
+def tfds_rows(options: argparse.Namespace) -> tuple[dict, list[str], list[int]]:
+    """Rows of each split, class names and their ids."""
+    from retina_jax.data.catalogue import open_catalogue, open_directory
+
+    splits = named_splits("--split", options.split)
+    if options.directory:
+        return open_directory(options.directory.expanduser(), splits)
+    return open_catalogue(options.catalogue, splits, options.catalogue_dir)
+
+
 def tree_rows(splits: dict, follow_links: bool) -> tuple[dict, list[str], list[int], dict]:
     """Annotations of all splits, checked against each other and their folders, as rows.
 
@@ -133,19 +144,14 @@ def prepare(options: argparse.Namespace, console: Console) -> Path:
     from retina_jax.data.writer import RecordsError, write_data_set
     from retina_jax.metrics import ProgressBar
 
-    name = options.name or DEFAULT_NAMES.get(options.format) or _name_of(options.catalogue)
+    name = options.name or _name_of(options)
     target = data_set_directory(options.out, name)
     if target.exists():
         raise UserError(f"{target} is there already; remove it, or give another --name or --out")
     found_in = {}
     if options.format == "tfds":
-        from retina_jax.data.catalogue import open_catalogue
-
-        splits = named_splits("--split", options.split)
-        rows, class_names, category_ids = open_catalogue(
-            options.catalogue, splits, options.catalogue_dir
-        )
-        source = f"TFDS {options.catalogue}"
+        rows, class_names, category_ids = tfds_rows(options)
+        source = f"TFDS {options.catalogue or options.directory}"
     else:
         splits = READERS[options.format](options)
         rows, class_names, category_ids, found_in = tree_rows(splits, options.follow_links)
@@ -186,11 +192,15 @@ def say(report: dict, directory: Path, console: Console) -> None:
             console.print(f"  {count} {what}", markup=False)
 
 
-def _name_of(catalogue: str) -> str:
-    return re.sub(r"[^a-z0-9_]+", "_", catalogue.lower())
+def _name_of(options: argparse.Namespace) -> str:
+    """The format's name; of TFDS the data set's own, its configuration behind it."""
+    if options.format != "tfds":
+        return options.format
+    if options.catalogue:
+        return re.sub(r"[^a-z0-9_]+", "_", options.catalogue.lower())
+    return options.directory.expanduser().absolute().parent.name
 
 
-DEFAULT_NAMES = {"coco": "coco", "voc": "voc", "yolo": "yolo"}
 READERS = {"coco": coco_splits, "voc": voc_splits, "yolo": yolo_splits}
 
 
@@ -224,8 +234,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         tree.add_argument(
             "--follow-links", action="store_true", help="read links that lead out of the folder"
         )
-    catalogue = formats.add_parser("tfds", parents=[shared], help="a name of the TFDS catalogue")
-    catalogue.add_argument("--catalogue", required=True, help="such as voc/2007 or coco/2017")
+    catalogue = formats.add_parser("tfds", parents=[shared], help="what TFDS has or can make")
+    which = catalogue.add_mutually_exclusive_group(required=True)
+    which.add_argument("--catalogue", default="", help="such as voc/2007 or coco/2017")
+    which.add_argument("--directory", type=Path, help="of a data set's version; TFRecord too")
     catalogue.add_argument(
         "--split", action="append", default=[], help="SPLIT=TFDS_SPLIT, as train=train+validation"
     )

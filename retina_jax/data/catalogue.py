@@ -1,9 +1,10 @@
-"""A detection data set of the TFDS catalogue as rows for `write_data_set`."""
+"""A detection data set that TFDS has, or makes, as rows for `write_data_set`."""
 
 from __future__ import annotations
 
 import collections
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,30 @@ class CatalogueRows:
         )
 
 
+class InOrder(Sequence):
+    """Random access, nearly in order, to what can only be read from the start (TFRecord)."""
+
+    _KEPT = 1024  # more than the writer has under way
+
+    def __init__(self, records: Iterable[Any], length: int):
+        self._records = iter(records)
+        self._length = length
+        self._read: dict[int, Any] = {}
+        self._next = 0
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, row: int) -> Any:
+        with self._lock:
+            while self._next <= row:
+                self._read[self._next] = next(self._records)
+                self._read.pop(self._next - self._KEPT, None)  # of a shard that was whole already
+                self._next += 1
+            return self._read.pop(row)
+
+
 def open_catalogue(
     name: str, splits: dict[str, str], data_dir: Path | None
 ) -> tuple[dict[str, CatalogueRows], list[str], list[int]]:
@@ -93,31 +118,64 @@ def open_catalogue(
             f"{name} is not in the TFDS catalogue; write for example voc/2007 or coco/2017"
         ) from None
     except (ImportError, AttributeError) as error:
-        if "tensorflow" not in str(error).lower():
-            raise
-        raise UserError(
-            f"{name} needs TensorFlow to be prepared, this once: pip install -e '.[catalogue]'"
-        ) from None
+        raise _wants_tensorflow(name, error) from None
     except (OSError, ValueError, RuntimeError, tfds.download.DownloadError) as error:
         why = " ".join(str(error).split())[:300]
         raise UserError(f"{name} could not be downloaded or prepared by TFDS: {why}") from None
+    return _open(name, builder, splits)
+
+
+def open_directory(
+    directory: Path, splits: dict[str, str]
+) -> tuple[dict[str, CatalogueRows], list[str], list[int]]:
+    """The same of a data set that TFDS has written in ``directory``, TFRecord too."""
+    try:
+        builder = tfds.builder_from_directory(str(directory))
+    except (OSError, ValueError, RuntimeError, AssertionError, tfds.core.DatasetNotFoundError):
+        raise UserError(
+            f"--directory {directory} holds no TFDS data set; give the folder of its version, "
+            "which holds dataset_info.json"
+        ) from None
+    return _open(str(directory), builder, splits)
+
+
+def _open(name: str, builder, splits: dict[str, str]):
     features = builder.info.features
     objects = getattr(features["objects"], "feature", {}) if "objects" in features else {}
     if "image" not in features or "bbox" not in objects:
         raise UserError(f"{name} has no image and objects/bbox: it is not a detection data set")
-    class_names = list(objects["label"].names)
     if not splits:
         splits = {s: s for s in ("train", "validation") if s in builder.info.splits}
     rows = {}
     for split, theirs in splits.items():
         try:
-            records = builder.as_data_source(theirs, decoders={"image": tfds.decode.SkipDecoding()})
-        except (ValueError, KeyError) as error:
+            records = _records(name, builder, theirs)
+        except (ValueError, KeyError):
             raise UserError(
-                f"{name} has no split {theirs!r}; it has {', '.join(builder.info.splits)} ({error})"
+                f"{name} has no split {theirs!r}; it has {', '.join(builder.info.splits)}"
             ) from None
         rows[split] = CatalogueRows(name, theirs, records)
+    class_names = list(objects["label"].names)
     return rows, class_names, _category_ids(class_names)
+
+
+def _records(name: str, builder, split: str) -> Sequence[Any]:
+    decoders = {"image": tfds.decode.SkipDecoding()}
+    if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
+        return builder.as_data_source(split, decoders=decoders)
+    try:
+        dataset = builder.as_dataset(split, decoders=decoders, shuffle_files=False)
+        return InOrder(tfds.as_numpy(dataset), len(dataset))
+    except (ImportError, AttributeError) as error:
+        raise _wants_tensorflow(name, error) from None
+
+
+def _wants_tensorflow(name: str, error: Exception) -> Exception:
+    if isinstance(error, ImportError) or "tensorflow" in str(error).lower():
+        return UserError(
+            f"{name} needs TensorFlow to be read, this once: pip install -e '.[catalogue]'"
+        )
+    return error
 
 
 def _category_ids(class_names: list[str]) -> list[int]:

@@ -6,13 +6,16 @@ import contextlib
 import multiprocessing.util
 import threading
 from multiprocessing.shared_memory import SharedMemory
+from typing import TypeVar
 
+import jax
 import numpy as np
 from grain.multiprocessing import SharedMemoryArray
 
 _kept: set[str] = set()
 """Names of what this process has made and not yet handed over."""
 _ending = threading.Event()
+T = TypeVar("T")
 
 
 class HandoverArray(SharedMemoryArray):
@@ -31,6 +34,19 @@ def zeros(shape: tuple[int, ...], dtype: type) -> np.ndarray:
     array = HandoverArray(shape, dtype)
     _kept.add(array.shm.name)
     return array
+
+
+def receive(tree: T) -> T:
+    """What another process handed over, its names taken from the system at once.
+
+    The memory lives as long as its arrays, and no kill of this process can leave it behind.
+    """
+    for leaf in jax.tree.leaves(tree):
+        if isinstance(leaf, SharedMemoryArray) and leaf._unlink_on_del:
+            leaf._unlink_on_del = False  # Grain would do it when the array goes, if it ever does
+            with contextlib.suppress(FileNotFoundError):
+                leaf.shm.unlink()
+    return tree
 
 
 def free_at_exit() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import signal
+import threading
 import types
 from collections.abc import Iterator, Sequence
 
@@ -162,6 +164,13 @@ def _begin_worker(worker: int, workers: int) -> None:
     # Ctrl-C reaches every process of a terminal; the parent must be able to save
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     handover.free_at_exit()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A killed program must not leave workers behind, and their memory with them."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _read_options() -> grain.ReadOptions:
@@ -219,7 +228,8 @@ class TrainLoader:
             batches = batches.mp_prefetch(options, worker_init_fn=_begin_worker)
         iterator = iter(batches)
         try:
-            yield from iterator
+            for batch in iterator:
+                yield handover.receive(batch)
         except RuntimeError as error:
             if "terminated unexpectedly" not in str(error):
                 raise

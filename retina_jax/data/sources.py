@@ -137,8 +137,7 @@ def open_split(directory: Path, split: str, labels: str = "dense") -> Split:
     if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
         raise UserError(
             f"{directory} is {builder.info.file_format.value}, which has no random access; "
-            f"convert it: tfds convert_format --root_data_dir={directory.parent.parent} "
-            "--out_file_format=array_record --out_path=DIR"
+            f"convert it: python scripts/prepare.py tfds --directory={directory} --out=DIR"
         )
     features = builder.info.features
     if "objects" not in features or "bbox" not in features["objects"].feature:

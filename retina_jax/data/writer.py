@@ -126,7 +126,7 @@ def write_data_set(
     except OSError as error:
         raise UserError(_cannot_write(directory, error)) from None
     except RuntimeError as error:  # array_record's own words for what the system said
-        if "write" not in str(error).lower() and "space" not in str(error).lower():
+        if "write() failed" not in str(error) and "No space left" not in str(error):
             raise
         raise UserError(_cannot_write(directory, error)) from None
     return directory, counts
@@ -134,7 +134,9 @@ def write_data_set(
 
 def _cannot_write(directory: Path, error: Exception) -> str:
     why = getattr(error, "strerror", None) or " ".join(str(error).split())
-    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+    full = "No space left" in why or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    if full:
+        why = "no space left on the disk"
         return f"{directory} cannot be written ({why}); make room and run the same command again"
     return f"{directory} cannot be written ({why}); give a folder with room that can be written"
 

@@ -15,7 +15,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from retina_jax.data import shapes
-from retina_jax.data.catalogue import open_catalogue
+from retina_jax.data.catalogue import InOrder, open_catalogue, open_directory
 from retina_jax.data.sources import find_data_set, open_split
 from retina_jax.data.voc_xml import read_voc
 from retina_jax.data.writer import ROWS_A_SHARD, RecordsError, write_data_set
@@ -238,6 +238,33 @@ def test_what_the_catalogue_cannot_give_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(tfds, "builder", needs_tensorflow)
     with pytest.raises(UserError, match=r"needs TensorFlow.*pip install -e '.\[catalogue\]'"):
         open_catalogue("coco/2017", {}, tmp_path)
+
+
+def test_what_is_read_from_the_start_alone_serves_threads_and_skips():
+    records = InOrder(iter(range(5000)), 5000)
+    assert [records[row] for row in (1, 0, 3, 2)] == [1, 0, 3, 2]
+    assert records[4000] == 4000  # shards that are whole already are passed over
+    assert records[3999] == 3999
+    assert len(records._read) <= InOrder._KEPT
+
+
+def test_a_tfrecord_data_set_says_how_to_convert_it(shapes_dir, tmp_path):
+    directory = tmp_path / "mine" / "1.0.0"
+    directory.mkdir(parents=True)
+    for path in find_data_set(shapes_dir, "shapes").glob("*.*"):
+        if path.suffix in (".json", ".txt"):
+            text = path.read_text().replace("array_record", "tfrecord")
+            (directory / path.name).write_text(text)
+    with pytest.raises(
+        UserError,
+        match=r"is tfrecord, which has no random access; convert it: "
+        rf"python scripts/prepare.py tfds --directory={directory} --out=DIR",
+    ):
+        open_split(directory, "train")
+    with pytest.raises(UserError, match=r"needs TensorFlow to be read.*'.\[catalogue\]'"):
+        open_directory(directory, {})
+    with pytest.raises(UserError, match="holds no TFDS data set"):
+        open_directory(tmp_path, {})
 
 
 # the writer

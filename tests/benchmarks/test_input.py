@@ -1,0 +1,57 @@
+"""The benchmark's contestants do the same work."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from retina_jax.benchmarks import input as bench
+from retina_jax.benchmarks.torchvision_cpu import import_torchvision
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def test_photographs_are_jpegs_of_the_size_they_say():
+    (encoded,) = bench.photographs(1)
+    image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
+    assert image.shape == (*bench.SIZE, 3)
+    assert 60_000 < len(encoded) < 250_000
+
+
+def test_contestants_give_the_same_pixels():
+    encoded = bench.photographs(1)
+    ours = next(bench.bare_loop(encoded))
+    try:
+        import_torchvision()
+    except ModuleNotFoundError as error:
+        pytest.skip(f"{error.name} is not installed")
+    theirs = next(bench.torchvision_loader(encoded, 0, floats=False))
+    theirs = theirs.permute(0, 2, 3, 1).numpy()
+    assert theirs.shape == ours.shape
+    upright = [
+        np.abs(theirs[0].astype(int) - x.astype(int)).max() for x in (ours[0], mirrored(ours[0]))
+    ]
+    assert min(upright) <= 3  # their kernel rounds otherwise
+
+
+def mirrored(image):
+    height, width = bench.SCALED
+    out = np.zeros_like(image)
+    out[:height, :width] = image[:height, :width][:, ::-1]
+    return out
+
+
+def test_memory_is_measured(shapes_dir):
+    done = subprocess.run(
+        [sys.executable, REPOSITORY / "scripts/benchmark.py", "memory", "--steps=20",
+         f"--config={REPOSITORY}/experiments/shapes.py", f"--config.data.dir={shapes_dir}"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["batches"] for line in lines] == list(range(2, 21, 2))
+    assert all(50 < line["resident_mib"] < 5000 for line in lines)
