@@ -12,12 +12,14 @@ import jax
 import ml_collections
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 
 from retina_jax import parallel, visualize
 from retina_jax.checkpoint import Checkpoints, read_source
 from retina_jax.config import notices
 from retina_jax.data.loader import TrainLoader
 from retina_jax.data.sources import Split, open_data_set, open_split
+from retina_jax.doctor.examine import short_form
 from retina_jax.errors import RunError, UserError
 from retina_jax.evaluation.loop import Evaluator
 from retina_jax.evaluation.report import print_table
@@ -159,6 +161,9 @@ def run(config: ml_collections.ConfigDict, workdir: str, console: Console) -> in
     train_split = open_split(directory, config.data.train_split, config.data.labels)
     eval_split = open_split(directory, config.data.eval_split, config.data.labels)
     loader = TrainLoader(train_split, config, parallel.process_index(), parallel.process_count())
+    findings = short_form(train_split, eval_split, config)
+    if findings and findings[0].level == "error":
+        raise UserError(f"{findings[0].message} (scripts/doctor.py shows more)")
     model = retinanet.build(config, len(train_split.class_names), parallel.AXIS)
     evaluator = Evaluator(model, eval_split, config, devices)
     optimizer = build_optimizer(config)
@@ -180,6 +185,8 @@ def run(config: ml_collections.ConfigDict, workdir: str, console: Console) -> in
         state = _start_from(state, config, train_split.category_ids, console)
     write_config(folder, config)
     _introduce(config, folder, devices, loader, train_split, eval_split, state, console)
+    for line in [*notices(config), *(f.message for f in findings if f.level == "warning")]:
+        console.print(f"[yellow]note:[/] {escape(line)}")
     if first_step:
         console.print(f"resuming from step {first_step} of {config.train.steps}")
         for line in changed:
@@ -210,8 +217,6 @@ def _introduce(config, folder, devices, loader, train_split, eval_split, state, 
     if loader.left_out:
         console.print(f"{loader.left_out} images without a box left out (data.drop_empty)")
     console.print(f"workdir {folder}")
-    for line in notices(config):
-        console.print(f"[yellow]note:[/] {line}")
 
 
 class _Loop:

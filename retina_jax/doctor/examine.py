@@ -1,0 +1,396 @@
+"""The doctor: what a prepared data set holds, what is wrong with it, what its anchors can match.
+
+`examine` reads every record and looks at every picture; `short_form` takes a sample of the boxes
+and is what training asks before step 0.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import ml_collections
+import numpy as np
+from jaxtyping import Float
+
+from retina_jax.data.loader import placements
+from retina_jax.data.plan import padding_share
+from retina_jax.data.sources import Split
+from retina_jax.doctor import checks
+from retina_jax.doctor.anchor_recall import (
+    ENOUGH,
+    LEAST_BOXES,
+    InputBoxes,
+    Suggestion,
+    at_input,
+    best_anchor_iou,
+    group_recall,
+    suggest,
+)
+from retina_jax.doctor.checks import Finding, percent
+from retina_jax.doctor.contents import Contents, read_contents, spread_rows
+
+SIZES = ("small", "medium", "large")
+"""COCO's: areas under 32² and 96² pixels, and above."""
+_SIZE_LIMITS = (32.0**2, 96.0**2)
+_LEAST_RECALL = 0.1
+_MOST_PADDING = 0.35
+_MOST_SCALE = 4.0
+_MOST_GROUPS = 5  # out of reach, named one by one
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassRow:
+    """A class in a split."""
+
+    name: str
+    category_id: int
+    images: int
+    boxes: int
+    """Without crowds."""
+    crowds: int
+    foreground: float | None
+    """Share of its boxes with an anchor of ``matching.foreground_iou`` or more; None: no boxes."""
+    background: float | None
+    """The same at ``matching.background_iou``."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SizeRow:
+    """Boxes of a size; recall is of boxes that are of it at the input."""
+
+    name: str
+    original: int
+    """By annotated area."""
+    at_input: int
+    """By the box's area in pixels of the network's input."""
+    foreground: float | None
+    background: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class BucketRow:
+    """Images that an input shape shows."""
+
+    height: int
+    width: int
+    images: int
+    padding: float | None
+    """Share of its pixels that no picture covers."""
+    least_scale: float | None
+    """Input pixels for one of the original, of the image that is shrunk most."""
+    largest_scale: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitSummary:
+    """A split in numbers."""
+
+    name: str
+    images: int
+    empty: int
+    """Images without a box."""
+    boxes: int
+    crowds: int
+    most_boxes: int
+    padding: float
+    classes: tuple[ClassRow, ...]
+    sizes: tuple[SizeRow, ...]
+    buckets: tuple[BucketRow, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Match:
+    """How well anchors fit the boxes of a split that training matches."""
+
+    places: np.ndarray
+    """Of the boxes in `Contents`: finite, of area, no crowds."""
+    shown: InputBoxes
+    iou: Float[np.ndarray, "n"]
+    """With the best anchor."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """All that `examine` found."""
+
+    directory: Path
+    summaries: tuple[SplitSummary, ...]
+    findings: tuple[Finding, ...]
+    suggestion: Suggestion | None
+    foreground_iou: float
+    background_iou: float
+    contents: tuple[Contents, ...]
+    """Of the training and the evaluation split: what plots are made of."""
+    matches: tuple[Match, ...]
+
+    def failed(self) -> bool:
+        return any(finding.level == "error" for finding in self.findings)
+
+    def to_json(self) -> dict:
+        """Without the boxes themselves."""
+        return {
+            "directory": str(self.directory),
+            "findings": [dataclasses.asdict(f) for f in self.findings],
+            "splits": [dataclasses.asdict(s) for s in self.summaries],
+            "matching": {"foreground_iou": self.foreground_iou,
+                         "background_iou": self.background_iou},
+            "suggestion": self.suggestion
+            and dataclasses.asdict(self.suggestion) | {"flags": self.suggestion.flags()},
+        }  # fmt: skip
+
+
+def match(contents: Contents, config: ml_collections.ConfigDict) -> Match:
+    """The best anchor of every box that training matches."""
+    valid_label = (contents.labels >= 0) & (contents.labels < len(contents.split.class_names))
+    places = np.flatnonzero(contents.sound & valid_label)
+    shown = at_input(contents.split, contents.row_of[places], contents.cut[places], config)
+    iou = best_anchor_iou(shown, config.data.buckets, config.anchors)
+    return Match(places, shown, iou)
+
+
+def size_of(areas: Float[np.ndarray, "n"]) -> np.ndarray:
+    """Place in `SIZES` of each area, pixels²."""
+    return np.searchsorted(_SIZE_LIMITS, areas, side="right")
+
+
+def _input_areas(matched: Match) -> Float[np.ndarray, "n"]:
+    return (matched.shown.boxes[:, 2:] - matched.shown.boxes[:, :2]).prod(axis=1)
+
+
+def class_group(name: str) -> str:
+    """A group of boxes as messages name it."""
+    return f"boxes of class {name}"
+
+
+def size_group(name: str) -> str:
+    """A group of boxes as messages name it."""
+    return f"{name} boxes (at the input)"
+
+
+def groups_of(contents: Contents, matched: Match) -> dict[str, np.ndarray]:
+    """Masks over the matched boxes: one for each class, one for each size at the input."""
+    labels, sizes = contents.labels[matched.places], size_of(_input_areas(matched))
+    by_class = {
+        class_group(name): labels == label for label, name in enumerate(contents.split.class_names)
+    }
+    by_size = {size_group(name): sizes == i for i, name in enumerate(SIZES)}
+    return by_class | by_size
+
+
+def summarise(
+    contents: Contents, matched: Match, config: ml_collections.ConfigDict
+) -> SplitSummary:
+    """A split in numbers."""
+    split, iou = contents.split, matched.iou
+    recalls = [
+        group_recall(iou >= least, groups_of(contents, matched), least=1)
+        for least in (config.matching.foreground_iou, config.matching.background_iou)
+    ]
+
+    def recall_of(group: str) -> tuple[float | None, float | None]:
+        return recalls[0].get(group), recalls[1].get(group)
+
+    objects = ~contents.is_crowd
+    classes = []
+    for label, name in enumerate(split.class_names):
+        mine = contents.labels == label
+        classes.append(
+            ClassRow(
+                name,
+                int(split.category_ids[label]),
+                len(np.unique(contents.row_of[mine])),
+                int((mine & objects).sum()),
+                int((mine & ~objects).sum()),
+                *recall_of(class_group(name)),
+            )
+        )
+    original = np.bincount(size_of(contents.areas[objects]), minlength=3)
+    at_the_input = np.bincount(size_of(_input_areas(matched)), minlength=3)
+    sizes = [
+        SizeRow(n, int(original[i]), int(at_the_input[i]), *recall_of(size_group(n)))
+        for i, n in enumerate(SIZES)
+    ]
+    placed = placements(split, config)
+    return SplitSummary(
+        name=split.name,
+        images=len(split),
+        empty=int((split.box_counts == 0).sum()),
+        boxes=int(objects.sum()),
+        crowds=int(contents.is_crowd.sum()),
+        most_boxes=int(split.box_counts.max(initial=0)),
+        padding=padding_share(placed, config.data.buckets),
+        classes=tuple(classes),
+        sizes=tuple(sizes),
+        buckets=_bucket_rows(split, placed, config),
+    )
+
+
+def _bucket_rows(split: Split, placed: list, config) -> tuple[BucketRow, ...]:
+    bucket_of = np.array([p.bucket for p in placed])
+    # the longer side tells the scale best: rounding moves it least
+    longest = split.sizes.max(axis=1)
+    scales = np.array([max(p.height, p.width) for p in placed]) / longest
+    found = []
+    for number, (height, width) in enumerate(config.data.buckets):
+        members = np.flatnonzero(bucket_of == number)
+        if not len(members):
+            found.append(BucketRow(height, width, 0, None, None, None))
+            continue
+        padding = padding_share([placed[i] for i in members], config.data.buckets)
+        low, high = float(scales[members].min()), float(scales[members].max())
+        found.append(BucketRow(height, width, len(members), padding, low, high))
+    return tuple(found)
+
+
+def check_buckets(summary: SplitSummary, config: ml_collections.ConfigDict) -> list[Finding]:
+    """Inputs that are mostly padding, buckets of hardly any images, pictures shown far off size."""
+    found = []
+    for row in summary.buckets:
+        where = f"{summary.name}: bucket {row.height}×{row.width}"
+        if not row.images:
+            found.append(Finding("note", "buckets", f"{where} shows no image"))
+            continue
+        if row.images < config.train.batch_size and row.images < summary.images:
+            message = (
+                f"{where} shows {row.images} of {summary.images} images, fewer than "
+                f"train.batch_size={config.train.batch_size}: one batch holds an image twice; "
+                "leave it out of --config.data.buckets"
+            )
+            found.append(Finding("warning", "buckets", message))
+        if row.padding > _MOST_PADDING:
+            message = (
+                f"{where} is {percent(row.padding)} padding over {row.images} images; set "
+                "--config.data.buckets nearer to their shapes"
+            )
+            found.append(Finding("warning", "buckets", message))
+        if row.least_scale < 1 / _MOST_SCALE:
+            message = (
+                f"{where} shows pictures shrunk up to {1 / row.least_scale:.3g} times; raise "
+                f"--config.data.short_side={config.data.short_side} and its buckets, or cut them up"
+            )
+            found.append(Finding("warning", "buckets", message))
+        if row.largest_scale > _MOST_SCALE:
+            message = (
+                f"{where} shows pictures enlarged up to {row.largest_scale:.3g} times; lower "
+                f"--config.data.short_side={config.data.short_side} and its buckets"
+            )
+            found.append(Finding("warning", "buckets", message))
+    return found
+
+
+def check_recall(
+    contents: Contents, matched: Match, config: ml_collections.ConfigDict
+) -> tuple[list[Finding], Suggestion | None]:
+    """Classes and sizes that the anchors cannot match, with what would help."""
+    if not len(matched.places):
+        return [], None
+    wanted, least = config.matching.foreground_iou, config.matching.background_iou
+    groups = groups_of(contents, matched)
+    rows, boxes = contents.row_of[matched.places], contents.cut[matched.places]
+    suggestion = suggest(contents.split, rows, boxes, groups, config)
+    name, found = contents.split.name, []
+    overall = float((matched.iou >= least).mean())
+    if overall < _LEAST_RECALL and len(matched.places) >= LEAST_BOXES:
+        message = (
+            f"{name}: {percent(overall)} of {len(matched.places)} boxes have an anchor with IoU "
+            f"{least:g}: hardly any can be learnt; "
+            + (suggestion.text() if suggestion else "check the boxes and data.short_side")
+        )
+        found.append(Finding("error", "anchor_recall", message))
+    nearly = group_recall(matched.iou >= least, groups)
+    short = {g: r for g, r in group_recall(matched.iou >= wanted, groups).items() if r < ENOUGH}
+    worst = sorted(short.items(), key=lambda item: item[1])[:_MOST_GROUPS]
+    for group, recall in worst:
+        fix = "no change of anchors or size that was tried helps"
+        if suggestion:
+            reached = percent(suggestion.after[group])
+            fix = f"{reached} {suggestion.text() if group == worst[0][0] else 'with the same'}"
+        message = (
+            f"{name}: {percent(recall)} of {int(groups[group].sum())} {group} have an anchor with "
+            f"IoU {wanted:g} ({percent(nearly[group])} with {least:g}); {fix}"
+        )
+        found.append(Finding("warning", "anchor_recall", message))
+    if len(short) > _MOST_GROUPS:
+        message = f"{name}: and {len(short) - _MOST_GROUPS} more groups of boxes are out of reach"
+        found.append(Finding("warning", "anchor_recall", message))
+    return found, suggestion
+
+
+def _ordered(findings: list[Finding]) -> tuple[Finding, ...]:
+    return tuple(sorted(findings, key=lambda f: checks.LEVELS.index(f.level)))
+
+
+def _check_boxes(contents: Contents, trains: bool) -> list[Finding]:
+    return [
+        *checks.check_labels(contents),
+        *checks.check_units(contents),
+        *checks.check_shapes(contents),
+        *checks.check_near_identical(contents),
+        *checks.check_classes(contents, trains),
+    ]
+
+
+def examine(
+    train: Split,
+    evaluation: Split,
+    config: ml_collections.ConfigDict,
+    advance: Callable[[int], None] = lambda count: None,
+) -> Report:
+    """Reads every record of both splits, decodes every picture small; ``advance`` counts rows.
+
+    Splits opened with ``labels="dense"``: classes as they are, without slots for absent ids.
+    """
+    findings = checks.check_prepare_report(train.directory)
+    findings += checks.check_category_ids(train)
+    contents, matches, summaries = [], [], []
+    for split, trains in ((train, True), (evaluation, False)):
+        read = read_contents(split, np.arange(len(split)), pictures=True, advance=advance)
+        matched = match(read, config)
+        summary = summarise(read, matched, config)
+        findings += checks.check_numbers(split, config, trains)
+        findings += checks.check_image_ids(split, scores=not trains)
+        findings += _check_boxes(read, trains)
+        findings += checks.check_pictures(read)
+        findings += check_buckets(summary, config) if trains else []
+        contents.append(read)
+        matches.append(matched)
+        summaries.append(summary)
+    findings += checks.check_leaks(*contents)
+    found, suggestion = check_recall(contents[0], matches[0], config)
+    return Report(
+        directory=train.directory,
+        summaries=tuple(summaries),
+        findings=_ordered([*findings, *found]),
+        suggestion=suggestion,
+        foreground_iou=config.matching.foreground_iou,
+        background_iou=config.matching.background_iou,
+        contents=tuple(contents),
+        matches=tuple(matches),
+    )
+
+
+def short_form(
+    train: Split, evaluation: Split, config: ml_collections.ConfigDict, limit: int = 2000
+) -> list[Finding]:
+    """What is worth knowing before step 0, errors first; a second or two, no picture is decoded.
+
+    Ids and box counts of all rows; boxes of at most ``limit`` rows of each split, evenly spread.
+    """
+    findings = []
+    for split, trains in ((train, True), (evaluation, False)):
+        findings += checks.check_numbers(split, config, trains)
+        findings += checks.check_image_ids(split, scores=not trains)
+        read = read_contents(split, spread_rows(split, limit))
+        findings += checks.check_labels(read) + checks.check_units(read)
+        findings += checks.check_shapes(read)
+        if trains:
+            findings += check_recall(read, match(read, config), config)[0]
+    if (train.directory, train.name) == (evaluation.directory, evaluation.name):
+        message = (
+            f"data.train_split and data.eval_split are both {train.name!r}: its scores say nothing "
+            "of pictures that training has not seen"
+        )
+        findings.append(Finding("warning", "leaks", message))
+    return list(_ordered(findings))
