@@ -82,6 +82,29 @@ def draw_pictures(report) -> list[tuple[str, str, bytes]]:
     return [entry for entry in drawn if entry[2]]
 
 
+def draw_batch(config, split) -> list[tuple[str, str, bytes]]:
+    """Section, caption and PNG: pictures of the first batch, scaled, cut and coloured."""
+    from retina_jax.data.loader import TrainLoader
+    from retina_jax.visualize import draw_boxes
+
+    batch = next(TrainLoader(split, config).batches(0, 1))
+    drawn = []
+    for i in range(min(_EXAMPLES, len(batch.images))):
+        truth = batch.ground_truth
+        boxes = truth.boxes[i][truth.valid[i]]
+        image = batch.images[i].clip(0, 255).astype(np.uint8)
+        labels = truth.labels[i][truth.valid[i]].tolist()
+        scale = min(1.0, _PANEL / max(image.shape[:2]))
+        picture = draw_boxes(image, boxes, labels, [""] * len(boxes), scale)
+        buffer = io.BytesIO()
+        picture.save(buffer, format="PNG")
+        gone = int(batch.cut_away[i])
+        caption = f"image {split.image_ids[batch.index[i]]}, {len(boxes)} boxes"
+        caption += f", {gone} cut away" if gone else ""
+        drawn.append(("As training sees them: the first batch", caption, buffer.getvalue()))
+    return drawn
+
+
 def doctor(config) -> int:
     from rich.console import Console
     from rich.text import Text
@@ -107,6 +130,8 @@ def doctor(config) -> int:
         report = examine(*splits, config, advance=lambda count: bar.advance("records", count))
     (out / "doctor.json").write_text(json.dumps(report.to_json(), indent=2) + "\n")
     drawn, pictures = plots.draw_all(report, config), draw_pictures(report)
+    if not report.failed():
+        pictures += draw_batch(config, splits[0])
     (out / "doctor.html").write_text(pages.page(report, drawn, pictures), encoding="utf-8")
     console = Console(highlight=False)
     if not console.is_terminal:
