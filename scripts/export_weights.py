@@ -7,8 +7,9 @@ The best checkpoint by AP, or else the latest, of the network that DIR/config.js
 --out     .safetensors, .pth (needs torch) or .pkl (Detectron2's own form)
 
 What the other's RetinaNet cannot express is refused by field and value. Anchors are put in the
-other's order. The code that builds the model there (backbone, classes, eps of the norms, input of
-P6, anchors, pixels) and loads the file is printed on stdout.
+other's order; a file under this program's own names says its order, pixels and eps beside the
+arrays. The code that builds the model there (backbone, classes, eps of the norms, input of P6,
+anchors, pixels) and loads the file is printed on stdout.
 """
 
 import argparse
@@ -23,7 +24,7 @@ SYSTEMS = ("torchvision", "detectron2", "retina_jax")
 def export(options: argparse.Namespace) -> list[str]:
     """Writes the file; returns the lines that load it there."""
     from retina_jax.checkpoint import weights_of
-    from retina_jax.interop.export import check_expressible, export_weights, how_to_load
+    from retina_jax.interop.export import check_expressible, export_weights, how_to_load, note_of
     from retina_jax.interop.files import write_arrays
     from retina_jax.workdir import read_config
 
@@ -31,7 +32,7 @@ def export(options: argparse.Namespace) -> list[str]:
     check_expressible(config, options.to)
     tree = weights_of(options.workdir)
     arrays = export_weights(tree, config, options.to)
-    write_arrays(options.out, arrays)
+    write_arrays(options.out, arrays, note_of(config, options.to))
     print(f"{len(arrays)} arrays in {options.out}; load them with", file=sys.stderr)
     return how_to_load(tree, config, options.to, str(options.out))
 

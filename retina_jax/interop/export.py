@@ -15,6 +15,7 @@ from retina_jax.errors import UserError
 from retina_jax.interop import names
 from retina_jax.interop.fit import reorder_anchors
 from retina_jax.interop.structure import class_outputs, flatten
+from retina_jax.interop.weights import made_for
 from retina_jax.models.resnet import BACKBONES
 
 SYSTEMS = ("torchvision", "detectron2", "retina_jax")
@@ -124,6 +125,15 @@ def export_weights(
         octaves, ratios = len(config.anchors.octaves), len(config.anchors.ratios)
         tree = reorder_anchors(tree, octaves, ratios, order)
     return export_names(tree, system, config.model.norm == "batch" and system != "retina_jax")
+
+
+def note_of(config: ml_collections.ConfigDict, system: str) -> dict[str, Any]:
+    """What is to stand beside the arrays, for `read_weights`.
+
+    The names of other systems tell what their weights were made for, ours tell nothing of anchors
+    or pixels.
+    """
+    return made_for(leaves(config)) if system == "retina_jax" else {}
 
 
 def how_to_load(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pickle
 import re
-from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,10 +20,24 @@ WRAPPERS = ("model", "state_dict", "model_state", "model_state_dict", "blobs")
 """Keys under which training programs and Caffe2 keep the arrays, beside other things."""
 PREFIXES = ("module.", "_orig_mod.")
 """What torch's DataParallel and compile put before every name."""
+NOTE = "retina_jax"
+"""Key of a `Contents.note`, as JSON: beside ``model``, or in the metadata of a .safetensors."""
+
+
+class Contents(NamedTuple):
+    """Arrays by name, and what this program wrote of them beside them."""
+
+    arrays: dict[str, np.ndarray]
+    note: dict[str, Any]
 
 
 def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
-    """The arrays of a file by name: floats as float32, all else as it is.
+    """The arrays of `read_file`."""
+    return read_file(path).arrays
+
+
+def read_file(path: str | Path) -> Contents:
+    """The arrays of a file by name: floats as float32, all else as it is; and its note, or {}.
 
     Wrappers such as ``{"model": …}`` and prefixes such as ``module.`` are taken off. Raises
     `UserError` for a file that is missing, cut or damaged, holds no arrays, or asks for code.
@@ -34,6 +49,7 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
         found = _READERS[path.suffix](path)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}; give a readable file") from None
+    note = _note(path, found)
     while isinstance(found, dict) and (key := _wrapper(found)):
         found = found[key]
     if not isinstance(found, dict):
@@ -51,21 +67,24 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
     for prefix in PREFIXES:
         if all(name.startswith(prefix) for name in arrays):
             arrays = {name.removeprefix(prefix): value for name, value in arrays.items()}
-    return {name: _plain(path, name, value) for name, value in arrays.items()}
+    return Contents({name: _plain(path, name, value) for name, value in arrays.items()}, note)
 
 
-def write_arrays(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
+def write_arrays(
+    path: str | Path, arrays: dict[str, np.ndarray], note: dict[str, Any] | None = None
+) -> None:
     """Writes ``arrays`` whole or not at all; the suffix of ``path`` says how.
 
-    ``.pkl`` is Detectron2's form, ``{"model": arrays, "__author__": …}``. Raises `UserError`
-    where the file cannot be written.
+    ``.pkl`` is Detectron2's form, ``{"model": arrays, "__author__": …}``; ``.pth`` is a
+    ``state_dict``, with a ``note`` ``{"model": state_dict, NOTE: …}``. Raises `UserError` where the
+    file cannot be written.
     """
     path = _checked(path, "write")
     arrays = {name: np.asarray(value, order="C") for name, value in arrays.items()}
     part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _WRITERS[path.suffix](part, arrays)
+        _WRITERS[path.suffix](part, arrays, {NOTE: json.dumps(note)} if note else {})
         os.replace(part, path)
     except OSError as error:
         raise UserError(
@@ -89,6 +108,17 @@ def _wrapper(found: dict) -> str | None:
     return next((key for key in WRAPPERS if isinstance(found.get(key), dict)), None)
 
 
+def _note(path: Path, found: Any) -> dict[str, Any]:
+    text = found.get(NOTE) if isinstance(found, dict) else None
+    if not isinstance(text, str):
+        return {}
+    try:
+        note = json.loads(text)
+    except ValueError as error:
+        raise _damaged(path, error) from None
+    return note if isinstance(note, dict) else {}
+
+
 def _plain(path: Path, name: str, value: np.ndarray) -> np.ndarray:
     is_float = value.dtype.kind == "f" or value.dtype.name == "bfloat16"
     if not is_float and value.dtype.kind not in "iub":
@@ -98,27 +128,38 @@ def _plain(path: Path, name: str, value: np.ndarray) -> np.ndarray:
 
 def _damaged(path: Path, error: Exception) -> UserError:
     reason = " ".join(str(error).split())[:200] or type(error).__name__
+    if text := _text(path):  # a page or a pointer that was fetched in place of the file
+        reason = f"it is a text that begins with {text!r}"
     return UserError(f"{path} is cut or damaged ({reason}); fetch or write it again")
+
+
+def _text(path: Path) -> str:
+    """How a file of text begins; "" for any other."""
+    with path.open("rb") as file:
+        start = file.read(40)
+    text = " ".join(start.decode("ascii", "replace").split())
+    return text if text.isascii() and text.isprintable() else ""
 
 
 # .safetensors
 
 
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+def _read_safetensors(path: Path) -> Any:
     import ml_dtypes  # noqa: F401  gives NumPy bfloat16
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return {**(file.metadata() or {}), "model": arrays}
     except (SafetensorError, TypeError, AttributeError, KeyError) as error:
         raise _damaged(path, error) from None
 
 
-def _write_safetensors(path: Path, arrays: dict[str, np.ndarray]) -> None:
+def _write_safetensors(path: Path, arrays: dict[str, np.ndarray], note: dict[str, str]) -> None:
     from safetensors.numpy import save_file
 
-    save_file(arrays, path, metadata={"format": "pt"})
+    save_file(arrays, path, metadata={"format": "pt", **note})
 
 
 # .pth
@@ -140,7 +181,8 @@ def _read_torch(path: Path) -> Any:
         # weights_only: nothing but tensors and plain containers is made from the file
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "weights_only" not in str(error) and "Unsupported" not in str(error):
+        for_code = "weights_only" in str(error) or "Unsupported" in str(error)
+        if not for_code or _text(path):
             raise _damaged(path, error) from None
         raise UserError(
             f"{path} holds more than weights, and would run code to be read; save "
@@ -158,16 +200,20 @@ def _read_torch(path: Path) -> Any:
     return to_numpy(loaded)
 
 
-def _write_torch(path: Path, arrays: dict[str, np.ndarray]) -> None:
+def _write_torch(path: Path, arrays: dict[str, np.ndarray], note: dict[str, str]) -> None:
     torch = _torch(path)
-    torch.save({name: torch.from_numpy(value.copy()) for name, value in arrays.items()}, path)
+    tensors = {name: torch.from_numpy(value.copy()) for name, value in arrays.items()}
+    torch.save({"model": tensors, **note} if note else tensors, path)
 
 
-# .pkl: NumPy's own unpickling trusts what it is told of types and memory, so none of it is used
+# .pkl: NumPy's own unpickling trusts what it is told of types and memory, so none of it is used;
+# a file calls what stands here, and can give state to nothing that outlives it
 
 
 class _Dtype:
     """A plain number type, in the place of ``numpy.dtype``."""
+
+    __slots__ = ("dtype",)
 
     def __init__(self, code: str = "", *_: Any):
         if not re.fullmatch(r"[<>=|]?[fiub]\d", code):
@@ -181,7 +227,7 @@ class _Dtype:
 class _Array:
     """In the place of ``numpy.ndarray``: takes the state that NumPy writes, and makes it anew."""
 
-    array: np.ndarray
+    __slots__ = ("array",)
 
     def __setstate__(self, state: tuple) -> None:
         shape, dtype, by_columns, data = state[-4:]
@@ -189,7 +235,9 @@ class _Array:
 
 
 def _from_bytes(data: Any, dtype: _Dtype, shape: tuple[int, ...], order: str = "C") -> np.ndarray:
-    data = data.encode("latin1") if isinstance(data, str) else bytes(data)  # Python 2: text
+    data = data.encode("latin1") if isinstance(data, str) else data  # Python 2: text
+    if not isinstance(data, (bytes, bytearray)):
+        raise _NotAdmittedError(f"an array of {type(data).__name__}")
     return np.frombuffer(data, dtype.dtype).reshape(shape, order=order)
 
 
@@ -212,16 +260,47 @@ def _encode_latin1(text: str = "", _encoding: str = "latin1") -> bytes:
     return text.encode("latin1")
 
 
-_ADMITTED: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): None,  # named as an argument, never called
+class _Names(dict):
+    """In the place of ``OrderedDict``, whose attributes (torch's ``_metadata``) are left out."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+class _Callable:
+    """What a file may call, and not change.
+
+    A function has attributes that pickle's BUILD would set (``__defaults__``), and so has a class.
+    """
+
+    __slots__ = ("_function", "_name")
+
+    def __init__(self, name: str, function: Callable[..., Any]):
+        self._name = name
+        self._function = function
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._function(*arguments)
+
+    def __setstate__(self, state: Any) -> None:
+        raise _NotAdmittedError(f"another state of {self._name}")
+
+
+_FUNCTIONS: dict[tuple[str, str], Callable[..., Any]] = {
     ("numpy", "dtype"): _Dtype,
-    ("collections", "OrderedDict"): OrderedDict,
+    ("collections", "OrderedDict"): _Names,
     ("_codecs", "encode"): _encode_latin1,
 }
 for _core in ("numpy.core", "numpy._core"):  # before and since NumPy 2
-    _ADMITTED[f"{_core}.multiarray", "_reconstruct"] = _array_to_fill
-    _ADMITTED[f"{_core}.multiarray", "scalar"] = _scalar
-    _ADMITTED[f"{_core}.numeric", "_frombuffer"] = _array_of_buffer
+    _FUNCTIONS[f"{_core}.multiarray", "_reconstruct"] = _array_to_fill
+    _FUNCTIONS[f"{_core}.multiarray", "scalar"] = _scalar
+    _FUNCTIONS[f"{_core}.numeric", "_frombuffer"] = _array_of_buffer
+_ADMITTED: dict[tuple[str, str], _Callable | None] = {
+    ("numpy", "ndarray"): None,  # named as an argument, never called
+    **{names: _Callable(".".join(names), call) for names, call in _FUNCTIONS.items()},
+}
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -259,10 +338,10 @@ def _read_pickle(path: Path) -> Any:
         raise _damaged(path, error) from None
 
 
-def _write_pickle(path: Path, arrays: dict[str, np.ndarray]) -> None:
+def _write_pickle(path: Path, arrays: dict[str, np.ndarray], note: dict[str, str]) -> None:
     # protocol 3 spells names out, so that NumPy 2's new one can be put back to the one that
     # every NumPy knows: Detectron2 often runs beside NumPy 1
-    data = pickle.dumps({"model": arrays, "__author__": "retina_jax"}, protocol=3)
+    data = pickle.dumps({"model": arrays, "__author__": "retina_jax", **note}, protocol=3)
     path.write_bytes(data.replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n"))
 
 

@@ -12,8 +12,8 @@ import ml_collections
 import numpy as np
 
 from retina_jax.config import leaves, resolve
-from retina_jax.interop.graft import CLASS_LAYER, MisfitError, graft
-from retina_jax.interop.structure import class_outputs, flatten
+from retina_jax.interop.graft import BOX_LAYER, CLASS_LAYER, MisfitError, graft
+from retina_jax.interop.structure import box_outputs, class_outputs, flatten
 from retina_jax.interop.weights import Imported
 
 _GAPS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
@@ -21,7 +21,10 @@ COCO_IDS = tuple(i for i in range(1, 91) if i not in _GAPS)
 """The 80 category ids of COCO 2017."""
 COCO_SLOTS = 91
 """Outputs of torchvision's COCO models: one for every id up to 90, and 0 for the background."""
-STRUCTURE = ("backbone width norm fpn_channels p6_from head_convs head_channels head_norm").split()
+STRUCTURE = (
+    "backbone width norm fpn_channels p6_from head_convs head_channels head_norm "
+    "class_specific_boxes"
+).split()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Fitted:
         return lines + [f"[yellow]note:[/] {line}" for line in self.differs]
 
     def _why(self) -> str:
-        if any(name.startswith(CLASS_LAYER) for name in self.fresh):
+        if any(name.startswith((CLASS_LAYER, BOX_LAYER)) for name in self.fresh):
             return " (the number of classes differs)"
         return " (the weights are of a backbone alone)"
 
@@ -74,6 +77,11 @@ def fit(
             tree, len(config.anchors.octaves), len(config.anchors.ratios), config.anchors.order
         )
         notes.append(f"anchors reordered from {order} to {config.anchors.order}")
+    if order is None and class_outputs(tree):
+        notes.append(
+            "the weights do not say the order of their anchors: taken as "
+            f"config.anchors.order={config.anchors.order}"
+        )
     wanted, given = class_outputs(fresh), class_outputs(tree)
     if (
         given == COCO_SLOTS * per_place
@@ -83,7 +91,8 @@ def fit(
         tree = take_classes(tree, category_ids, COCO_SLOTS)
         notes.append("80 of 91 classes taken: the slots of COCO's category ids")
     try:
-        merged, stayed = graft(fresh, tree, source, imported.unknown)
+        of_classes = _layers_of_classes(tree, wanted, config)
+        merged, stayed = graft(fresh, tree, source, imported.unknown, of_classes)
     except MisfitError as error:
         flags = [
             f"--config.model.{name}={imported.expects[field]}"
@@ -98,9 +107,24 @@ def fit(
         f"{_shell(fields[field])}; set --config.{field}={_shell(value)}"
         for field, value in imported.expects.items()
         if field in fields and field != "anchors.order" and not _agree(field, value, fields[field])
-        and (class_outputs(tree) or not field.startswith("anchors."))
+        and (class_outputs(tree) or not field.startswith(("anchors.", "coder.")))
     ]  # fmt: skip
     return Fitted(merged, tuple(stayed), tuple(notes), tuple(differs))
+
+
+def _layers_of_classes(
+    tree: dict[str, Any], wanted: int | None, config: ml_collections.ConfigDict
+) -> tuple[str, ...]:
+    """Layers that another number of classes alone makes another shape.
+
+    The last one of the boxes too, where both networks have a box for each class.
+    """
+    given = class_outputs(tree)
+    if not config.model.class_specific_boxes or given in (None, wanted):
+        return (CLASS_LAYER,)
+    background = config.loss.classification == "softmax_focal"
+    boxes = given - background * resolve(config).anchors_per_place
+    return (CLASS_LAYER, BOX_LAYER) if box_outputs(tree) == 4 * boxes else (CLASS_LAYER,)
 
 
 def reorder_anchors(tree: dict[str, Any], octaves: int, ratios: int, order: str) -> dict[str, Any]:
@@ -121,14 +145,21 @@ def reorder_anchors(tree: dict[str, Any], octaves: int, ratios: int, order: str)
 
 
 def take_classes(tree: dict[str, Any], ids: Sequence[int], slots: int) -> dict[str, Any]:
-    """The class layer with the classes ``ids`` alone, in their order, out of ``slots``."""
+    """The class layer with the classes ``ids`` alone, in their order, out of ``slots``.
 
-    def take(value: np.ndarray) -> np.ndarray:
+    The box layer too, where it has a box for each slot.
+    """
+    of_slots = box_outputs(tree) == 4 * class_outputs(tree)
+
+    def take(value: np.ndarray, numbers: int) -> np.ndarray:
         lead = value.shape[:-1]
-        value = value.reshape(*lead, -1, slots)[..., list(ids)]
+        value = value.reshape(*lead, -1, slots, numbers)[..., list(ids), :]
         return np.ascontiguousarray(value).reshape(*lead, -1)
 
-    return _map_predictions(tree, ("class_head",), take)
+    taken = _map_predictions(tree, ("class_head",), lambda value: take(value, 1))
+    return (
+        _map_predictions(taken, ("box_head",), lambda value: take(value, 4)) if of_slots else taken
+    )
 
 
 def _map_predictions(tree, heads: tuple[str, ...], change) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 from retina_jax.errors import UserError
 
 CLASS_LAYER = "params/class_head/predict/"
+BOX_LAYER = "params/box_head/predict/"
 AFTER_BACKBONE = ("fpn", "class_head", "box_head")
 MOST_NAMES = 8
 """Names that an error lists before it counts the rest."""
@@ -28,14 +29,18 @@ class MisfitError(UserError):
 
 
 def graft(
-    fresh: dict[str, Any], given: dict[str, Any], source: str, unknown: Sequence[str] = ()
+    fresh: dict[str, Any],
+    given: dict[str, Any],
+    source: str,
+    unknown: Sequence[str] = (),
+    of_classes: tuple[str, ...] = (CLASS_LAYER,),
 ) -> tuple[dict, list[str]]:
     """``fresh`` with the values of ``given``, and the names that stayed fresh.
 
-    Two things may stay fresh: the last class layer, where only the number of classes differs, and
-    all that stands on the backbone, where ``given`` has a backbone alone (then the groups are
-    named, not their arrays). Raises `MisfitError` with every name that is missing, misshapen or
-    left over; ``unknown`` are names of the source that have no counterpart here.
+    Two things may stay fresh: the layers ``of_classes``, where only their number of outputs
+    differs, and all that stands on the backbone, where ``given`` has a backbone alone (then the
+    groups are named, not their arrays). Raises `MisfitError` with every name that is missing,
+    misshapen or left over; ``unknown`` are names of the source that have no counterpart here.
     """
     fresh_flat = flax.traverse_util.flatten_dict(fresh, sep="/")
     given_flat = flax.traverse_util.flatten_dict(given, sep="/")
@@ -49,7 +54,7 @@ def graft(
         shape = np.shape(given_flat[name]) if name in given_flat else None
         if shape == wanted:
             merged[name] = np.asarray(given_flat[name])
-        elif shape is not None and name.startswith(CLASS_LAYER) and shape[:-1] == wanted[:-1]:
+        elif shape is not None and name.startswith(of_classes) and shape[:-1] == wanted[:-1]:
             merged[name] = value
             stayed.append(name)
         elif _group(name) in stayed:

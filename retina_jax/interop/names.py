@@ -110,15 +110,22 @@ def detectron2_retinanet(group_norm_heads: bool) -> Pairs:
         yield from conv(predict, f"{ours}/predict")
 
 
+_CAFFE2_NORMS = (("s", "b", "rm", "riv"), ("gamma", "beta", "running_mean", "running_var"))
+
+
 def caffe2_resnet() -> Pairs:
-    """MSRA's and FAIR's ImageNet models in Detectron2's zoo: batch norms are affine maps."""
+    """MSRA's and FAIR's ImageNet models, with the norms of Detectron and those of Detectron2's zoo.
+
+    Detectron2's `convert_basic_c2_names` reads both spellings.
+    """
 
     def layer(theirs: str, their_norm: str, ours: str, our_norm: str) -> Pairs:
         yield f"{theirs}_w", f"params/{ours}/kernel"
-        yield f"{their_norm}_s", f"params/{our_norm}/scale"
-        yield f"{their_norm}_b", f"params/{our_norm}/bias"
-        yield f"{their_norm}_rm", f"batch_stats/{our_norm}/mean"
-        yield f"{their_norm}_riv", f"batch_stats/{our_norm}/var"
+        for scale, bias, mean, var in _CAFFE2_NORMS:
+            yield f"{their_norm}_{scale}", f"params/{our_norm}/scale"
+            yield f"{their_norm}_{bias}", f"params/{our_norm}/bias"
+            yield f"{their_norm}_{mean}", f"batch_stats/{our_norm}/mean"
+            yield f"{their_norm}_{var}", f"batch_stats/{our_norm}/var"
 
     yield from layer("conv1", "res_conv1_bn", "backbone/stem_conv", "backbone/stem_norm")
     for stage, block in _BLOCKS:
@@ -137,7 +144,8 @@ DETECTRON2_IGNORED = re.compile(
     r"(.*\.)?num_batches_tracked|pixel_(mean|std)|anchor_generator\.cell_anchors\.\d+"
     r"|(backbone\.bottom_up\.)?(stem\.fc|linear)\.(weight|bias)"
 )
-CAFFE2_IGNORED = re.compile(r".*_momentum|lr|model_iter|weight_order|(fc1000|pred)_[wb]")
+# conv1_b: MSRA's models hold it, and Detectron2 leaves it out
+CAFFE2_IGNORED = re.compile(r".*_momentum|lr|model_iter|weight_order|(fc1000|pred)_[wb]|conv1_b")
 
 
 def to_our_layout(name: str, value: np.ndarray) -> np.ndarray:

@@ -67,7 +67,16 @@ def groups_of(tree: dict[str, Any]) -> int:
 
 def class_outputs(tree: dict[str, Any]) -> int | None:
     """Numbers that the class layer gives at one place, anchors times classes; None without one."""
-    bias = flatten(tree).get("params/class_head/predict/bias")
+    return _outputs(tree, "class_head")
+
+
+def box_outputs(tree: dict[str, Any]) -> int | None:
+    """Numbers that the box layer gives at one place: anchors times 4, or times classes times 4."""
+    return _outputs(tree, "box_head")
+
+
+def _outputs(tree: dict[str, Any], head: str) -> int | None:
+    bias = flatten(tree).get(f"params/{head}/predict/bias")
     return None if bias is None else int(bias.shape[0])
 
 

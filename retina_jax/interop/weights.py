@@ -11,9 +11,10 @@ from typing import Any
 import flax.traverse_util
 import numpy as np
 
+from retina_jax.config import default_config, validate
 from retina_jax.errors import UserError
 from retina_jax.interop import names
-from retina_jax.interop.files import read_arrays
+from retina_jax.interop.files import read_file
 from retina_jax.interop.structure import groups_of, has_bottlenecks, structure_of
 
 RGB = {
@@ -48,7 +49,12 @@ DETECTRON2_ANCHORS = {
     "anchors.truncate_sizes": False,
     "anchors.stride_from": "level",
 }
-FROM_RUN = (*RGB, *TORCHVISION_ANCHORS)
+FROM_RUN = (
+    *RGB,
+    *TORCHVISION_ANCHORS,
+    *("anchors.scale", "anchors.octaves", "anchors.ratios", "coder.weights"),
+    *("model.p6_from", "model.class_specific_boxes"),  # which the shapes do not always tell
+)
 """Fields of a run's config that its weights were made for, beside the structure."""
 
 
@@ -150,11 +156,17 @@ def read_weights(path: str | Path) -> Imported:
     Raises `UserError` for a file that cannot be read, whose names belong to none of the systems,
     or that holds numbers which are not finite.
     """
-    return import_arrays(read_arrays(path), path)
+    arrays, note = read_file(path)
+    return import_arrays(arrays, path, note)
 
 
-def import_arrays(arrays: dict[str, np.ndarray], path: str | Path) -> Imported:
-    """`read_weights` of arrays that are read already; ``path`` is for messages."""
+def import_arrays(
+    arrays: dict[str, np.ndarray], path: str | Path, note: dict[str, Any] | None = None
+) -> Imported:
+    """`read_weights` of arrays that are read already; ``path`` is for messages.
+
+    ``note`` is what `made_for` told when a file of this program was written.
+    """
     system = next((s for s in _SYSTEMS if s.marker in arrays), None)
     if system is None:
         some = ", ".join(list(arrays)[:4])
@@ -183,8 +195,10 @@ def import_arrays(arrays: dict[str, np.ndarray], path: str | Path) -> Imported:
         _complete_affine_norms(flat)
     ignored += _drop_neutral_biases(flat, path)
     tree = {"params": {}, "batch_stats": {}, **flax.traverse_util.unflatten_dict(flat, sep="/")}
-    expects = {**system.expects(tree, arrays), **structure_of(tree)}
-    if Path(path).name.startswith("retinanet_resnet50_fpn_coco"):
+    said = _checked(made_for(note or {}), path) if system.name == "retina_jax" else {}
+    expects = {**system.expects(tree, arrays), **said, **structure_of(tree)}
+    of_torchvision = system.name == "torchvision RetinaNet"
+    if of_torchvision and Path(path).name.startswith("retinanet_resnet50_fpn_coco"):
         # torchvision sets eps to 0 after loading this one file: it was trained so
         expects["model.norm_eps"] = 0.0
     return Imported(tree, system.name, tuple(ignored), tuple(unknown), expects)
@@ -192,14 +206,35 @@ def import_arrays(arrays: dict[str, np.ndarray], path: str | Path) -> Imported:
 
 def weights_of_run(tree: dict[str, Any], fields: dict[str, Any]) -> Imported:
     """A checkpoint of this project; ``fields`` are the leaves of its config, as JSON has them."""
-    made_for = {name: _tuples(fields[name]) for name in FROM_RUN if name in fields}
-    return Imported(tree, "retina_jax", (), (), {**made_for, **structure_of(tree)})
+    return Imported(tree, "retina_jax", (), (), {**made_for(fields), **structure_of(tree)})
+
+
+def made_for(fields: dict[str, Any]) -> dict[str, Any]:
+    """`FROM_RUN` of the leaves of a run's config, which JSON may have held."""
+    return {name: _tuples(fields[name]) for name in FROM_RUN if name in fields}
+
+
+def _checked(fields: dict[str, Any], path: str | Path) -> dict[str, Any]:
+    """``fields`` as a file has them; `UserError` for values that no config can hold."""
+    config = default_config()
+    try:
+        config.update_from_flattened_dict(fields)
+        validate(config)
+    except (TypeError, ValueError, UserError) as error:
+        raise UserError(
+            f"{path} was written for a config that cannot be ({error}); export it again"
+        ) from None
+    return fields
 
 
 def _complete_affine_norms(flat: dict[str, np.ndarray]) -> None:
-    """Caffe2 folded the statistics into scale and bias: mean 0, and a variance such that
-    ``rsqrt(variance + eps)`` is 1 in float32 at the eps that `MSRA` expects.
+    """Statistics for files without any: Detectron folded them into scale and bias.
+
+    Mean 0, and a variance such that ``rsqrt(variance + eps)`` is 1 in float32 at the eps that
+    `MSRA` expects. Detectron2's MSRA files hold statistics of their own, which stay.
     """
+    if any(name.startswith("batch_stats/") for name in flat):
+        return
     for name in [n for n in flat if n.endswith("/scale")]:
         statistics = name.replace("params/", "batch_stats/", 1).removesuffix("scale")
         flat.setdefault(statistics + "mean", np.zeros_like(flat[name]))

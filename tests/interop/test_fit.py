@@ -6,10 +6,16 @@ import pytest
 from trees import assert_same_trees
 
 from retina_jax.errors import UserError
-from retina_jax.interop.export import check_expressible, export_names, export_weights
+from retina_jax.interop.export import (
+    check_expressible,
+    export_names,
+    export_weights,
+    note_of,
+)
+from retina_jax.interop.files import write_arrays
 from retina_jax.interop.fit import COCO_IDS, fit, reorder_anchors, take_classes
 from retina_jax.interop.graft import MisfitError
-from retina_jax.interop.weights import import_arrays
+from retina_jax.interop.weights import import_arrays, read_weights
 
 DENSE = tuple(range(3))
 
@@ -55,6 +61,84 @@ def test_another_number_of_classes_keeps_all_but_the_last_layer(config_of, rando
                       given["params"]["box_head"]["conv0"])  # fmt: skip
 
 
+def own_file(path, tree, config):
+    """`export_weights.py --to=retina_jax`."""
+    write_arrays(path, export_weights(tree, config, "retina_jax"), note_of(config, "retina_jax"))
+    return read_weights(path)
+
+
+def test_our_own_file_is_reordered_and_its_pixels_are_told(config_of, random_weights, tmp_path):
+    there, here = config_of(norm_eps=1e-3), config_of()
+    there.anchors.order = "ratio_major"
+    there.data.pixel_order = "BGR"
+    there.anchors.scale = 2.0
+    tree = random_weights(there)
+    imported = own_file(tmp_path / "ours.safetensors", tree, there)
+    fitted = fit(imported, random_weights(here, seed=1), here, DENSE, "file")
+    assert fitted.notes == ("anchors reordered from ratio_major to size_major",)
+    assert_same_trees(fitted.tree, reorder_anchors(tree, 3, 3, "size_major"))
+    told = "\n".join(fitted.differs)
+    for flag in ("data.pixel_order=BGR", "model.norm_eps=0.001", "anchors.scale=2.0"):
+        assert f"set --config.{flag}" in told
+    back = fit(imported, random_weights(there, seed=1), there, DENSE, "file")
+    assert back.notes == back.differs == ()
+    assert_same_trees(back.tree, tree)
+
+
+def test_an_order_that_nobody_tells_is_said(config_of, random_weights):
+    config = config_of()
+    given = import_arrays(export_names(random_weights(config), "retina_jax"), "file")
+    fitted = fit(given, random_weights(config, seed=1), config, DENSE, "file")
+    assert fitted.notes == (
+        "the weights do not say the order of their anchors: taken as "
+        "config.anchors.order=size_major",
+    )
+
+
+LAST_LAYERS = {
+    f"params/{head}/predict/{part}"
+    for head in ("class_head", "box_head")
+    for part in ("bias", "kernel")
+}
+
+
+@pytest.mark.parametrize("loss", ["focal", "softmax_focal"])
+def test_boxes_of_each_class_stay_fresh_with_another_number_of_classes(
+    config_of, random_weights, tmp_path, loss
+):
+    config = config_of(class_specific_boxes=True)
+    config.loss.classification = loss
+    given, fresh = random_weights(config, 5), random_weights(config, 3, seed=1)
+    imported = own_file(tmp_path / "ours.safetensors", given, config)
+    fitted = fit(imported, fresh, config, DENSE, "file")
+    assert set(fitted.fresh) == LAST_LAYERS
+    assert any("the number of classes differs" in line for line in fitted.report())
+    assert_same_trees(fitted.tree["params"]["box_head"]["predict"],
+                      fresh["params"]["box_head"]["predict"])  # fmt: skip
+    assert_same_trees(fitted.tree["params"]["box_head"]["conv0"],
+                      given["params"]["box_head"]["conv0"])  # fmt: skip
+
+
+@pytest.mark.parametrize("classes", [3, 5])
+def test_one_box_for_all_classes_is_no_other_number_of_classes(
+    config_of, random_weights, tmp_path, classes
+):
+    there, here = config_of(), config_of(class_specific_boxes=True)
+    imported = own_file(tmp_path / "ours.safetensors", random_weights(there, classes), there)
+    with pytest.raises(MisfitError, match=r"wants --config\.model\.class_specific_boxes=False"):
+        fit(imported, random_weights(here, 3), here, DENSE, "file")
+
+
+def test_a_backbone_of_another_width_names_the_flag_in_one_line(config_of, random_weights):
+    names = export_names(random_weights(config_of(backbone="resnet50", width=32)), "torchvision")
+    start = "backbone.body."
+    resnet = {n.removeprefix(start): v for n, v in names.items() if n.startswith(start)}
+    config = config_of(backbone="resnet50", width=16)
+    with pytest.raises(MisfitError, match=r"wants --config\.model\.width=32;") as caught:
+        fit(import_arrays(resnet, "file"), random_weights(config), config, DENSE, "file")
+    assert "\n" not in str(caught.value)
+
+
 def test_coco_is_taken_out_of_91_slots_by_its_ids(config_of, random_weights):
     config = config_of()
     config.anchors.order = "ratio_major"  # torchvision's: nothing is reordered
@@ -66,6 +150,17 @@ def test_coco_is_taken_out_of_91_slots_by_its_ids(config_of, random_weights):
     taken = fitted.tree["params"]["class_head"]["predict"]["bias"].reshape(9, 80)
     for label, category_id in enumerate(COCO_IDS):
         np.testing.assert_array_equal(taken[:, label], slots[:, category_id])
+
+
+def test_boxes_of_coco_are_taken_with_their_classes(config_of, random_weights):
+    config = config_of(class_specific_boxes=True)
+    given, fresh = random_weights(config, 91), random_weights(config, 80, seed=1)
+    imported = import_arrays(export_names(given, "retina_jax"), "file")
+    fitted = fit(imported, fresh, config, COCO_IDS, "file")
+    assert fitted.fresh == ()
+    slots = given["params"]["box_head"]["predict"]["kernel"].reshape(3, 3, 32, 9, 91, 4)
+    taken = fitted.tree["params"]["box_head"]["predict"]["kernel"].reshape(3, 3, 32, 9, 80, 4)
+    np.testing.assert_array_equal(taken, slots[..., list(COCO_IDS), :])
 
 
 def test_other_ids_do_not_pass_for_coco(config_of, random_weights):
@@ -97,9 +192,12 @@ def test_reordered_anchors_say_the_same_of_the_same_anchor(config_of, random_wei
 
 def test_take_classes_by_hand():
     bias = np.arange(2 * 4, dtype=np.float32)  # two anchors, four slots
-    tree = {"params": {"class_head": {"predict": {"bias": bias}}}, "batch_stats": {}}
-    taken = take_classes(tree, (1, 3), 4)["params"]["class_head"]["predict"]["bias"]
-    assert taken.tolist() == [1, 3, 5, 7]
+    boxes = np.arange(2 * 4, dtype=np.float32)  # one for all slots
+    tree = {"params": {"class_head": {"predict": {"bias": bias}},
+                       "box_head": {"predict": {"bias": boxes}}}, "batch_stats": {}}  # fmt: skip
+    taken = take_classes(tree, (1, 3), 4)["params"]
+    assert taken["class_head"]["predict"]["bias"].tolist() == [1, 3, 5, 7]
+    assert taken["box_head"]["predict"]["bias"].tolist() == boxes.tolist()
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from retina_jax.errors import UserError
-from retina_jax.interop.graft import MisfitError, graft
+from retina_jax.interop.graft import BOX_LAYER, CLASS_LAYER, MisfitError, graft
 
 
 def tree(classes=5, **extra):
@@ -31,6 +31,19 @@ def test_another_number_of_classes_keeps_all_but_the_last_layer():
     merged, stayed = graft(tree(5), tree(80), "there")
     assert stayed == ["params/class_head/predict/kernel"]
     assert merged["params"]["class_head"]["predict"]["kernel"].shape == (3, 5)
+
+
+def test_layers_of_classes_are_those_that_are_named():
+    def with_boxes(classes):
+        return tree(classes, box_head={"predict": {"kernel": np.ones((3, 4 * classes))}})
+
+    with pytest.raises(MisfitError, match=r"params/box_head/predict/kernel .shape"):
+        graft(with_boxes(5), with_boxes(80), "there")
+    merged, stayed = graft(
+        with_boxes(5), with_boxes(80), "there", of_classes=(CLASS_LAYER, BOX_LAYER)
+    )
+    assert stayed == ["params/class_head/predict/kernel", "params/box_head/predict/kernel"]
+    assert merged["params"]["box_head"]["predict"]["kernel"].shape == (3, 20)
 
 
 def test_a_class_layer_on_other_channels_is_no_other_number_of_classes():

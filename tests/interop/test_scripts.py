@@ -62,6 +62,17 @@ def test_there_and_back_bit_for_bit_and_on_from_there(torchvision_file, shapes_d
     for name, value in theirs.items():
         np.testing.assert_array_equal(back[name], value)
 
+    exported = program("scripts/export_weights.py", f"--workdir={tmp_path}/run",
+                       "--to=retina_jax", f"--out={tmp_path}/own.safetensors")  # fmt: skip
+    assert exported.returncode == 0, exported.stderr
+    taken = program(
+        "scripts/import_weights.py", *NARROW, data, "--config.data.pixel_order=BGR",
+        f"--weights={tmp_path}/own.safetensors", f"--workdir={tmp_path}/own",
+    )  # fmt: skip
+    assert taken.returncode == 0, taken.stderr
+    assert "anchors reordered from ratio_major to size_major" in taken.stderr
+    assert "set --config.data.pixel_order=RGB" in taken.stderr
+
     scored = program("-m", "retina_jax.main", *own, f"--workdir={tmp_path}/run",
                      "--mode=evaluate")  # fmt: skip
     assert scored.returncode == 0, scored.stderr

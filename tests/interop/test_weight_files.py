@@ -3,13 +3,15 @@
 import builtins
 import os
 import pickle
+import re
 from collections import OrderedDict
 
 import numpy as np
 import pytest
 
 from retina_jax.errors import UserError
-from retina_jax.interop.files import read_arrays, write_arrays
+from retina_jax.interop import files
+from retina_jax.interop.files import NOTE, read_arrays, read_file, write_arrays
 
 ARRAYS = {
     "a.weight": np.arange(24, dtype=np.float32).reshape(2, 3, 4),
@@ -35,6 +37,36 @@ def test_arrays_come_back_bit_for_bit(tmp_path, suffix):
         assert found[name].dtype == value.dtype
         assert found[name].shape == value.shape
         assert found[name].tobytes() == value.tobytes()
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_note_stands_beside_the_arrays(tmp_path, suffix):
+    assert read_file(written(tmp_path, suffix)).note == {}
+    write_arrays(tmp_path / f"noted{suffix}", ARRAYS, {"order": "size_major", "eps": 1e-5})
+    arrays, note = read_file(tmp_path / f"noted{suffix}")
+    assert arrays.keys() == ARRAYS.keys()
+    assert note == {"order": "size_major", "eps": 1e-5}
+
+
+def test_a_damaged_note_is_one_line(tmp_path):
+    (tmp_path / "weights.pkl").write_bytes(pickle.dumps({"model": ARRAYS, NOTE: '{"order": '}))
+    with pytest.raises(UserError, match=r"weights\.pkl is cut or damaged \(Expecting value"):
+        read_arrays(tmp_path / "weights.pkl")
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize(
+    "text",
+    ["<!DOCTYPE html>\n<html>", "version https://git-lfs.github.com/spec/v1\n", "hello there\n"],
+)
+def test_a_text_in_place_of_weights_is_shown(tmp_path, suffix, text):
+    if suffix == ".pth":
+        pytest.importorskip("torch")
+    (tmp_path / f"weights{suffix}").write_text(text)
+    start = re.escape(text.split()[0])
+    with pytest.raises(UserError, match=rf"\(it is a text that begins with '{start}") as caught:
+        read_arrays(tmp_path / f"weights{suffix}")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -117,6 +149,10 @@ ATTACKS = {
     "objects": (lambda mark: np.array([Command(open, str(mark), "w")], object), r"asks for dtype"),
     "pointer": (lambda mark: Command(np.ndarray, (1,), "O", b"A" * 8), "is cut or damaged"),
     "dtype": (lambda mark: Command(np.dtype, "O"), "asks for dtype 'O'"),
+    "size": (
+        lambda mark: Command(np._core.multiarray.scalar, np.dtype("f4"), 1 << 40),
+        "asks for an array of int",
+    ),
 }
 
 
@@ -130,6 +166,40 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, attack, protocol):
     with pytest.raises(UserError, match=message):
         read_arrays(tmp_path / "weights.pkl")
     assert not mark.exists()
+
+
+def stated(module, name, state):
+    """A pickle that gives ``state`` to what ``module.name`` stands for: BUILD."""
+    return f"c{module}\n{name}\n".encode() + pickle.dumps(state, 2)[2:-1] + b"b."
+
+
+STATES = {
+    "items": b"(X\x01\x00\x00\x00aK\x01u",  # SETITEMS
+    "attributes": pickle.dumps({"__defaults__": ("a",), "_function": 1}, 2)[2:-1] + b"b",  # BUILD
+    "defaults": pickle.dumps((None, {"__defaults__": ("a",)}), 2)[2:-1] + b"b",
+    "function": pickle.dumps((None, {"_function": 1}), 2)[2:-1] + b"b",
+    "functools.partial": pickle.dumps((1, (), {}, {}), 2)[2:-1] + b"b",
+}
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("name", files._ADMITTED)
+def test_a_file_changes_nothing_that_it_may_call(tmp_path, name, state):
+    path = tmp_path / "weights.pkl"
+    path.write_bytes("c{}\n{}\n".format(*name).encode() + STATES[state] + b".")
+    with pytest.raises(UserError, match=r"weights\.pkl (asks for|is cut or damaged)") as caught:
+        read_arrays(path)
+    assert "\n" not in str(caught.value)
+    path.write_bytes(pickle.dumps(OrderedDict(ARRAYS), 2))  # is read as before
+    assert read_arrays(path)["a.bias"].tobytes() == ARRAYS["a.bias"].tobytes()
+    assert files._encode_latin1.__defaults__ == ("", "latin1")
+
+
+def test_attributes_of_a_state_dict_are_left_out(tmp_path):
+    arrays = OrderedDict(ARRAYS)
+    arrays._metadata = OrderedDict(version=1)
+    (tmp_path / "weights.pkl").write_bytes(pickle.dumps(arrays))
+    assert read_arrays(tmp_path / "weights.pkl").keys() == ARRAYS.keys()
 
 
 @pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from trees import assert_same_trees
 
+from retina_jax.config import leaves
 from retina_jax.errors import UserError
-from retina_jax.interop.export import export_names
+from retina_jax.interop.export import export_names, note_of
 from retina_jax.interop.files import read_arrays, write_arrays
-from retina_jax.interop.weights import read_weights
+from retina_jax.interop.weights import FROM_RUN, read_weights
 
 GOLDEN = {
     "torchvision_v1": ("torchvision RetinaNet", "P5", "none"),
@@ -18,8 +19,8 @@ GOLDEN = {
 
 @pytest.fixture
 def saved(tmp_path):
-    def save(arrays, name="weights.safetensors"):
-        write_arrays(tmp_path / name, arrays)
+    def save(arrays, name="weights.safetensors", note=None):
+        write_arrays(tmp_path / name, arrays, note)
         return tmp_path / name
 
     return save
@@ -83,42 +84,66 @@ def test_names_of_older_torchvision_files_are_read(config_of, random_weights, sa
     assert_same_trees(tree, read_weights(saved(old)).tree)
 
 
-def caffe2_resnet50(random_weights, config_of):
-    """Arrays as in the zoo's R-50.pkl, and the backbone that they are."""
-    letters = {"conv1": "branch2a", "conv2": "branch2b", "conv3": "branch2c"}
-    tree = random_weights(config_of(backbone="resnet50"))
-    arrays = {"fc1000_w": np.ones((10, 5), np.float32), "conv1_w_momentum": np.ones(3, np.float32)}
-    for module, layers in tree["params"]["backbone"].items():
-        if module == "stem_conv":
-            arrays["conv1_w"] = layers["kernel"].transpose(3, 2, 0, 1)
-        elif module == "stem_norm":
-            arrays |= {"res_conv1_bn_s": layers["scale"], "res_conv1_bn_b": layers["bias"]}
-        else:
+AFFINE = {"scale": "s", "bias": "b"}
+"""Of Detectron: the statistics are in them."""
+NORMS = {
+    "Detectron, affine": AFFINE,
+    "Detectron": {**AFFINE, "mean": "rm", "var": "riv"},
+    # the names that Detectron2 lists when it loads its zoo's MSRA/R-50.pkl
+    "Detectron2": {"scale": "gamma", "bias": "beta", "mean": "running_mean", "var": "running_var"},
+}
+
+
+def caffe2_resnet50(random_weights, config_of, spelling):
+    """Arrays as in a zoo's R-50.pkl, and the parts of the backbone that they are."""
+    branches = {"1": "branch2a", "2": "branch2b", "3": "branch2c"}
+    trees = random_weights(config_of(backbone="resnet50"))
+    backbone = {kind: trees[kind]["backbone"] for kind in ("params", "batch_stats")}
+    arrays = {"fc1000_w": np.ones((10, 5), np.float32), "fc1000_b": np.ones(10, np.float32)}
+    arrays |= {"conv1_b": np.ones(16, np.float32), "conv1_w_momentum": np.ones(3, np.float32)}
+    arrays["conv1_w"] = backbone["params"]["stem_conv"]["kernel"].transpose(3, 2, 0, 1)
+    for part in backbone.values():
+        for module, layers in part.items():
             start = module.replace("stage", "res").replace("_block", "_")
+            if module.startswith("stem"):
+                start, layers = "res", {"norm": layers}
             for name, values in layers.items():
-                branch = letters.get(name.replace("norm", "conv"), "branch1")
-                if "kernel" in values:
-                    arrays[f"{start}_{branch}_w"] = values["kernel"].transpose(3, 2, 0, 1)
-                else:
-                    arrays[f"{start}_{branch}_bn_s"] = values["scale"]
-                    arrays[f"{start}_{branch}_bn_b"] = values["bias"]
-    return arrays, tree["params"]["backbone"]
+                branch = "conv1" if start == "res" else branches.get(name[-1], "branch1")
+                for parameter, value in values.items():
+                    if parameter in spelling:
+                        arrays[f"{start}_{branch}_bn_{spelling[parameter]}"] = value
+                    elif parameter == "kernel" and start != "res":
+                        arrays[f"{start}_{branch}_w"] = value.transpose(3, 2, 0, 1)
+    return arrays, backbone
 
 
-def test_caffe2_names_are_read(random_weights, config_of, saved):
-    arrays, backbone = caffe2_resnet50(random_weights, config_of)
+@pytest.mark.parametrize("spelling", NORMS)
+def test_caffe2_names_are_read(random_weights, config_of, saved, spelling):
+    arrays, backbone = caffe2_resnet50(random_weights, config_of, NORMS[spelling])
+    per_norm = len(NORMS[spelling])
+    assert len(arrays) == 53 + 53 * per_norm + 4  # convolutions, their norms, what is ignored
     imported = read_weights(saved(arrays, "R-50.pkl"))
     assert imported.system == "Caffe2 ResNet"
-    assert set(imported.ignored) == {"fc1000_w", "conv1_w_momentum"}
+    assert set(imported.ignored) == {"fc1000_w", "fc1000_b", "conv1_b", "conv1_w_momentum"}
     assert imported.unknown == ()
-    assert_same_trees(backbone, imported.tree["params"]["backbone"])
+    assert_same_trees(backbone["params"], imported.tree["params"]["backbone"])
+    if per_norm == 4:
+        assert_same_trees(backbone["batch_stats"], imported.tree["batch_stats"]["backbone"])
     assert imported.expects["data.pixel_order"] == "BGR"
     assert imported.expects["data.std"] == (1, 1, 1)
     assert imported.expects["model.stride_in_1x1"] is True
+    assert imported.expects["model.norm_eps"] == 1e-5
+
+
+def test_a_caffe2_norm_without_its_statistics_is_not_made_up(random_weights, config_of, saved):
+    arrays, _ = caffe2_resnet50(random_weights, config_of, NORMS["Detectron2"])
+    del arrays["res4_0_branch1_bn_running_var"]
+    imported = read_weights(saved(arrays, "R-50.pkl"))
+    assert "var" not in imported.tree["batch_stats"]["backbone"]["stage4_block0"]["shortcut_norm"]
 
 
 def test_caffe2_norms_are_their_scale_to_the_bit(random_weights, config_of, saved):
-    arrays, _ = caffe2_resnet50(random_weights, config_of)
+    arrays, _ = caffe2_resnet50(random_weights, config_of, AFFINE)
     imported = read_weights(saved(arrays, "R-50.pkl"))
     statistics = imported.tree["batch_stats"]["backbone"]["stage4_block0"]["shortcut_norm"]
     eps = np.float32(imported.expects["model.norm_eps"])
@@ -188,3 +213,39 @@ def test_torchvisions_first_shipped_model_has_no_eps(golden_weights, tmp_path):
     path.write_bytes(data)
     assert read_weights(path).expects["model.norm_eps"] == 0
     assert read_weights(golden_weights("torchvision_v1")).expects["model.norm_eps"] == 1e-5
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pkl"])
+def test_our_own_files_say_what_their_weights_were_made_for(
+    config_of, random_weights, saved, suffix
+):
+    if suffix == ".pth":
+        pytest.importorskip("torch")
+    # C5 and P5 have as many channels, so that the shapes do not tell
+    config = config_of(fpn_channels=512, backbone="resnet18", width=64, p6_from="P5", norm_eps=1e-3)
+    config.data.pixel_order = "BGR"
+    config.data.mean = (103.53, 116.28, 123.675)
+    config.anchors.order = "ratio_major"
+    config.anchors.octaves = (0.0, 0.5)
+    tree = random_weights(config)
+    path = saved(export_names(tree, "retina_jax"), f"ours{suffix}", note_of(config, "retina_jax"))
+    imported = read_weights(path)
+    assert_same_trees(tree, imported.tree)
+    assert imported.unknown == ()
+    for name in FROM_RUN:
+        assert imported.expects[name] == leaves(config)[name]
+    assert {"model.p6_from", "model.norm_eps", "data.pixel_order", "anchors.order"} < {*FROM_RUN}
+
+
+def test_other_systems_names_come_without_a_note(config_of):
+    assert note_of(config_of(), "torchvision") == {}
+
+
+def test_a_note_that_no_config_can_hold(config_of, random_weights, saved):
+    arrays = export_names(random_weights(config_of()), "retina_jax")
+    for note in ({"anchors.order": "backwards"}, {"anchors.octaves": "x"}, {"data.mean": [1.0]}):
+        with pytest.raises(UserError, match="was written for a config that cannot be") as caught:
+            read_weights(saved(arrays, note=note))
+        assert "\n" not in str(caught.value)
+    unknown = read_weights(saved(arrays, note={"model.head_layout": "new", "seed": 3}))
+    assert not {"model.head_layout", "seed"} & unknown.expects.keys()
