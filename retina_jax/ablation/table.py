@@ -10,10 +10,12 @@ import statistics
 from pathlib import Path
 
 from retina_jax.ablation.studies import Row
+from retina_jax.config import default_config, leaves
+from retina_jax.errors import UserError
 
 SCORES = ("AP", "AP50", "AP75")
 OUTCOME = "outcome.json"
-"""In a run's folder once it has ended: ``{"scores": …}`` or ``{"stopped": message}``."""
+"""In a run's folder once it has ended: `Outcome` as JSON."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,15 +25,53 @@ class Outcome:
     scores: dict[str, float] | None
     """`SCORES` and ``step_seconds``; None where the run stopped on a fault."""
     stopped: str = ""
+    fields: dict[str, object] | None = None
+    """Leaves of the run's config; None in files that do not say."""
 
     def write(self, folder: Path) -> None:
         (folder / OUTCOME).write_text(json.dumps(dataclasses.asdict(self)) + "\n")
 
     @classmethod
-    def read(cls, folder: Path) -> Outcome | None:
-        """None where the run has not ended yet."""
-        path = folder / OUTCOME
-        return cls(**json.loads(path.read_text())) if path.exists() else None
+    def read(cls, folder: Path, fields: dict[str, object]) -> Outcome | None:
+        """None where the run has not ended yet.
+
+        ``fields`` are the leaves of its config. Raises `UserError` where it was made, or begun,
+        with others.
+        """
+        path, begun = folder / OUTCOME, folder / "config.json"
+        if path.exists():
+            outcome = cls(**json.loads(path.read_text()))
+            check_made_with(path, outcome.fields, fields)
+            return outcome
+        if begun.exists():
+            check_made_with(folder, leaves(json.loads(begun.read_text())), fields)
+        return None
+
+
+def check_made_with(
+    path: Path, before: dict[str, object] | None, fields: dict[str, object]
+) -> None:
+    """Raises `UserError` where ``path`` was made with other fields than those of now.
+
+    Both are leaves of a config, ``before`` perhaps out of JSON, or None where the file does not
+    say. A field that has come since had its default.
+    """
+    if before is None:
+        raise UserError(f"{path} does not say with which flags it was made; give another --out")
+    default, before, now = map(_as_json, (leaves(default_config()), before, fields))
+    before = {name: before.get(name, default.get(name)) for name in now}
+    differ = [
+        f"{name}={before[name]}, now {now[name]}" for name in now if before[name] != now[name]
+    ]
+    if differ:
+        more = f"; and {len(differ) - 3} more" if len(differ) > 3 else ""
+        raise UserError(
+            f"{path} was made with other flags ({'; '.join(differ[:3])}{more}); give another --out"
+        )
+
+
+def _as_json(fields: dict[str, object]) -> dict[str, object]:
+    return json.loads(json.dumps(fields))
 
 
 def scores_of(folder: Path, steps: int) -> dict[str, float]:
