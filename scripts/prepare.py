@@ -84,14 +84,14 @@ def voc_splits(options: argparse.Namespace) -> dict:
     from retina_jax.data.voc_xml import read_voc
 
     tree = options.tree.expanduser()
-    found = read_voc(tree, named_splits("--split", options.split))
+    found = read_voc(tree, named_splits("--split", options.split), options.follow_links)
     return {split: (annotations, tree / "JPEGImages") for split, annotations in found.items()}
 
 
 def yolo_splits(options: argparse.Namespace) -> dict:
     from retina_jax.data.yolo_tree import read_yolo
 
-    return read_yolo(options.tree.expanduser())
+    return read_yolo(options.tree.expanduser(), options.follow_links)
 
 
 def tfds_rows(options: argparse.Namespace) -> tuple[dict, list[str], list[int]]:

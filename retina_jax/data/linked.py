@@ -26,11 +26,25 @@ def named_in(places: Mapping[str, str]):
         raise UserError(text) from None
 
 
+def is_inside(path: Path, root: Path) -> bool:
+    """Whether a path, its links followed, lies below ``root``, which is resolved."""
+    try:
+        return path.resolve().is_relative_to(root)
+    except (OSError, RuntimeError):  # a ring of links
+        return False
+
+
+def check_inside(path: Path, root: Path, follow_links: bool) -> None:
+    """`UserError` for a link that leads out of ``root``, unless it may."""
+    if not follow_links and not is_inside(path, root.resolve()):
+        raise UserError(f"{path}: is a link out of {root}; add --follow-links if you trust it")
+
+
 def pictures_by_stem(folder: Path) -> dict[str, list[str]]:
     """Names of the pictures in a folder, by what stands before their last dot."""
     found: dict[str, list[str]] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in SUFFIXES:
+        if path.suffix.lower() in SUFFIXES and path.is_file():
             found.setdefault(path.stem, []).append(path.name)
     return found
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from retina_jax.boxes import coco_xywh_to_xyxy
 from retina_jax.data.annotations import Annotations, is_finite, refuse
+from retina_jax.data.linked import is_inside
 from retina_jax.data.pictures import SUFFIXES, PictureError, upright_rgb
 from retina_jax.data.records import Record
 from retina_jax.errors import UserError
@@ -66,15 +67,10 @@ class AnnotationReader:
         if name.is_absolute() or ".." in name.parts:
             raise self._refuse(image, "lies outside the image folder")
         path = self._folder / name
-        if not self._follow_links:
-            try:
-                inside = path.resolve().is_relative_to(self._root)
-            except (OSError, RuntimeError):  # a ring of links
-                inside = False
-            if not inside:
-                raise self._refuse(
-                    image, "is a link out of the image folder; add --follow-links if you trust it"
-                )
+        if not self._follow_links and not is_inside(path, self._root):
+            raise self._refuse(
+                image, "is a link out of the image folder; add --follow-links if you trust it"
+            )
         return path
 
     def _refuse(self, image: dict[str, Any], problem: str) -> UserError:

@@ -10,15 +10,18 @@ from pathlib import Path
 import hotcoco
 
 from retina_jax.data.annotations import Annotations, check
-from retina_jax.data.linked import named_in, unique_by_stem
+from retina_jax.data.linked import check_inside, named_in, unique_by_stem
 from retina_jax.errors import UserError
 
 
-def read_voc(tree: Path, splits: dict[str, str]) -> dict[str, Annotations]:
+def read_voc(
+    tree: Path, splits: dict[str, str], follow_links: bool = False
+) -> dict[str, Annotations]:
     """The splits of a tree of Annotations/, JPEGImages/ and ImageSets/Main/.
 
     Args:
       splits: name here to name of the list in ImageSets/Main, such as ``{"validation": "val"}``.
+      follow_links: out of the tree, too.
 
     Objects marked difficult become crowds: ignored in training and scoring, as the VOC development
     kit does. Boxes count from 1 there. `UserError` names the file that is wrong.
@@ -33,6 +36,7 @@ def read_voc(tree: Path, splits: dict[str, str]) -> dict[str, Annotations]:
             wanted[stem] = folder / f"{stem}.xml"
             if not wanted[stem].is_file():
                 raise UserError(f"{wanted[stem]}: no such file, and split {name!r} lists it")
+            check_inside(wanted[stem], tree, follow_links)
             _check_well_formed(wanted[stem])
     with tempfile.TemporaryDirectory() as linked:
         (Path(linked) / "Annotations").mkdir()

@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 
 from retina_jax.data.annotations import Annotations, check
-from retina_jax.data.linked import named_in, pictures_by_stem
+from retina_jax.data.linked import check_inside, named_in, pictures_by_stem
 from retina_jax.data.pictures import PictureError, header_size
 from retina_jax.errors import UserError
 
@@ -21,11 +21,12 @@ SPLITS = {"train": "train", "val": "validation", "test": "test"}
 _READERS = 8
 
 
-def read_yolo(tree: Path) -> dict[str, tuple[Annotations, Path]]:
+def read_yolo(tree: Path, follow_links: bool = False) -> dict[str, tuple[Annotations, Path]]:
     """Each split that data.yaml names: its annotations, and the folder of its pictures.
 
     A picture without a label file has no boxes, as in Ultralytics. Category ids are YOLO's own
-    class numbers, from 0. `UserError` names the file that is wrong.
+    class numbers, from 0. ``follow_links``: out of the tree, too. `UserError` names the file that
+    is wrong.
     """
     settings_path = tree / "data.yaml"
     settings = _settings(settings_path)
@@ -34,7 +35,10 @@ def read_yolo(tree: Path) -> dict[str, tuple[Annotations, Path]]:
     for key, split in SPLITS.items():
         if settings.get(key):
             folder = _picture_folder(tree, settings_path, settings, key)
-            found[split] = (_read_split(folder, _label_folder(folder), names), folder)
+            labels = _label_folder(folder)
+            for path in (*folder.iterdir(), *labels.glob("*.txt")):
+                check_inside(path, tree, follow_links)
+            found[split] = (_read_split(folder, labels, names), folder)
     if not found:
         raise UserError(f"{settings_path}: names no folder of train, val or test")
     return found
@@ -98,7 +102,7 @@ def _read_split(folder: Path, label_folder: Path, names: list[str]) -> Annotatio
     for stem, same in pictures.items():
         if len(same) > 1:
             raise UserError(f"{folder}: {same[0]} and {same[1]} would share {stem}.txt")
-    labels = {path.stem: path for path in sorted(label_folder.glob("*.txt"))}
+    labels = {p.stem: p for p in sorted(label_folder.glob("*.txt")) if p.is_file()}
     astray = sorted(labels.keys() - pictures.keys() - {"classes"})
     if astray:
         raise UserError(f"{labels[astray[0]]}: no picture of that name in {folder}")

@@ -139,7 +139,7 @@ def test_every_draw_is_a_function_of_seed_epoch_and_row(tiny_config):
 def test_boxes_that_are_cut_away_are_counted(tiny_config):
     config = augmented(tiny_config)
     split = open_split(open_data_set(config.data.dir, "shapes"), "train")
-    total = 0
+    total = crowds = 0
     for batch in TrainLoader(split, config).batches(0, 9):
         there = batch.ground_truth.valid.sum(1)
         np.testing.assert_array_equal(there + batch.cut_away, split.box_counts[batch.index])
@@ -147,4 +147,19 @@ def test_boxes_that_are_cut_away_are_counted(tiny_config):
         boxes = batch.ground_truth.boxes[batch.ground_truth.valid]
         assert (boxes[:, 2:] > boxes[:, :2]).all()
         assert boxes.min() >= 0
+        for i, row in enumerate(batch.index):  # labels and crowds stay with their boxes
+            kept = {
+                (label, crowd)
+                for label, crowd, valid in zip(
+                    batch.ground_truth.labels[i].tolist(),
+                    batch.ground_truth.is_crowd[i].tolist(),
+                    batch.ground_truth.valid[i],
+                    strict=True,
+                )
+                if valid
+            }
+            example = split[int(row)]
+            assert kept <= set(zip(example.labels.tolist(), example.is_crowd.tolist(), strict=True))
+            crowds += sum(crowd for _, crowd in kept)
     assert total > 0
+    assert crowds > 0

@@ -201,6 +201,35 @@ def test_a_bad_yolo_tree_is_named(small_trees, path, text, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("path", ["images/train/zz.jpg", "labels/train/train_001.txt"])
+def test_links_out_of_a_yolo_tree_are_read_only_if_asked(small_trees, tmp_path, path):
+    _, yolo = small_trees
+    secret = tmp_path / "secret"
+    secret.write_bytes((yolo / "images/train/train_001.jpg").read_bytes() if "jpg" in path else b"")
+    (yolo / path).unlink(missing_ok=True)
+    (yolo / path).symlink_to(secret)
+    with pytest.raises(UserError, match=r"is a link out of .*; add --follow-links"):
+        read_yolo(yolo)
+    read_yolo(yolo, follow_links=True)
+
+
+def test_links_out_of_a_voc_tree_are_read_only_if_asked(small_trees, tmp_path):
+    voc, _ = small_trees
+    path = voc / "Annotations" / "train_001.xml"
+    path.rename(tmp_path / "secret.xml")
+    path.symlink_to(tmp_path / "secret.xml")
+    with pytest.raises(UserError, match=r"is a link out of .*; add --follow-links"):
+        read_voc(voc, {"train": "train"})
+    read_voc(voc, {"train": "train"}, follow_links=True)
+
+
+def test_special_files_in_a_yolo_tree_do_not_hang(small_trees):
+    _, yolo = small_trees
+    for path in ("images/train/zz.jpg", "labels/train/zz.txt"):
+        os.mkfifo(yolo / path)
+    assert len(read_yolo(yolo)["train"][0].images) == 16
+
+
 def test_yolo_names_may_be_odd(small_trees):
     _, yolo = small_trees
     text = 'names:\n- cat\n- "dog: big, [x]"\n- 3\ntrain: images/train\n'
