@@ -28,6 +28,14 @@ from retina_jax.errors import UserError
 _COMMON_MAX_BOXES = 100  # data.max_boxes as it is; above, the user must set it
 
 
+def home_of(path: Path) -> Path:
+    """A path whose ~ is resolved."""
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
 def split_of(flag: str, argument: str) -> tuple[str, str]:
     """``SPLIT=WHAT``, or something whose name tells its split."""
     name, equals, what = argument.partition("=")
@@ -62,7 +70,7 @@ def coco_splits(options: argparse.Namespace) -> dict:
     """Split to its annotations and the folder of its pictures."""
     from retina_jax.data.coco_json import read_coco
 
-    folders = [folder.expanduser() for folder in options.images]
+    folders = [home_of(folder) for folder in options.images]
     if len(folders) == 1:
         folders = folders * len(options.annotations)
     if len(folders) != len(options.annotations):
@@ -75,7 +83,7 @@ def coco_splits(options: argparse.Namespace) -> dict:
             raise UserError(f"--images {folder} is not a folder")
     files = named_splits("--annotations", options.annotations)
     return {
-        split: (read_coco(Path(file).expanduser()), folder)
+        split: (read_coco(home_of(Path(file))), folder)
         for (split, file), folder in zip(files.items(), folders, strict=True)
     }
 
@@ -83,7 +91,7 @@ def coco_splits(options: argparse.Namespace) -> dict:
 def voc_splits(options: argparse.Namespace) -> dict:
     from retina_jax.data.voc_xml import read_voc
 
-    tree = options.tree.expanduser()
+    tree = home_of(options.tree)
     found = read_voc(tree, named_splits("--split", options.split), options.follow_links)
     return {split: (annotations, tree / "JPEGImages") for split, annotations in found.items()}
 
@@ -91,7 +99,7 @@ def voc_splits(options: argparse.Namespace) -> dict:
 def yolo_splits(options: argparse.Namespace) -> dict:
     from retina_jax.data.yolo_tree import read_yolo
 
-    return read_yolo(options.tree.expanduser(), options.follow_links)
+    return read_yolo(home_of(options.tree), options.follow_links)
 
 
 def tfds_rows(options: argparse.Namespace) -> tuple[dict, list[str], list[int]]:
@@ -100,7 +108,7 @@ def tfds_rows(options: argparse.Namespace) -> tuple[dict, list[str], list[int]]:
 
     splits = named_splits("--split", options.split)
     if options.directory:
-        return open_directory(options.directory.expanduser(), splits)
+        return open_directory(home_of(options.directory), splits)
     return open_catalogue(options.catalogue, splits, options.catalogue_dir)
 
 
@@ -141,10 +149,12 @@ def tree_rows(splits: dict, follow_links: bool) -> tuple[dict, list[str], list[i
 def prepare(options: argparse.Namespace, console: Console) -> Path:
     """To a data set; `UserError` names file and record of what cannot be used."""
     from retina_jax.data.records import data_set_directory
-    from retina_jax.data.writer import RecordsError, write_data_set
+    from retina_jax.data.writer import REPORT, RecordsError, check_name, write_data_set
     from retina_jax.metrics import ProgressBar
 
+    options.out = home_of(options.out)
     name = options.name or _name_of(options)
+    check_name(name)
     target = data_set_directory(options.out, name)
     if target.exists():
         raise UserError(f"{target} is there already; remove it, or give another --name or --out")
@@ -158,18 +168,16 @@ def prepare(options: argparse.Namespace, console: Console) -> Path:
         source = f"{options.format}: " + ", ".join(str(found.path) for found, _ in splits.values())
     with ProgressBar(console, "preparing", sum(map(len, rows.values()))) as bar:
         try:
-            directory, counts = write_data_set(
+            directory, _ = write_data_set(
                 options.out, name, rows, class_names, category_ids, source,
                 lambda count: bar.advance("images", by=count),
+                {"folders": found_in} if found_in else {},
             )  # fmt: skip
         except RecordsError as error:
             for line in error.lines[1:]:
                 console.print(f"  {line}", markup=False)
             raise
-    report = {split: {k: n for k, n in found.items() if n} for split, found in counts.items()}
-    report |= {"folders": found_in} if found_in else {}
-    (directory / "prepare_report.json").write_text(json.dumps(report, indent=2) + "\n")
-    say(report, directory, console)
+    say(json.loads((directory / REPORT).read_text()), directory, console)
     return directory
 
 
@@ -198,7 +206,7 @@ def _name_of(options: argparse.Namespace) -> str:
         return options.format
     if options.catalogue:
         return re.sub(r"[^a-z0-9_]+", "_", options.catalogue.lower())
-    return options.directory.expanduser().absolute().parent.name
+    return home_of(options.directory).absolute().parent.name
 
 
 READERS = {"coco": coco_splits, "voc": voc_splits, "yolo": yolo_splits}
@@ -244,9 +252,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     catalogue.add_argument(
         "--catalogue-dir", type=Path, default=None, help="where TFDS keeps its own copy"
     )
-    options = parser.parse_args(arguments)
-    options.out = options.out.expanduser()
-    return options
+    return parser.parse_args(arguments)
 
 
 def main() -> int:

@@ -1,5 +1,6 @@
 """Eight virtual devices, shapes checked at run time, and small data sets that tests share."""
 
+import gc
 import os
 import sys
 import tempfile
@@ -29,6 +30,23 @@ SHARED = REPOSITORY.parent / "shared"
 # the first example of a jitted property compiles; speed is the benchmarks' business
 hypothesis.settings.register_profile("ci", deadline=None, max_examples=40, derandomize=True)
 hypothesis.settings.load_profile("ci")
+
+
+@pytest.fixture(autouse=True)
+def _few_memory_maps():
+    """Frees compiled programs before Linux's 65,530 memory maps of a process are used up.
+
+    A training step on eight CPU devices takes thousands; XLA then aborts, or ends in a
+    segmentation fault, wherever it asks for the next.
+    """
+    yield
+    with open("/proc/self/maps", "rb") as maps:
+        count = sum(1 for _ in maps)
+    if count > 15_000:
+        import jax
+
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

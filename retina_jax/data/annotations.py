@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -50,7 +50,7 @@ def check(path: Path, content: Any) -> Annotations:
     annotations: dict[int, list[dict[str, Any]]] = collections.defaultdict(list)
     for i, annotation in enumerate(content["annotations"]):
         image_id = _whole(path, f"annotations[{i}]", annotation, "image_id")
-        record = f"annotation {annotation.get('id', f'number {i}')}"
+        record = f"annotation {_short(annotation['id']) if 'id' in annotation else f'number {i}'}"
         if image_id not in images:
             raise refuse(path, record, f"image_id {image_id} is in no image")
         category_id = _whole(path, record, annotation, "category_id")
@@ -102,13 +102,14 @@ def _images(path: Path, entries: list[Any]) -> dict[int, dict[str, Any]]:
         name = _text(path, record, image, "file_name")
         if not name or "\0" in name:
             raise refuse(path, record, f"file_name {_short(name)} is no name of a file")
-        if name in named:
-            problem = f"has the file_name {_short(name)} of image {named[name]}; join the two"
+        plain = str(PurePath(name))  # ./a.jpg is a.jpg
+        if plain in named:
+            problem = f"has the file_name {_short(name)} of image {named[plain]}; join the two"
             raise refuse(path, record, problem)
         for side in ("width", "height"):
             if image.get(side) is not None and _whole(path, record, image, side) == 0:
                 raise refuse(path, record, f"{side} is 0")
-        named[name] = identity
+        named[plain] = identity
         images[identity] = image
     return images
 

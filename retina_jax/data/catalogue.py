@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import collections
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from google.protobuf.json_format import ParseError
 
 from retina_jax.boxes import tfds_yxyx_to_xyxy
 from retina_jax.data.pictures import PictureError, upright_rgb
 from retina_jax.data.reader import boxes_inside
 from retina_jax.data.records import Record
+from retina_jax.data.sources import image_id_of, read_record
 from retina_jax.errors import UserError
 
 _NO_COCO_CLASS = frozenset((12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
@@ -24,18 +26,20 @@ _NO_COCO_CLASS = frozenset((12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
 class CatalogueRows:
     """One split, by row; pictures and boxes pass the same checks as everyone's."""
 
-    def __init__(self, name: str, split: str, records: Sequence[Any]):
+    def __init__(self, name: str, split: str, records: Sequence[Any], version: str = ""):
+        """``version``: changes where the data set does."""
         self._name = f"{name}, split {split}"
+        self._version = version
         self._records = records
 
     def __len__(self) -> int:
         return len(self._records)
 
     def fingerprint(self, row: int) -> str:
-        return f"{self._name} {row}"
+        return f"{self._name} {self._version} {row}"
 
     def read(self, row: int) -> Record:
-        record = self._records[row]
+        record = read_record(self._records, row, self._name)
         counts = collections.Counter(images=1)
         try:
             encoded, height, width = upright_rgb(record["image"], (None, None), counts)
@@ -63,7 +67,7 @@ class CatalogueRows:
         counts["images without boxes, kept as background"] += not kept
         name = record.get("image/filename", b"")
         return Record(
-            image_id=int(record.get("image/id", row + 1)),
+            image_id=image_id_of(record, row),
             file_name=name.decode() if isinstance(name, bytes) else str(name),
             image=encoded,
             height=height,
@@ -131,7 +135,10 @@ def open_directory(
     """The same of a data set that TFDS has written in ``directory``, TFRecord too."""
     try:
         builder = tfds.builder_from_directory(str(directory))
-    except (OSError, ValueError, RuntimeError, AssertionError, tfds.core.DatasetNotFoundError):
+    except (
+        OSError, ValueError, RuntimeError, AssertionError, KeyError, ParseError,
+        tfds.core.DatasetNotFoundError,
+    ):  # fmt: skip
         raise UserError(
             f"--directory {directory} holds no TFDS data set; give the folder of its version, "
             "which holds dataset_info.json"
@@ -142,8 +149,11 @@ def open_directory(
 def _open(name: str, builder, splits: dict[str, str]):
     features = builder.info.features
     objects = getattr(features["objects"], "feature", {}) if "objects" in features else {}
-    if "image" not in features or "bbox" not in objects:
-        raise UserError(f"{name} has no image and objects/bbox: it is not a detection data set")
+    if "image" not in features or "bbox" not in objects or not _has_classes(objects):
+        raise UserError(
+            f"{name} has no image, objects/bbox and objects/label with class names: it is not a "
+            "detection data set"
+        )
     if not splits:
         splits = {s: s for s in ("train", "validation") if s in builder.info.splits}
     rows = {}
@@ -154,15 +164,24 @@ def _open(name: str, builder, splits: dict[str, str]):
             raise UserError(
                 f"{name} has no split {theirs!r}; it has {', '.join(builder.info.splits)}"
             ) from None
-        rows[split] = CatalogueRows(name, theirs, records)
+        version = f"{builder.info.full_name} {builder.info.dataset_size}"
+        rows[split] = CatalogueRows(name, theirs, records, version)
     class_names = list(objects["label"].names)
     return rows, class_names, _category_ids(class_names)
+
+
+def _has_classes(objects: Mapping[str, Any]) -> bool:
+    return "label" in objects and bool(getattr(objects["label"], "names", None))
 
 
 def _records(name: str, builder, split: str) -> Sequence[Any]:
     decoders = {"image": tfds.decode.SkipDecoding()}
     if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
-        return builder.as_data_source(split, decoders=decoders)
+        try:
+            return builder.as_data_source(split, decoders=decoders)
+        except (RuntimeError, OSError) as error:
+            why = " ".join(str(error).split())[:200]
+            raise UserError(f"{name}, split {split}: its files cannot be read ({why})") from None
     try:
         dataset = builder.as_dataset(split, decoders=decoders, shuffle_files=False)
         return InOrder(tfds.as_numpy(dataset), len(dataset))

@@ -12,12 +12,24 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 SUFFIXES = frozenset(".jpg .jpeg .png .bmp .gif .tif .tiff .webp".split())
 """Of the files that count as pictures."""
 _ORIENTATION = 0x0112  # EXIF tag
 _KEPT_FORMATS = ("JPEG", "PNG")
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")  # others start programs (EPS)
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns a picture upright, by its EXIF orientation."""
+_LONGEST_SIDE = 2**20  # OpenCV's bound, which decodes in training
 MOST_PIXELS = 178_956_970
 """Pillow's own bound against decompression bombs, which it takes to be attacks: 13,377² pixels."""
 
@@ -38,14 +50,16 @@ def _faults_named():
         raise PictureError(f"has over {MOST_PIXELS} pixels; shrink it") from None
     except MemoryError:
         raise PictureError("does not fit in memory; shrink it") from None
-    except (OSError, ValueError, SyntaxError, OverflowError, IndexError, KeyError) as error:
+    except PictureError:
+        raise
+    except Exception as error:  # Pillow raises whatever its parsers meet in a broken file
         text = " ".join(str(error).split()) or type(error).__name__
         raise PictureError(f"cannot be decoded: {text}") from None
 
 
 def header_size(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
     """(width, height) as stored and as shown upright, of the header alone; `PictureError`."""
-    with _faults_named(), Image.open(path) as picture:
+    with _faults_named(), Image.open(path, formats=_FORMATS) as picture:
         width, height = picture.size
         turned = picture.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
     return (width, height), ((height, width) if turned else (width, height))
@@ -63,18 +77,19 @@ def upright_rgb(
 
     Raises `PictureError` for what cannot be decoded to its end, or has another size than named.
     """
-    with _faults_named(), Image.open(io.BytesIO(encoded)) as picture:
+    with _faults_named(), Image.open(io.BytesIO(encoded), formats=_FORMATS) as picture:
+        if max(picture.size) > _LONGEST_SIDE:
+            raise PictureError(f"has a side of over {_LONGEST_SIDE} pixels; cut it")
         # GIF, APNG, WebP and TIFF may hold several; before load(), which may move on
         frames = getattr(picture, "n_frames", 1)
         kept_format = picture.format in _KEPT_FORMATS and frames == 1
         picture.load()  # the whole of it: a cut file must not pass
         orientation = picture.getexif().get(_ORIENTATION, 1)
         format_name, raw = picture.format, picture.copy()
-    turned = orientation in range(2, 9)
+    turned = orientation in _UPRIGHT
     upright = raw
     if turned:
-        raw.getexif()[_ORIENTATION] = orientation
-        upright = ImageOps.exif_transpose(raw)
+        upright = raw.transpose(_UPRIGHT[orientation])
         if named == raw.size != upright.size:
             counts["EXIF-rotated pictures left as stored, as their size in the file says"] += 1
             raw.info.pop("exif", None)

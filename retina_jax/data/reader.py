@@ -109,8 +109,11 @@ class AnnotationReader:
         counts["crowd boxes"] += sum(bool(a.get("iscrowd", 0)) for a in annotations)
         counts["images without boxes, kept as background"] += not len(boxes)
         sides = boxes[:, 2:] - boxes[:, :2]
+        most = float(height * width)
         areas = [
-            float(a["area"]) if is_finite(a.get("area")) and a["area"] > 0 else float(side.prod())
+            min(float(a["area"]), most)
+            if is_finite(a.get("area")) and a["area"] > 0
+            else float(side.prod())
             for a, side in zip(annotations, sides, strict=True)
         ]
         return Record(
@@ -133,7 +136,8 @@ def boxes_inside(
     """xyxy of the annotations whose boxes have area within the picture, cut to it, and they."""
     given = np.array([a["bbox"] for a in annotations], np.float64).reshape(-1, 4)
     has_area = (given[:, 2:] > 0).all(axis=1)
-    boxes = coco_xywh_to_xyxy(given)
+    with np.errstate(over="ignore"):  # a far edge beyond floating point is cut like any other
+        boxes = coco_xywh_to_xyxy(given)
     inside = np.clip(boxes, 0, [width, height, width, height])
     left = (inside[:, 2:] > inside[:, :2]).all(axis=1)
     counts["boxes of no area, dropped"] += int((~has_area).sum())

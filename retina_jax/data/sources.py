@@ -6,6 +6,7 @@ import dataclasses
 import io
 import os
 import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,13 +58,7 @@ class Split:
 
     def __getitem__(self, row: int) -> Example:
         """The record of a row; `UserError` where the disk no longer has it."""
-        try:
-            record = self._records[row]
-        except (RuntimeError, OSError, ValueError) as error:  # array_record's words
-            raise UserError(
-                f"row {row} of {self.label()} is damaged ({' '.join(str(error).split())[:200]}); "
-                "prepare the data set anew"
-            ) from None
+        record = read_record(self._records, row, self.label())
         example = _example(record, int(self.image_ids[row]), *(int(v) for v in self.sizes[row]))
         if self._label_of is None:
             return example
@@ -115,10 +110,21 @@ def open_data_set(config_dir: str, name: str) -> Path:
     """The directory of a data set; the embedded ``shapes`` is drawn where it is not there yet."""
     directory = data_dir(config_dir)
     if name == "shapes" and name not in _data_sets(directory):
-        from retina_jax.data import shapes
-
-        return shapes.build(directory)
+        return _draw_shapes(directory)
     return find_data_set(directory, name)
+
+
+def _draw_shapes(directory: Path) -> Path:
+    from retina_jax.data import shapes
+    from retina_jax.data.writer import BusyError
+
+    while True:
+        try:
+            return shapes.build(directory)
+        except BusyError:  # a run beside this one draws it
+            time.sleep(1)
+            if "shapes" in _data_sets(directory):
+                return find_data_set(directory, "shapes")
 
 
 def open_split(directory: Path, split: str, labels: str = "dense") -> Split:
@@ -128,8 +134,18 @@ def open_split(directory: Path, split: str, labels: str = "dense") -> Split:
     COCO's ids for labels, with a class for every id from 0 to the largest (torchvision's 91).
     """
     import tensorflow_datasets as tfds
+    from google.protobuf.json_format import ParseError
 
-    builder = tfds.builder_from_directory(str(directory))
+    try:
+        builder = tfds.builder_from_directory(str(directory))
+    except (
+        OSError, ValueError, RuntimeError, AssertionError, KeyError, ParseError,
+        tfds.core.DatasetNotFoundError,
+    ):  # fmt: skip
+        raise UserError(
+            f"{directory} is damaged: its dataset_info.json or features.json cannot be read; "
+            "prepare the data set anew"
+        ) from None
     if split not in builder.info.splits:
         raise UserError(
             f"{directory} has no split {split!r}; it has {', '.join(builder.info.splits)}"
@@ -140,10 +156,21 @@ def open_split(directory: Path, split: str, labels: str = "dense") -> Split:
             f"convert it: python scripts/prepare.py tfds --directory={directory} --out=DIR"
         )
     features = builder.info.features
-    if "objects" not in features or "bbox" not in features["objects"].feature:
-        raise UserError(f"{directory} has no objects/bbox: it is not a detection data set")
-    records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
-    class_names = tuple(features["objects"].feature["label"].names)
+    objects = getattr(features["objects"], "feature", {}) if "objects" in features else {}
+    if "bbox" not in objects or "label" not in objects or not hasattr(objects["label"], "names"):
+        raise UserError(
+            f"{directory} has no objects/bbox and objects/label with class names: it is not a "
+            "detection data set"
+        )
+    try:
+        records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+    except (RuntimeError, OSError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{directory}, split {split}: its files cannot be read ({why}); prepare the data set "
+            "anew"
+        ) from None
+    class_names = tuple(objects["label"].names)
     metadata = builder.info.metadata or {}
     category_ids = tuple(metadata.get("category_ids", range(len(class_names))))
     label_of = None
@@ -172,12 +199,30 @@ def _index(directory: Path, split: str, records: Sequence[Any]) -> Index:
     if index is not None and len(index) == len(records):
         return index
     # a data set that something else wrote: read the sizes once
-    index = Index.of(_measure(row, records[row]) for row in range(len(records)))
+    label = f"{directory}, split {split}"
+    index = Index.of(_measure(row, read_record(records, row, label)) for row in range(len(records)))
     if len(np.unique(index.image_ids)) != len(index):
         index = dataclasses.replace(index, image_ids=np.arange(len(index)))
     if os.access(directory, os.W_OK):
         index.save(directory, split)
     return index
+
+
+def read_record(records: Sequence[Any], row: int, label: str) -> Any:
+    """A row as TFDS gives it; `UserError`, with ``label``, where its file is damaged."""
+    try:
+        return records[row]
+    except (RuntimeError, OSError, ValueError) as error:  # array_record's words
+        why = " ".join(str(error).split())[:200]
+        raise UserError(f"row {row} of {label} is damaged ({why}); prepare it anew") from None
+
+
+def image_id_of(record: dict, row: int) -> int:
+    """A record's own id where it has one that is a number, else its row."""
+    try:
+        return int(record["image/id"])
+    except (KeyError, ValueError, TypeError):
+        return row
 
 
 def _measure(row: int, record: dict) -> tuple[int, int, int, int, str]:
@@ -187,7 +232,7 @@ def _measure(row: int, record: dict) -> tuple[int, int, int, int, str]:
         width, height = image.size
     name = record.get("image/filename", b"")
     name = name.decode() if isinstance(name, bytes) else str(name)
-    return int(record.get("image/id", row)), height, width, len(record["objects"]["bbox"]), name
+    return image_id_of(record, row), height, width, len(record["objects"]["bbox"]), name
 
 
 def _example(record: dict, image_id: int, height: int, width: int) -> Example:

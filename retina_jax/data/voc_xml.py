@@ -9,7 +9,7 @@ from pathlib import Path
 
 import hotcoco
 
-from retina_jax.data.annotations import Annotations, check
+from retina_jax.data.annotations import Annotations, check, is_finite
 from retina_jax.data.linked import check_inside, named_in, unique_by_stem
 from retina_jax.errors import UserError
 
@@ -29,6 +29,9 @@ def read_voc(
     folder = tree / "Annotations"
     if not folder.is_dir():
         raise UserError(f"--tree {tree} has no folder Annotations; give the folder that holds it")
+    check_inside(tree / "JPEGImages", tree, follow_links)
+    for listed in splits.values():
+        check_inside(tree / "ImageSets" / "Main" / f"{listed}.txt", tree, follow_links)
     stems = {name: list(_stems(tree, listed)) for name, listed in splits.items()}
     wanted = {}
     for name, found in stems.items():
@@ -44,6 +47,7 @@ def read_voc(
             (Path(linked) / "Annotations" / f"{stem}.xml").symlink_to(path.resolve())
         labels = tree / "labels.txt"
         if labels.is_file():
+            check_inside(labels, tree, follow_links)
             (Path(linked) / "labels.txt").symlink_to(labels.resolve())
         with named_in({str(Path(linked) / "Annotations"): str(folder), linked: str(tree)}):
             content = hotcoco.COCO.from_voc(linked).dataset
@@ -54,13 +58,14 @@ def read_voc(
     for path, image in ((wanted[stem], image) for stem, image in image_of.items()):
         if not (image["width"] and image["height"]):
             del image["width"], image["height"]
-        if not (tree / "JPEGImages" / image["file_name"]).is_file():
-            # tools write the name they knew; the annotation's own name is what the kit goes by
-            image["file_name"] = (
-                unique_by_stem(tree / "JPEGImages", path.stem) or (image["file_name"])
-            )
+        # the kit goes by the annotation's own name; tools write whatever name they knew inside
+        own = unique_by_stem(tree / "JPEGImages", path.stem)
+        image["file_name"] = own or image["file_name"]
     boxes_of: dict[int, list] = {}
+    xml_of = {image["id"]: wanted[stem] for stem, image in image_of.items()}
     for annotation in content["annotations"]:
+        if not all(map(is_finite, annotation["bbox"])):
+            raise UserError(f"{xml_of[annotation['image_id']]}: a box is not four finite numbers")
         boxes_of.setdefault(annotation["image_id"], []).append(annotation)
     found = {}
     for name, listed in stems.items():
@@ -80,6 +85,8 @@ def _stems(tree: Path, listed: str) -> Iterator[str]:
     """Names in a list of ImageSets/Main; its second column, if any, is of one class alone."""
     path = tree / "ImageSets" / "Main" / f"{listed}.txt"
     try:
+        if path.exists() and not path.is_file():
+            raise OSError("not a regular file")
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
         there = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt"))[:10])

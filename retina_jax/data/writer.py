@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -34,6 +35,7 @@ from retina_jax.data.records import (
 from retina_jax.errors import UserError
 
 ROWS_A_SHARD = 1024
+REPORT = "prepare_report.json"
 _READERS = max(4, 2 * (os.cpu_count() or 1))
 _READ_AHEAD = 4 * _READERS
 _MOST_FAULTS = 20
@@ -49,6 +51,10 @@ class Rows(Protocol):
 
     def fingerprint(self, row: int) -> str:
         """Changes where the record would; cheap."""
+
+
+class BusyError(UserError):
+    """Another process is writing the same data set."""
 
 
 class RecordsError(UserError):
@@ -68,6 +74,7 @@ def write_data_set(
     category_ids: Sequence[int],
     description: str,
     advance: Callable[[int], None] = lambda rows: None,
+    found: Mapping[str, Mapping[str, int]] | None = None,
 ) -> tuple[Path, dict[str, collections.Counter[str]]]:
     """Writes ``data_dir/name/1.0.0``; returns it and what was counted in each split.
 
@@ -75,15 +82,12 @@ def write_data_set(
       class_names: by label.
       category_ids: the data set's own id of each label, for results.
       advance: called with a number of rows whenever they are done.
+      found: what else was counted, by where; it stands in prepare_report.json beside the counts.
 
     Raises `RecordsError` once all rows were read and some cannot be used, and `UserError` for a
     name or folder that cannot be.
     """
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        raise UserError(
-            f"--name={name} must be lower-case letters, digits and _; try --name="
-            + (re.sub(r"[^a-z0-9_]+", "_", name.lower()).strip("_0123456789") or "custom")
-        )
+    check_name(name)
     directory = data_set_directory(data_dir, name)
     partial = directory.with_name(f"incomplete.{VERSION}")
     shape = features(class_names)
@@ -92,7 +96,8 @@ def write_data_set(
         partial.mkdir(parents=True, exist_ok=True)
         with _alone(partial):
             if (directory / "dataset_info.json").exists():  # another process was faster
-                return directory, {}
+                shutil.rmtree(partial)
+                raise BusyError(f"{directory} is there already; another process wrote it")
             indexes, counts, infos, faults, kept = {}, {}, [], [], set()
             for split, rows in splits.items():
                 template = tfds.core.ShardedFileTemplate(
@@ -120,6 +125,9 @@ def write_data_set(
             _write_info(partial, name, infos, shape, category_ids, description)
             for split, index in indexes.items():
                 index.save(partial, split)
+            report = {s: {what: n for what, n in c.items() if n} for s, c in counts.items()}
+            text = json.dumps(report | dict(found or {}), indent=2)
+            (partial / REPORT).write_text(text + "\n")
             for note in partial.glob("*.note"):
                 note.unlink()
             partial.rename(directory)
@@ -130,6 +138,17 @@ def write_data_set(
             raise
         raise UserError(_cannot_write(directory, error)) from None
     return directory, counts
+
+
+def check_name(name: str) -> None:
+    """`UserError` for what cannot name a data set."""
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,99}", name):
+        fix = re.sub(r"[^a-z0-9_]+", "_", name.lower()).strip("_0123456789")[:100] or "custom"
+        shown = name if len(name) <= 120 else name[:117] + "…"
+        raise UserError(
+            f"--name={shown} must be lower-case letters, digits and _, 100 at most; try "
+            f"--name={fix}"
+        )
 
 
 def _cannot_write(directory: Path, error: Exception) -> str:
@@ -148,7 +167,7 @@ def _alone(partial: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{partial} is being written by another process; wait for it") from None
+            raise BusyError(f"{partial} is being written by another process; wait for it") from None
         yield
         Path(lock.name).unlink()
 

@@ -29,14 +29,15 @@ def read_yolo(tree: Path, follow_links: bool = False) -> dict[str, tuple[Annotat
     is wrong.
     """
     settings_path = tree / "data.yaml"
+    check_inside(settings_path, tree, follow_links)
     settings = _settings(settings_path)
     names = _class_names(settings_path, settings.get("names"))
     found = {}
     for key, split in SPLITS.items():
         if settings.get(key):
             folder = _picture_folder(tree, settings_path, settings, key)
-            labels = _label_folder(folder)
-            for path in (*folder.iterdir(), *labels.glob("*.txt")):
+            labels = _label_folder(folder, tree)
+            for path in (*folder.iterdir(), *(labels.iterdir() if labels.is_dir() else ())):
                 check_inside(path, tree, follow_links)
             found[split] = (_read_split(folder, labels, names), folder)
     if not found:
@@ -45,6 +46,8 @@ def read_yolo(tree: Path, follow_links: bool = False) -> dict[str, tuple[Annotat
 
 
 def _settings(path: Path) -> dict[str, Any]:
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: not a regular file")
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -66,7 +69,11 @@ def _class_names(path: Path, names: Any) -> list[str]:
         names = [names[i] for i in range(len(names))]
     if not isinstance(names, list) or not names:
         raise UserError(f"{path}: no list 'names' of the classes")
-    return [str(name) for name in names]
+    names = [" ".join(str(name).split()) for name in names]
+    for i, name in enumerate(names):
+        if not name or name in names[:i]:
+            raise UserError(f"{path}: name {i} ({name!r}) is empty or there twice")
+    return names
 
 
 def _picture_folder(tree: Path, path: Path, settings: dict[str, Any], key: str) -> Path:
@@ -84,12 +91,12 @@ def _picture_folder(tree: Path, path: Path, settings: dict[str, Any], key: str) 
     raise UserError(f"{path}: {key}: {value!r} is no folder below --tree {tree}")
 
 
-def _label_folder(pictures: Path) -> Path:
-    """The folder beside it: …/labels/… for …/images/…."""
-    parts = list(pictures.parts)
+def _label_folder(pictures: Path, tree: Path) -> Path:
+    """The folder beside it: …/labels/… for …/images/…, below the tree."""
+    parts = pictures.resolve().relative_to(tree.resolve()).parts
     for i in reversed(range(len(parts))):
         if parts[i] == "images":
-            return Path(*parts[:i], "labels", *parts[i + 1 :])
+            return tree.joinpath(*parts[:i], "labels", *parts[i + 1 :])
     return pictures  # labels among the pictures
 
 
@@ -102,7 +109,12 @@ def _read_split(folder: Path, label_folder: Path, names: list[str]) -> Annotatio
     for stem, same in pictures.items():
         if len(same) > 1:
             raise UserError(f"{folder}: {same[0]} and {same[1]} would share {stem}.txt")
-    labels = {p.stem: p for p in sorted(label_folder.glob("*.txt")) if p.is_file()}
+    labels = {}
+    for path in sorted(label_folder.iterdir()):
+        if path.suffix.lower() == ".txt":
+            if not path.is_file():
+                raise UserError(f"{path}: not a regular file, or a link to none")
+            labels[path.stem] = path
     astray = sorted(labels.keys() - pictures.keys() - {"classes"})
     if astray:
         raise UserError(f"{labels[astray[0]]}: no picture of that name in {folder}")
@@ -121,12 +133,14 @@ def _read_split(folder: Path, label_folder: Path, names: list[str]) -> Annotatio
         stored, upright = sizes[stem]
         images.append({"id": number, "file_name": name, "width": upright[0], "height": upright[1]})
         share = np.tile(np.array(upright) / stored, 2)
-        for annotation in boxes_of.get(image_of.get(stem, -1), ()):
+        for i, annotation in enumerate(boxes_of.get(image_of.get(stem, -1), ())):
             box = np.array(annotation["bbox"], np.float64)
+            if not np.isfinite(box).all():
+                raise UserError(f"{labels[stem]}: box {i + 1} is not four finite numbers")
             if (np.abs(box) > 1.5 * np.tile(stored, 2)).any():
                 raise UserError(
-                    f"{labels[stem]}: a box beyond 0 to 1: YOLO's are centre and size over the "
-                    "picture's width and height"
+                    f"{labels[stem]}: box {i + 1} lies beyond 0 to 1: YOLO's are centre and size "
+                    "over the picture's width and height"
                 )
             annotations.append(
                 {
@@ -169,7 +183,7 @@ def _parse(
         classes = "".join(f"  - class{i}\n" for i in range(len(names)))
         (label_links / "data.yaml").write_text(f"names:\n{classes}")
         for stem, path in labels.items():
-            (label_links / path.name).symlink_to(path.resolve())
+            (label_links / f"{stem}.txt").symlink_to(path.resolve())
             (picture_links / pictures[stem][0]).symlink_to((folder / pictures[stem][0]).resolve())
         with named_in({str(label_links): str(label_folder), str(picture_links): str(folder)}):
             content = hotcoco.COCO.from_yolo(str(label_links), images_dir=str(picture_links))

@@ -3,6 +3,7 @@
 Every case goes through the command's own code, in this process: a traceback would fail the test.
 """
 
+import collections
 import io
 import json
 import struct
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from retina_jax.data.pictures import PictureError, upright_rgb
 from retina_jax.data.sources import open_split
 from retina_jax.data.transforms import decode_image
 from retina_jax.errors import UserError
@@ -129,6 +131,11 @@ ANNOTATIONS = {
     "width a string": (put(IMAGE, width="60"), "image 1: width '60' is not a whole number"),
     "width 0": (put(IMAGE, width=0), "image 1: width is 0"),
     "width wrong": (put(IMAGE, width=61), "has 60×40 pixels, the file says 61×40"),
+    "an id of two lines": (put(BOX, id="7\n8", bbox=[1]), "annotation '7\\n8': bbox [1] is not"),
+    "the same file by another name": (
+        changed(lambda c: c["images"].append({"id": 2, "file_name": "./a.png"})),
+        "image 2: has the file_name './a.png' of image 1",
+    ),
     "box NaN": (json.dumps(put(BOX, bbox=[float("nan"), 1, 2, 3])), "annotation 7: bbox"),
     "box infinite": ('{"images":[{"id":1,"file_name":"a.png"}],"annotations":[{"id":7,"image_id":1,'
                      '"category_id":3,"bbox":[1e999,1,2,3]}],"categories":[{"id":3,"name":"c"}]}',
@@ -168,6 +175,12 @@ def test_bad_annotations_are_one_line(tmp_path, case):
 
 
 PICTURES = {
+    "a side of a million": (
+        encoded(Image.fromarray(np.zeros((1, 1_100_000), np.uint8))), "has a side of over 1048576"
+    ),
+    "EPS, which would start a program": (
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 60 40\n", "is no picture"
+    ),
     "cut PNG": (encoded(picture(300, 200))[:5000], "cannot be decoded"),
     "cut JPEG": (encoded(picture(300, 200), "JPEG")[:9000], "cannot be decoded"),
     "empty": (b"", "is no picture"),
@@ -194,6 +207,32 @@ def test_bad_pictures_are_one_line(tmp_path, case):
     line = refused(tmp_path, content(), {"a.png": data})
     assert message in line
     assert "train.json: image 1 ('a.png'): " in line
+
+
+def exif_of(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    exif[0x010F] = "maker"
+    return exif
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP"])
+def test_no_broken_picture_gives_anything_but_its_reason(kind):
+    """Bytes changed at random: Pillow's parsers raise what they like."""
+    options = {"exif": exif_of(6)} if kind in ("JPEG", "PNG", "WEBP", "TIFF") else {}
+    whole = encoded(picture(24, 16), kind, **options)
+    rng = np.random.default_rng(0)
+    refused = []
+    for _ in range(1500):
+        data = bytearray(whole)
+        for place in rng.integers(0, min(len(data), 400), rng.integers(1, 5)):
+            data[place] = rng.integers(0, 256)
+        try:
+            upright_rgb(bytes(data), (None, None), collections.Counter())
+        except PictureError as error:
+            refused.append(str(error))
+    assert len(refused) > 20
+    assert not any("\n" in reason for reason in refused)
 
 
 def frames(kind):
@@ -252,6 +291,12 @@ def test_a_picture_of_one_pixel_stays(tmp_path):
 def test_odd_boxes_are_mended_and_counted(tmp_path, box, said):
     report, _ = run(tmp_path, put(BOX, bbox=box), GOOD)
     assert f"1 {said}" in report
+
+
+@pytest.mark.filterwarnings("error")
+def test_numbers_beyond_floating_point_give_no_warning(tmp_path):
+    _, split = run(tmp_path, put(BOX, bbox=[5, 5, 1e308, 1e308], area=1e300), GOOD)
+    assert split[0].areas.tolist() == [60 * 40]
 
 
 def test_unicode_names_and_folders_are_read(tmp_path):

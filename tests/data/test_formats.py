@@ -1,75 +1,15 @@
-"""COCO, VOC, YOLO and the TFDS catalogue give the same records; the writer goes on and is whole."""
+"""COCO, VOC and YOLO give the same records; a bad tree is one line that names the file."""
 
-import collections
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
-import hotcoco
-import numpy as np
 import pytest
-import tensorflow_datasets as tfds
+from trees_of_formats import as_trees, assert_same, prepare
 
-from retina_jax.data import shapes
-from retina_jax.data.catalogue import InOrder, open_catalogue, open_directory
 from retina_jax.data.sources import find_data_set, open_split
 from retina_jax.data.voc_xml import read_voc
-from retina_jax.data.writer import ROWS_A_SHARD, RecordsError, write_data_set
 from retina_jax.data.yolo_tree import read_yolo
 from retina_jax.errors import UserError
-
-REPOSITORY = next(p for p in Path(__file__).parents if (p / "setup.cfg").exists())
-
-
-def prepare(*arguments, check=True):
-    done = subprocess.run(
-        [sys.executable, REPOSITORY / "scripts/prepare.py", *map(str, arguments)],
-        capture_output=True, text=True,
-    )  # fmt: skip
-    if check:
-        assert done.returncode == 0, done.stderr
-    return done
-
-
-def as_trees(folder, images, root):
-    """A COCO folder of train.json and val.json as a VOC and as a YOLO tree."""
-    voc, yolo = root / "voc", root / "yolo"
-    (voc / "ImageSets" / "Main").mkdir(parents=True)
-    (voc / "JPEGImages").symlink_to(images)
-    names = {}
-    for split in ("train", "val"):
-        coco = hotcoco.COCO(str(folder / f"{split}.json"))
-        coco.to_voc(str(voc))
-        stems = sorted(Path(i["file_name"]).stem for i in coco.dataset["images"])
-        (voc / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(stems) + "\n")
-        coco.to_yolo(str(yolo / "labels" / split))
-        (yolo / "labels" / split / "data.yaml").unlink()
-        (yolo / "images" / split).mkdir(parents=True)
-        for image in coco.dataset["images"]:
-            source = images / image["file_name"]
-            os.link(source, yolo / "images" / split / image["file_name"])
-        categories = sorted(coco.dataset["categories"], key=lambda c: c["id"])
-        names = {i: c["name"] for i, c in enumerate(categories)}
-    settings = {"path": "../elsewhere", "train": "images/train", "val": "images/val"}
-    (yolo / "data.yaml").write_text(json.dumps({**settings, "names": list(names.values())}))
-    return voc, yolo
-
-
-def assert_same(split, other, ids=True):
-    assert len(split) == len(other)
-    assert split.class_names == other.class_names
-    order = np.argsort(split.file_names), np.argsort(other.file_names)
-    for row, their in zip(*order, strict=True):
-        ours, theirs = split[int(row)], other[int(their)]
-        assert split.file_names[row] == other.file_names[their]
-        assert ours.image == theirs.image
-        assert ours.labels.tolist() == theirs.labels.tolist()
-        assert ours.is_crowd.tolist() == theirs.is_crowd.tolist()
-        np.testing.assert_allclose(ours.boxes, theirs.boxes, atol=2e-3)  # YOLO's six digits
 
 
 @pytest.mark.slow
@@ -82,8 +22,7 @@ def test_blood_cells_in_three_formats_are_the_same_records(bccd, tmp_path):
     out = tmp_path / "out"
     prepare("coco", "--images", images, "--annotations", bccd / "train.json",
             "--annotations", bccd / "val.json", "--out", out)  # fmt: skip
-    said = prepare("voc", "--tree", voc, "--split", "train", "--split", "val", "--out", out,
-                   "--follow-links").stderr  # fmt: skip
+    said = prepare("voc", "--tree", voc, "--split", "train", "--split", "val", "--out", out).stderr
     assert "train: 205 images" in said
     prepare("yolo", "--tree", yolo, "--out", out)
     for split in ("train", "validation"):
@@ -127,6 +66,17 @@ def test_pictures_of_both_aspects_in_three_formats(small_trees, two_aspects, tmp
     assert_same(coco, open_split(find_data_set(out, "voc"), "train"))
     assert_same(coco, open_split(find_data_set(out, "yolo"), "train"))
     assert (coco.box_counts == 0).any()  # pictures without a label stay
+
+
+def test_a_voc_picture_is_that_of_the_annotations_own_name(small_trees):
+    """Whatever its <filename> says: the development kit goes by the list."""
+    voc, _ = small_trees
+    path = voc / "Annotations" / "train_001.xml"
+    path.write_text(path.read_text().replace("train_001.jpg", "train_002.jpg"))
+    found = read_voc(voc, {"train": "train"})["train"]
+    assert [i["file_name"] for i in found.images][:3] == [
+        "train_000.jpg", "train_001.jpg", "train_002.jpg"
+    ]  # fmt: skip
 
 
 def test_difficult_objects_of_voc_are_crowds(small_trees):
@@ -179,8 +129,9 @@ def test_a_voc_list_that_is_not_there_names_those_that_are(small_trees):
         ("labels/train/train_001.txt", "0 0.5 0.5 0.2\n", "line 1: expected 5 fields"),
         ("labels/train/train_001.txt", "9 0.5 0.5 0.2 0.2\n", r"class_idx 9 out of range"),
         ("labels/train/train_001.txt", "-1 0.5 0.5 0.2 0.2\n", "invalid class_idx"),
-        ("labels/train/train_001.txt", "0 nan 0.5 0.2 0.2\n", "is not four finite numbers"),
-        ("labels/train/train_001.txt", "0 80 60 20 20\n", "a box beyond 0 to 1"),
+        ("labels/train/train_001.txt", "0 nan 0.5 0.2 0.2\n", r"train_001.txt: box 1 is not four"),
+        ("labels/train/train_001.txt", "0 80 60 20 20\n", r"train_001.txt: box 1 lies beyond 0 to"),
+        ("data.yaml", "names: [a, a]\ntrain: images/train\n", "data.yaml: name 1 .*there twice"),
         ("labels/train/stray.txt", "0 0.5 0.5 0.2 0.2\n", "no picture of that name"),
         ("images/train/train_001.png", "", "would share train_001.txt"),
         ("images/train/zz.jpg", "words", "cannot be decoded: is no picture"),
@@ -223,11 +174,56 @@ def test_links_out_of_a_voc_tree_are_read_only_if_asked(small_trees, tmp_path):
     read_voc(voc, {"train": "train"}, follow_links=True)
 
 
-def test_special_files_in_a_yolo_tree_do_not_hang(small_trees):
-    _, yolo = small_trees
-    for path in ("images/train/zz.jpg", "labels/train/zz.txt"):
-        os.mkfifo(yolo / path)
+@pytest.mark.parametrize("path", ["labels.txt", "ImageSets/Main/train.txt", "JPEGImages"])
+def test_nothing_else_of_a_voc_tree_leads_out_of_it(small_trees, tmp_path, path):
+    voc, _ = small_trees
+    if (voc / path).exists():
+        (voc / path).rename(tmp_path / "secret")
+    else:
+        (tmp_path / "secret").write_text("secret\n")
+    (voc / path).symlink_to(tmp_path / "secret")
+    with pytest.raises(UserError, match=r"is a link out of .*; add --follow-links"):
+        read_voc(voc, {"train": "train"})
+
+
+def test_special_files_in_a_tree_do_not_hang(small_trees):
+    voc, yolo = small_trees
+    os.mkfifo(yolo / "images/train/zz.jpg")
     assert len(read_yolo(yolo)["train"][0].images) == 16
+    for tree, path, read in (
+        (yolo, "labels/train/train_001.txt", read_yolo),
+        (yolo, "data.yaml", read_yolo),
+        (voc, "ImageSets/Main/train.txt", lambda tree: read_voc(tree, {"train": "train"})),
+    ):
+        (tree / path).unlink()
+        os.mkfifo(tree / path)
+        with pytest.raises(UserError, match="not a regular file"):
+            read(tree)
+
+
+def test_yolo_labels_are_never_lost_in_silence(small_trees):
+    _, yolo = small_trees
+    label = yolo / "labels/train/train_001.txt"
+    boxes = read_yolo(yolo)["train"][0].annotations
+    label.rename(label.with_suffix(".TXT"))
+    assert read_yolo(yolo)["train"][0].annotations == boxes
+    label.symlink_to("gone.txt")
+    label.with_suffix(".TXT").unlink()
+    with pytest.raises(UserError, match=r"train_001.txt: not a regular file, or a link to none"):
+        read_yolo(yolo)
+
+
+def test_a_yolo_tree_below_a_folder_named_images(small_trees, tmp_path):
+    _, yolo = small_trees
+    (tmp_path / "images_").mkdir()
+    moved = tmp_path / "images_" / "images"
+    yolo.rename(moved)
+    flat = moved / "all"
+    flat.mkdir()
+    for path in (*(moved / "images/train").iterdir(), *(moved / "labels/train").iterdir()):
+        path.rename(flat / path.name)
+    (moved / "data.yaml").write_text("names: [a, b, c]\ntrain: all\n")
+    assert len(read_yolo(moved)["train"][0].images) == 16
 
 
 def test_yolo_names_may_be_odd(small_trees):
@@ -236,188 +232,3 @@ def test_yolo_names_may_be_odd(small_trees):
     (yolo / "data.yaml").write_text(text)
     annotations, _ = read_yolo(yolo)["train"]
     assert annotations.categories == {0: "cat", 1: "dog: big, [x]", 2: "3"}
-
-
-# the TFDS catalogue
-
-
-def test_a_catalogue_name_becomes_our_data_set(shapes_dir, tmp_path, monkeypatch):
-    directory = find_data_set(shapes_dir, "shapes")
-    builder = tfds.builder_from_directory(str(directory))
-    monkeypatch.setattr(tfds, "builder", lambda *_, **__: builder)
-    rows, class_names, ids = open_catalogue("shapes", {}, None)
-    assert ids == [0, 1, 2, 3, 4]
-    written, counts = write_data_set(tmp_path, "copied", rows, class_names, ids, "a copy")
-    original, copy = (open_split(d, "train") for d in (directory, written))
-    assert_same(original, copy)
-    assert counts["train"]["images"] == 24
-    joined, _, _ = open_catalogue("shapes", {"train": "train+validation"}, None)
-    assert len(joined["train"]) == 34
-    with pytest.raises(UserError, match=r"has no split 'test'; it has train, validation"):
-        open_catalogue("shapes", {"test": "test"}, None)
-
-
-def test_what_the_catalogue_cannot_give_is_one_line(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="nonsense is not in the TFDS catalogue"):
-        open_catalogue("nonsense", {}, tmp_path)
-
-    def needs_tensorflow(*_, **__):
-        raise ModuleNotFoundError("No module named 'tensorflow'")
-
-    monkeypatch.setattr(tfds, "builder", needs_tensorflow)
-    with pytest.raises(UserError, match=r"needs TensorFlow.*pip install -e '.\[catalogue\]'"):
-        open_catalogue("coco/2017", {}, tmp_path)
-
-
-def test_what_is_read_from_the_start_alone_serves_threads_and_skips():
-    records = InOrder(iter(range(5000)), 5000)
-    assert [records[row] for row in (1, 0, 3, 2)] == [1, 0, 3, 2]
-    assert records[4000] == 4000  # shards that are whole already are passed over
-    assert records[3999] == 3999
-    assert len(records._read) <= InOrder._KEPT
-
-
-def test_a_tfrecord_data_set_says_how_to_convert_it(shapes_dir, tmp_path):
-    directory = tmp_path / "mine" / "1.0.0"
-    directory.mkdir(parents=True)
-    for path in find_data_set(shapes_dir, "shapes").glob("*.*"):
-        if path.suffix in (".json", ".txt"):
-            text = path.read_text().replace("array_record", "tfrecord")
-            (directory / path.name).write_text(text)
-    with pytest.raises(
-        UserError,
-        match=r"is tfrecord, which has no random access; convert it: "
-        rf"python scripts/prepare.py tfds --directory={directory} --out=DIR",
-    ):
-        open_split(directory, "train")
-    with pytest.raises(UserError, match=r"needs TensorFlow to be read.*'.\[catalogue\]'"):
-        open_directory(directory, {})
-    with pytest.raises(UserError, match="holds no TFDS data set"):
-        open_directory(tmp_path, {})
-
-
-# the writer
-
-
-class Drawn:
-    """Shapes, with rows that fail, and a count of how often each was read."""
-
-    def __init__(self, rows, bad=(), version=0):
-        self.rows, self.bad, self.version = rows, set(bad), version
-        self.reads = collections.Counter()
-
-    def __len__(self):
-        return self.rows
-
-    def read(self, row):
-        self.reads[row] += 1
-        if row in self.bad:
-            raise UserError(f"row {row} is bad")
-        return shapes.draw_record("train", row % 8)
-
-    def fingerprint(self, row):
-        return f"{row} {self.version if row < 3 else 0}"
-
-
-@pytest.fixture
-def small_shards(monkeypatch):
-    monkeypatch.setattr("retina_jax.data.writer.ROWS_A_SHARD", 4)
-
-
-def write(root, rows):
-    arguments = (shapes.CLASS_NAMES, shapes.CATEGORY_IDS, "drawn")
-    return write_data_set(root, "drawn", {"train": rows}, *arguments)
-
-
-def test_a_write_that_failed_goes_on_with_what_is_whole(tmp_path, small_shards):
-    with pytest.raises(RecordsError, match=r"row 5 is bad \(and 1 more, listed above\)") as caught:
-        write(tmp_path, Drawn(14, bad=(5, 9)))
-    assert caught.value.lines == ("row 5 is bad", "row 9 is bad")
-    assert not (tmp_path / "drawn" / "1.0.0").exists()
-    mended = Drawn(14)
-    directory, _ = write(tmp_path, mended)
-    assert sorted(mended.reads) == list(range(4, 12))  # shards 1 and 2 alone
-    split = open_split(directory, "train")
-    assert len(split) == 14
-    for row in range(14):
-        assert split[row].image == shapes.draw_record("train", row % 8).image
-    left = [p.name for p in directory.iterdir() if p.suffix in (".note", ".partial")]
-    assert left == []
-    assert [p.name for p in directory.parent.iterdir()] == ["1.0.0"]
-
-
-def test_what_has_changed_is_written_anew(tmp_path, small_shards):
-    with pytest.raises(RecordsError):
-        write(tmp_path, Drawn(12, bad=(11,)))
-    changed = Drawn(12, version=1)
-    write(tmp_path, changed)
-    assert sorted(changed.reads) == [0, 1, 2, 3, 8, 9, 10, 11]
-
-
-def test_a_shard_that_was_spoilt_is_written_anew(tmp_path, small_shards):
-    with pytest.raises(RecordsError):
-        write(tmp_path, Drawn(12, bad=(11,)))
-    shard = sorted((tmp_path / "drawn").glob("incomplete*/*-00001-of-00003"))[0]
-    shard.write_bytes(shard.read_bytes()[:100])
-    again = Drawn(12)
-    write(tmp_path, again)
-    assert sorted(again.reads) == list(range(4, 12))
-
-
-def test_one_process_writes_at_a_time(tmp_path):
-    import fcntl
-
-    (tmp_path / "drawn").mkdir()
-    with (tmp_path / "drawn" / ".incomplete.1.0.0.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="is being written by another process"):
-            write(tmp_path, Drawn(4))
-    write(tmp_path, Drawn(4))
-
-
-def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
-    (tmp_path / "drawn").write_text("a file")
-    with pytest.raises(UserError, match="cannot be written"):
-        write(tmp_path, Drawn(4))
-
-
-KILLED = """
-import sys, time
-sys.path.insert(0, {repository!r})
-from tests.data.test_formats import Drawn, write
-import retina_jax.data.writer as writer
-writer.ROWS_A_SHARD = 4
-class Slow(Drawn):
-    def read(self, row):
-        time.sleep(0.02 if row < 8 else 3600)
-        return super().read(row)
-write({root!r}, Slow(16))
-"""
-
-
-def test_a_killed_write_is_no_data_set_and_goes_on(tmp_path, small_shards):
-    from pathlib import Path
-
-    code = KILLED.format(repository=str(REPOSITORY), root=str(tmp_path)).replace(
-        f"write({str(tmp_path)!r}", f"import pathlib; write(pathlib.Path({str(tmp_path)!r})"
-    )
-    child = subprocess.Popen([sys.executable, "-c", code])
-    notes = []
-    for _ in range(600):
-        notes = list(Path(tmp_path).glob("drawn/incomplete*/*.note"))
-        if len(notes) == 2 or child.poll() is not None:
-            break
-        time.sleep(0.1)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-    assert len(notes) == 2
-    with pytest.raises(UserError, match="no data set"):
-        find_data_set(tmp_path, "drawn")
-    rest = Drawn(16)
-    directory, _ = write(tmp_path, rest)
-    assert sorted(rest.reads) == list(range(8, 16))
-    assert len(open_split(directory, "train")) == 16
-
-
-def test_a_shard_holds_a_thousand_pictures():
-    assert ROWS_A_SHARD == 1024  # 160 MB of COCO: what a kill can cost
