@@ -236,8 +236,8 @@ class TrainLoader:
             code = re.search(r"exit code (-?\d+)", str(error))
             raise RunError(
                 f"a worker of the loader died (exit code {code[1] if code else 'unknown'}; -9 is "
-                "most often want of memory); run the same command again, with a lower "
-                f"--config.data.num_workers={self._workers} if it comes back"
+                "most often want of memory, -7 a full /dev/shm); run the same command again, with "
+                f"a lower --config.data.num_workers={self._workers} if it comes back"
             ) from None
         finally:
             iterator.close()  # ends the workers and frees what they had ready
