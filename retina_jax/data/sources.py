@@ -214,7 +214,9 @@ def read_record(records: Sequence[Any], row: int, label: str) -> Any:
         return records[row]
     except (RuntimeError, OSError, ValueError) as error:  # array_record's words
         why = " ".join(str(error).split())[:200]
-        raise UserError(f"row {row} of {label} is damaged ({why}); prepare it anew") from None
+        raise UserError(
+            f"row {row} of {label} is damaged ({why}); prepare the data set anew"
+        ) from None
 
 
 def image_id_of(record: dict, row: int) -> int:

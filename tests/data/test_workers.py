@@ -92,7 +92,7 @@ if __name__ == "__main__":
     assert done.returncode == (-9 if "kill" in end else 0)
     if "kill" not in end:  # Python's own tracker frees, and says, what was under way
         assert "leaked" not in done.stderr
-    for _ in range(100):
+    for _ in range(400):
         left = {n for n in set(os.listdir("/dev/shm")) - before if n.startswith("psm_")}
         if not left:
             break
