@@ -140,19 +140,24 @@ def _torchvision_decoder() -> Callable | None:
     return decode
 
 
+def _processes() -> Iterator[Path]:
+    """Of this process and all that came from it: their folders in /proc."""
+    pending = [os.getpid()]
+    while pending:
+        folder = Path(f"/proc/{pending.pop()}")
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            for task in (folder / "task").iterdir():
+                pending += map(int, (task / "children").read_text().split())
+            yield folder
+
+
 def cpu_seconds() -> float:
     """Of this process and all that came from it, so far."""
     ticks = 0
-    pending = [os.getpid()]
-    while pending:
-        process = pending.pop()
-        try:
-            fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    for folder in _processes():
+        with contextlib.suppress(OSError):
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
             ticks += int(fields[11]) + int(fields[12])
-            for task in Path(f"/proc/{process}/task").iterdir():
-                pending += map(int, (task / "children").read_text().split())
-        except OSError:  # it has ended meanwhile
-            continue
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
@@ -218,16 +223,10 @@ def time_input(config: ml_collections.ConfigDict, runs: int, batches: int) -> It
 def resident_mebibytes() -> float:
     """Memory of this process and its workers, without what they share counted twice."""
     total = 0
-    pending = [os.getpid()]
-    while pending:
-        process = pending.pop()
-        try:
-            rollup = Path(f"/proc/{process}/smaps_rollup").read_text()
-            total += int(next(x for x in rollup.splitlines() if x.startswith("Pss:")).split()[1])
-            for task in Path(f"/proc/{process}/task").iterdir():
-                pending += map(int, (task / "children").read_text().split())
-        except (OSError, StopIteration):
-            continue
+    for folder in _processes():
+        with contextlib.suppress(OSError, StopIteration):
+            lines = (folder / "smaps_rollup").read_text().splitlines()
+            total += int(next(line for line in lines if line.startswith("Pss:")).split()[1])
     return total / 1024
 
 
