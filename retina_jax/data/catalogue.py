@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from google.protobuf.json_format import ParseError
 
 from retina_jax.boxes import tfds_yxyx_to_xyxy
 from retina_jax.data.pictures import PictureError, upright_rgb
 from retina_jax.data.reader import boxes_inside
 from retina_jax.data.records import Record
-from retina_jax.data.sources import image_id_of, read_record
+from retina_jax.data.sources import image_id_of, read_record, tfds_builder
 from retina_jax.errors import UserError
 
 _NO_COCO_CLASS = frozenset((12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
@@ -133,16 +132,12 @@ def open_directory(
     directory: Path, splits: dict[str, str]
 ) -> tuple[dict[str, CatalogueRows], list[str], list[int]]:
     """The same of a data set that TFDS has written in ``directory``, TFRecord too."""
-    try:
-        builder = tfds.builder_from_directory(str(directory))
-    except (
-        OSError, ValueError, RuntimeError, AssertionError, KeyError, ParseError,
-        tfds.core.DatasetNotFoundError,
-    ):  # fmt: skip
+    builder = tfds_builder(directory)
+    if builder is None:
         raise UserError(
             f"--directory {directory} holds no TFDS data set; give the folder of its version, "
             "which holds dataset_info.json"
-        ) from None
+        )
     return _open(str(directory), builder, splits)
 
 

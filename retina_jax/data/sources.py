@@ -127,6 +127,20 @@ def _draw_shapes(directory: Path) -> Path:
                 return find_data_set(directory, "shapes")
 
 
+def tfds_builder(directory: Path) -> Any:
+    """TFDS's builder of the data set in a folder; None where its metadata cannot be read."""
+    import tensorflow_datasets as tfds
+    from google.protobuf.json_format import ParseError
+
+    try:
+        return tfds.builder_from_directory(str(directory))
+    except (
+        OSError, ValueError, RuntimeError, AssertionError, KeyError, ParseError,
+        tfds.core.DatasetNotFoundError,
+    ):  # fmt: skip
+        return None
+
+
 def open_split(directory: Path, split: str, labels: str = "dense") -> Split:
     """A split of the data set in ``directory``. Raises `UserError` for what cannot be read.
 
@@ -134,18 +148,13 @@ def open_split(directory: Path, split: str, labels: str = "dense") -> Split:
     COCO's ids for labels, with a class for every id from 0 to the largest (torchvision's 91).
     """
     import tensorflow_datasets as tfds
-    from google.protobuf.json_format import ParseError
 
-    try:
-        builder = tfds.builder_from_directory(str(directory))
-    except (
-        OSError, ValueError, RuntimeError, AssertionError, KeyError, ParseError,
-        tfds.core.DatasetNotFoundError,
-    ):  # fmt: skip
+    builder = tfds_builder(directory)
+    if builder is None:
         raise UserError(
             f"{directory} is damaged: its dataset_info.json or features.json cannot be read; "
             "prepare the data set anew"
-        ) from None
+        )
     if split not in builder.info.splits:
         raise UserError(
             f"{directory} has no split {split!r}; it has {', '.join(builder.info.splits)}"
