@@ -15,7 +15,6 @@ def get_config():
     config = default_config()
     config.data.name = ""  # the only data set under data.dir
     config.data.short_side, config.data.long_side = 256, 320
-    config.data.buckets = ((256, 320), (320, 256))
 
     config.model.backbone = "resnet18"
     config.model.norm = "batch"

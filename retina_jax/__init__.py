@@ -1,3 +1,5 @@
 """RetinaNet in JAX: train, evaluate and ship (arXiv:1708.02002)."""
 
-__version__ = "0.1.0"
+from retina_jax.version import __version__
+
+__all__ = ["__version__"]

@@ -1,72 +1,86 @@
-"""Train or evaluate RetinaNet.
+"""RetinaNet in JAX, by commands.
 
-usage: python -m retina_jax.main --config=experiments/shapes.py --workdir=DIR
-           [--mode=train|evaluate] [--config.path.to.field=value ...]
-
-Running the same command again resumes.
+usage: retina-jax COMMAND [flags]        or  python -m retina_jax.main --mode=COMMAND [flags]
 """
 
-import errno
+from __future__ import annotations
+
 import importlib
+import os
+import re
 import sys
 
-from absl import flags, logging
-from ml_collections import config_flags
+from retina_jax.errors import DONE, UserError, explain
 
-from retina_jax import command_line
-from retina_jax.errors import RunError, UserError
+COMMANDS = {
+    "train": "train, evaluating on the way; the same command resumes",
+    "evaluate": "score a checkpoint with COCO's metrics",
+    "prepare": "COCO, VOC, YOLO or TFDS annotations and images to a data set",
+    "doctor": "what is wrong with a data set, and what the anchors can match",
+    "draw": "pictures of ground truth beside detections",
+    "import_weights": "weights of torchvision or Detectron2 to a workdir",
+    "export_weights": "a run's weights for torchvision or Detectron2",
+    "ablate": "the paper's studies: tables and figures",
+    "benchmark": "time a training step, prediction, or the input",
+}
+BROKEN_PIPE = 141
+"""As a shell counts a program that ended by SIGPIPE."""
 
-MODES = ("train", "evaluate")
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "An experiment, such as experiments/coco.py."
-)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made where it is not there.")
-_MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
+def help_text() -> str:
+    width = max(map(len, COMMANDS)) + 2
+    lines = [f"  {name.replace('_', '-'):{width}}{what}" for name, what in COMMANDS.items()]
+    last = "retina-jax COMMAND --help lists the flags of a command."
+    return "\n".join([__doc__.strip(), "", "commands:", *lines, "", last])
 
 
-def main(argv: list[str]) -> int:
-    """Flags, validation, dispatch; returns the exit code."""
-    if command_line.wants_help(argv):
-        print(command_line.help_text(__doc__))
-        return 0
+def read_command(argv: list[str]) -> tuple[str | None, list[str]]:
+    """The command that ``argv`` names, and its arguments; None where it asks for help alone.
+
+    A first word is the command; else ``--mode`` names it, and training is the default.
+    """
+    name, rest = "train", list(argv)
+    if argv and not argv[0].startswith("-"):
+        name, rest = argv[0], argv[1:]
+    elif argv in (["-h"], ["--help"], ["-help"], []):
+        return None, argv
+    else:
+        for i, argument in enumerate(argv):
+            if match := re.fullmatch(r"--?mode(?:=(.*))?", argument, re.DOTALL):
+                rest = argv[:i] + argv[i + (1 if match[1] is not None else 2) :]
+                name = match[1] if match[1] is not None else "".join(argv[i + 1 : i + 2])
+    if name.replace("-", "_") not in COMMANDS:
+        there = ", ".join(command.replace("_", "-") for command in COMMANDS)
+        raise UserError(f"{name!r} is no command; there are {there}")
+    return name.replace("-", "_"), rest
+
+
+def run(argv: list[str]) -> int:
+    name, arguments = read_command(argv)
+    if name is None:
+        print(help_text())
+        return DONE
+    return importlib.import_module(f"retina_jax.jobs.{name}").main(arguments)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command; every error that `errors.explain` knows is one line and an exit code."""
+    argv = sys.argv if argv is None else argv
     try:
-        config = command_line.parse(argv, _CONFIG, required={"workdir": _WORKDIR})
-        from rich.console import Console  # from here on, heavier imports
-
-        logging.set_verbosity(logging.ERROR)
-        job = importlib.import_module(f"retina_jax.{_MODE.value}")
-        return job.run(
-            config, _WORKDIR.value, Console(stderr=True, highlight=False, soft_wrap=True)
-        )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:  # before training began, or a second time
-        print("stopped; run the same command again", file=sys.stderr)
-        return 130
-    except RunError as error:
-        print(f"stopped: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
+        code = run(argv[1:])
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE if "--help" in argv else BROKEN_PIPE
+    except (Exception, KeyboardInterrupt) as error:
+        explained = explain(error)
+        if explained is None:
             raise
-        print(
-            f"stopped: the disk of --workdir={_WORKDIR.value} is full; the last whole checkpoint "
-            "is kept: make room and run the same command again",
-            file=sys.stderr,
-        )
-        return 1
-    except Exception as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        print(
-            "error: out of device memory; lower --config.train.batch_size="
-            f"{config.train.batch_size} or --config.data.buckets={tuple(config.data.buckets)}",
-            file=sys.stderr,
-        )
-        return 2
+        code, lines = explained
+        print("\n".join(lines), file=sys.stderr)
+        return code
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    sys.exit(main())

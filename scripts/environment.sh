@@ -1,11 +1,15 @@
-# Sourced by the scripts beside it: makes .venv and installs what they need, once.
-# usage: . scripts/environment.sh; prepare_environment EXTRA   (EXTRA empty or "[test]")
+# Sourced by the scripts beside it: makes a virtual environment and installs what they need, once.
+# usage: . scripts/environment.sh; prepare_environment EXTRA [FOLDER [PYTHON]]
+#        EXTRA is empty or "[test]"; FOLDER is .venv, PYTHON the first one that fits
+
+is_fit() {
+    "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' >/dev/null 2>&1
+}
 
 find_python() {
     local candidate
     for candidate in "${PYTHON:-python3}" python3 python3.14 python3.13 python3.12 python3.11; do
-        if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' \
-            >/dev/null 2>&1; then
+        if is_fit "$candidate"; then
             echo "$candidate"
             return
         fi
@@ -14,25 +18,38 @@ find_python() {
     return 2
 }
 
+newest_python() { # the newest of this machine, also among those that pyenv keeps
+    local candidate version
+    for version in 3.14 3.13 3.12; do
+        for candidate in "python$version" "${PYENV_ROOT:-$HOME/.pyenv}"/versions/"$version".*/bin/python; do
+            if is_fit "$candidate"; then
+                echo "$candidate"
+                return
+            fi
+        done
+    done
+    return 1
+}
+
 prepare_environment() {
-    local extra=$1 python wanted
-    local mark=".venv/installed$extra"
+    local extra=$1 folder=${2:-.venv} python=${3:-} required
+    local mark="$folder/installed$extra"
     # pip too: a failed attempt leaves a python without it
-    if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
-        python=$(find_python) || exit 2
-        echo "making .venv with $("$python" --version)"
-        "$python" -m venv .venv || {
+    if ! "$folder/bin/python" -m pip --version >/dev/null 2>&1; then
+        [ -n "$python" ] || python=$(find_python) || exit 2
+        echo "making $folder with $("$python" --version)"
+        "$python" -m venv "$folder" || {
             echo "error: $python cannot make a virtual environment; install its venv package" >&2
             exit 2
         }
     fi
-    wanted=$(cat setup.cfg pyproject.toml | cksum)
-    if [ "$(cat "$mark" 2>/dev/null)" != "$wanted" ]; then
-        echo "installing retina_jax$extra into .venv (a few minutes the first time)"
-        .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".$extra" || {
+    required=$(cat setup.cfg pyproject.toml | cksum)
+    if [ "$(cat "$mark" 2>/dev/null)" != "$required" ]; then
+        echo "installing retina_jax$extra into $folder (a few minutes the first time)"
+        "$folder/bin/python" -m pip install --quiet --disable-pip-version-check --editable ".$extra" || {
             echo "error: pip could not install retina_jax$extra; its message is above" >&2
             exit 2
         }
-        echo "$wanted" >"$mark"
+        echo "$required" >"$mark"
     fi
 }

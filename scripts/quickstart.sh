@@ -1,9 +1,8 @@
 #!/usr/bin/env bash
-# Install into .venv, draw the embedded data set, train on it, evaluate, show what was found.
+# Install into .venv, draw the embedded data set, train on it, evaluate, show what was detected.
 # usage: scripts/quickstart.sh [--config.path.to.field=value ...]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/environment.sh
 prepare_environment ""
-exec .venv/bin/python -m retina_jax.main \
-    --config=experiments/shapes.py --workdir=runs/quickstart "$@"
+exec .venv/bin/retina-jax train --config=experiments/shapes.py --workdir=runs/quickstart "$@"

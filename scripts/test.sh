@@ -1,11 +1,21 @@
 #!/usr/bin/env bash
-# Lint, import floors, type shapes and the whole test suite, in the .venv that quickstart uses.
-# usage: scripts/test.sh [--torchvision] [pytest arguments, such as -m 'not slow']
-# --torchvision installs torch and torchvision too, to compare with torchvision itself beside what
+# Lint, import floors, type shapes and the test suite, in the .venv that quickstart uses.
+# usage: scripts/test.sh [--torchvision | --newest] [pytest arguments, such as -m 'not slow']
+# --torchvision also installs torch and torchvision, to compare with torchvision itself beside what
 # it once gave (CI does); without them those tests are skipped.
+# --newest runs the fast tests on the newest Python (and so the newest jax) that is here, in
+# .venv-newest; where there is none but the default, it says so and does nothing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/environment.sh
+if [ "${1:-}" = --newest ]; then
+    shift
+    python=$(newest_python) || { echo "no Python newer than 3.11 is here"; exit 0; }
+    prepare_environment "[test]" .venv-newest "$python"
+    .venv-newest/bin/python -c 'import sys, jax; print("the fast tests on Python",
+        sys.version.split()[0], "and jax", jax.__version__)'
+    exec .venv-newest/bin/python -m pytest --numprocesses=2 --dist=loadfile -m 'not slow' "$@"
+fi
 extras=test
 if [ "${1:-}" = --torchvision ]; then
     extras=test,torchvision
@@ -15,4 +25,4 @@ prepare_environment "[$extras]"
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/lint-imports
-exec .venv/bin/python -m pytest "$@"
+exec .venv/bin/python -m pytest --numprocesses=2 --dist=loadfile "$@"

@@ -16,8 +16,13 @@ os.environ["XLA_FLAGS"] = (
 
 from jaxtyping import install_import_hook  # noqa: E402
 
-PURE = "boxes anchors matching targets losses box_losses objective postprocess".split()
-install_import_hook([f"retina_jax.{name}" for name in PURE], "beartype.beartype")
+PURE = (
+    *(f"retina_jax.ops.{name}" for name in (
+        "anchors", "boxes", "box_losses", "losses", "matching", "postprocess", "targets")),
+    "retina_jax.training.objective",
+)  # fmt: skip
+"""Modules whose shapes are checked on every call; `test_shapes_are_checked.py` sees each raise."""
+install_import_hook(PURE, "beartype.beartype")
 
 import hypothesis  # noqa: E402
 import numpy as np  # noqa: E402
@@ -69,7 +74,7 @@ def bccd():
 @pytest.fixture(scope="session")
 def shapes_dir(tmp_path_factory):
     """A data folder with ``shapes``, cut to 24 training and 10 validation pictures."""
-    from retina_jax.data import shapes
+    from retina_jax.prepare import shapes
 
     folder = tmp_path_factory.mktemp("data")
     shapes.build(folder, {"train": 24, "validation": 10})

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from retina_jax.config import leaves
-from retina_jax.data.sources import open_split
+from retina_jax.data.data_set import open_split
 from retina_jax.evaluation import coco
 
 REPOSITORY = Path(__file__).parent.parent

@@ -42,11 +42,11 @@ MISTAKES = {
         "config.data.buckets=(800,) must be pairs (height, width)",
     ),
     "unknown flag": (["--stepz=4"], "stepz"),
-    "unknown mode": (["--mode=fly"], "train"),
+    "unknown mode": (["--mode=fly"], "'fly' is no command; there are train, evaluate,"),
     "bare word": (["train"], "'train' is not a flag"),
     "no such data": (
         ["--config.data.dir=/nowhere", "--config.data.name=coco"],
-        "config.data.dir='/nowhere' is not a folder; prepare one with: python scripts/prepare.py",
+        "-m retina_jax.main prepare coco --images IMAGES",
     ),
 }
 
@@ -92,7 +92,7 @@ def test_evaluating_an_empty_workdir_is_a_mistake(tmp_path, shapes_dir):
 
 def test_help_names_every_field_and_imports_nothing_heavy():
     code = (
-        "import sys; from retina_jax.main import main; assert main(['x', '--help']) == 0; "
+        "import sys; from retina_jax.main import main; assert main(['x', 'train', '--help']) == 0; "
         "heavy = {'jax', 'numpy', 'cv2', 'flax', 'grain', 'orbax'} & set(sys.modules); "
         "assert not heavy, heavy"
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from retina_jax.ablation.table import Outcome
+from retina_jax.files import atomic_write
 
 GAMMAS = (0.0, 0.5, 1.0, 2.0)
 _POINTS = 400
@@ -22,11 +23,16 @@ def _figure(width: float, height: float, columns: int = 1):
     return figure, figure.subplots(1, columns)
 
 
+def _save(figure, path: Path) -> None:
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+
+
 def draw_losses(path: Path) -> None:
     """Figures 1 and 5: losses against p_t, and against x_t = y · x (without α)."""
     import jax.numpy as jnp
 
-    from retina_jax.losses import focal_star_loss, sigmoid_focal_loss
+    from retina_jax.ops.losses import focal_star_loss, sigmoid_focal_loss
 
     x = np.linspace(-6, 8, _POINTS)
     labels = np.zeros(_POINTS, np.int32)  # all foreground: x is x_t
@@ -46,7 +52,7 @@ def draw_losses(path: Path) -> None:
     by_x.set(xlabel="x_t = y · x", ylabel="loss", ylim=(0, 5))
     by_p.legend()
     by_x.legend()
-    figure.savefig(path, dpi=110)
+    _save(figure, path)
 
 
 def cumulative_share(losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -69,19 +75,22 @@ def losses_of_anchors(workdir: Path, gammas=GAMMAS) -> dict[float, tuple[np.ndar
     import jax.numpy as jnp
 
     from retina_jax import parallel
-    from retina_jax.checkpoint import weights_of
+    from retina_jax.config.values import target_arguments
+    from retina_jax.data.data_set import open_split
     from retina_jax.data.loader import EvaluationLoader
-    from retina_jax.data.sources import open_data_set, open_split
-    from retina_jax.losses import sigmoid_focal_loss
     from retina_jax.models import retinanet
-    from retina_jax.targets import assign_targets
-    from retina_jax.workdir import read_config
+    from retina_jax.ops.losses import sigmoid_focal_loss
+    from retina_jax.ops.targets import assign_targets
+    from retina_jax.prepare.shapes import open_data_set
+    from retina_jax.training.checkpoint import weights_of
+    from retina_jax.training.workdir import read_config
 
     config = read_config(workdir)
     directory = open_data_set(config.data.dir, config.data.name)
     split = open_split(directory, config.data.eval_split, config.data.labels)
     model = retinanet.build(config, len(split.class_names))
     variables = weights_of(workdir)
+    target_options = target_arguments(config)
 
     @jax.jit
     def signed_logits(batch):
@@ -89,15 +98,9 @@ def losses_of_anchors(workdir: Path, gammas=GAMMAS) -> dict[float, tuple[np.ndar
         images = retinanet.normalize_images(batch.images, batch.sizes, config.data)
         logits = jnp.concatenate(model.apply(variables, images, train=False)[0], axis=1)
         anchors = np.concatenate(retinanet.anchors_for(config, batch.images.shape[1:3]))
-        targets = jax.vmap(
-            lambda truth: assign_targets(
-                anchors,
-                truth,
-                config.matching.foreground_iou,
-                config.matching.background_iou,
-                config.matching.low_quality,
-            )
-        )(batch.ground_truth)
+        targets = jax.vmap(lambda truth: assign_targets(anchors, truth, **target_options))(
+            batch.ground_truth
+        )
         is_label = targets.labels[..., None] == jnp.arange(logits.shape[-1])
         taken = ~targets.ignore & batch.example_mask[:, None]
         return jnp.where(is_label, logits, -logits), is_label, taken
@@ -126,7 +129,7 @@ def draw_cumulative_loss(workdir: Path, path: Path) -> None:
     for axis, kind in zip(axes, ("foreground", "background"), strict=True):
         axis.set(xlabel=f"share of {kind} logits", ylabel="cumulative normalised loss")
         axis.legend()
-    figure.savefig(path, dpi=110)
+    _save(figure, path)
 
 
 def draw_speed(rows: list[tuple], path: Path) -> None:
@@ -143,4 +146,4 @@ def draw_speed(rows: list[tuple], path: Path) -> None:
         axis.plot(*zip(*sorted(points), strict=True), "o-", label=backbone)
     axis.set(xlabel="ms an image", ylabel="AP")
     axis.legend()
-    figure.savefig(path, dpi=110)
+    _save(figure, path)

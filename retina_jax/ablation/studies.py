@@ -6,6 +6,7 @@ import dataclasses
 
 import ml_collections
 
+from retina_jax.config import resolve
 from retina_jax.errors import UserError
 
 
@@ -148,7 +149,7 @@ def _speed(config: ml_collections.ConfigDict) -> Study:
                 "data.long_side": round(config.data.long_side * share),
                 "data.buckets": tuple(
                     tuple(max(32, -(-int(side * share) // 32) * 32) for side in bucket)
-                    for bucket in config.data.buckets
+                    for bucket in resolve(config).buckets
                 ),
             }
             name = f"{backbone}, {fields['data.short_side']} px"

@@ -10,8 +10,10 @@ import statistics
 from pathlib import Path
 
 from retina_jax.ablation.studies import Row
-from retina_jax.config import default_config, leaves
+from retina_jax.config.fields import BY_NAME, default_config
+from retina_jax.config.values import comparable, differences, tuples
 from retina_jax.errors import UserError
+from retina_jax.files import write_json
 
 SCORES = ("AP", "AP50", "AP75")
 OUTCOME = "outcome.json"
@@ -29,7 +31,7 @@ class Outcome:
     """Leaves of the run's config; None in files that do not say."""
 
     def write(self, folder: Path) -> None:
-        (folder / OUTCOME).write_text(json.dumps(dataclasses.asdict(self)) + "\n")
+        write_json(folder / OUTCOME, dataclasses.asdict(self))
 
     @classmethod
     def read(cls, folder: Path, fields: dict[str, object]) -> Outcome | None:
@@ -44,7 +46,7 @@ class Outcome:
             check_made_with(path, outcome.fields, fields)
             return outcome
         if begun.exists():
-            check_made_with(folder, leaves(json.loads(begun.read_text())), fields)
+            check_made_with(folder, comparable(json.loads(begun.read_text())), fields)
         return None
 
 
@@ -58,20 +60,22 @@ def check_made_with(
     """
     if before is None:
         raise UserError(f"{path} does not say with which flags it was made; give another --out")
-    default, before, now = map(_as_json, (leaves(default_config()), before, fields))
-    before = {name: before.get(name, default.get(name)) for name in now}
-    differ = [
-        f"{name}={before[name]}, now {now[name]}" for name in now if before[name] != now[name]
-    ]
-    if differ:
-        more = f"; and {len(differ) - 3} more" if len(differ) > 3 else ""
+    changed = differences(_as_run(before), _as_run(fields))
+    if changed:
+        listed = [f"{name}={was}, now {now}" for name, (was, now) in list(changed.items())[:3]]
+        more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise UserError(
-            f"{path} was made with other flags ({'; '.join(differ[:3])}{more}); give another --out"
+            f"{path} was made with other flags ({'; '.join(listed)}{more}); give another --out"
         )
 
 
-def _as_json(fields: dict[str, object]) -> dict[str, object]:
-    return json.loads(json.dumps(fields))
+def _as_run(fields: dict[str, object]) -> dict[str, object]:
+    """Leaves of a config as `comparable` has them."""
+    config = default_config()
+    for name, value in fields.items():
+        if name in BY_NAME:
+            config.update_from_flattened_dict({name: tuples(value)})
+    return comparable(config)
 
 
 def scores_of(folder: Path, steps: int) -> dict[str, float]:

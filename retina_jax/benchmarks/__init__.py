@@ -1,1 +1,1 @@
-"""What `scripts/benchmark.py` times: steps, the input, its memory, padding."""
+"""Timings of a run's parts: steps, the input, its memory, padding."""

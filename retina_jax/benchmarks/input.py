@@ -18,11 +18,10 @@ import cv2
 import ml_collections
 import numpy as np
 
-from retina_jax.benchmarks.torchvision_cpu import import_torchvision
+from retina_jax.data.data_set import open_split
 from retina_jax.data.loader import TrainLoader
 from retina_jax.data.records import Record
-from retina_jax.data.sources import open_split
-from retina_jax.data.writer import write_data_set
+from retina_jax.prepare.writer import write_data_set
 
 SIZE = (480, 640)
 SCALED = (800, 1067)
@@ -192,8 +191,10 @@ def time_input(config: ml_collections.ConfigDict, runs: int, batches: int) -> It
         }
         for workers in (0, 1, 2):
             contestants[f"retina_jax, {workers} workers"] = lambda w=workers: ours(w)
-        with contextlib.suppress(ModuleNotFoundError):
-            import_torchvision()
+        # a torchvision whose operators do not load beside this torch is left out, too
+        with contextlib.suppress(ImportError, RuntimeError):
+            import torchvision  # noqa: F401
+
             for workers in (0, 1, 2):
                 for floats, name in ((False, "uint8"), (True, "float")):
                     contestants[f"torchvision {name}, {workers} workers"] = (
@@ -232,7 +233,7 @@ def resident_mebibytes() -> float:
 
 def measure_memory(config: ml_collections.ConfigDict, batches: int) -> Iterator[dict]:
     """Memory of the loader of an experiment, ten times over ``batches`` batches."""
-    from retina_jax.data.sources import open_data_set
+    from retina_jax.prepare.shapes import open_data_set
 
     directory = open_data_set(config.data.dir, config.data.name)
     split = open_split(directory, config.data.train_split, config.data.labels)

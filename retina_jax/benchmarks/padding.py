@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import ml_collections
 import numpy as np
 
+from retina_jax.config import resolve
 from retina_jax.data.plan import Placement, padding_share, place
 
 IMAGES = 20_000
@@ -68,10 +69,11 @@ def compare_padding(config: ml_collections.ConfigDict) -> Iterator[dict]:
     def placed(buckets: Sequence[tuple[int, int]]) -> list[Placement]:
         return [place(int(h), int(w), buckets, *rule) for h, w in originals]
 
-    long, short = (max(max(b) for b in data.buckets), min(min(b) for b in data.buckets))
+    own = resolve(config).buckets
+    long, short = (max(max(b) for b in own), min(min(b) for b in own))
     middle = -(-int(short * 1.36) // 32) * 32  # 4:3 at the full short side
     schemes = {
-        "the experiment's buckets": tuple(map(tuple, data.buckets)),
+        "the experiment's buckets": own,
         "one square": ((long, long),),
         "four buckets: 4:3 and longer": (
             (short, middle), (short, long), (middle, short), (long, short)

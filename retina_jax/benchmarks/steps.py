@@ -10,10 +10,11 @@ import jax
 import numpy as np
 
 from retina_jax import parallel
+from retina_jax.config import resolve
+from retina_jax.evaluation.predict_step import make_predict_step
 from retina_jax.models import retinanet
-from retina_jax.optimizer import build_optimizer, learning_rate_schedule
-from retina_jax.predict_step import make_predict_step
-from retina_jax.train_step import init_state, make_train_step
+from retina_jax.training.optimizer import build_optimizer, learning_rate_schedule
+from retina_jax.training.step import init_state, make_train_step
 from retina_jax.types import Batch, GroundTruth
 
 
@@ -73,8 +74,9 @@ def time_steps(kind: str, config, runs: int, steps: int, classes: int) -> Iterat
     run, field = STEPS[kind](config, devices, classes)
     total = config[field.split(".")[0]].batch_size
     size = devices.check_batch(total, field)
-    batches, compile_seconds, seconds = {}, {}, {bucket: [] for bucket in config.data.buckets}
-    for bucket in config.data.buckets:
+    buckets = resolve(config).buckets
+    batches, compile_seconds, seconds = {}, {}, {bucket: [] for bucket in buckets}
+    for bucket in buckets:
         batches[bucket] = devices.shard(random_batch(config, bucket, size, classes))
         started = time.perf_counter()
         jax.block_until_ready(run(batches[bucket]))
@@ -87,7 +89,7 @@ def time_steps(kind: str, config, runs: int, steps: int, classes: int) -> Iterat
             jax.block_until_ready(outputs)
             seconds[bucket].append((time.perf_counter() - started) / steps)
     memory = devices.devices[0].memory_stats() or {}
-    for bucket in config.data.buckets:
+    for bucket in buckets:
         median = statistics.median(seconds[bucket])
         yield {
             "timed": kind,

@@ -16,8 +16,12 @@ import ml_collections
 import numpy as np
 from absl import flags
 
+from retina_jax.config import resolve
+from retina_jax.config.values import placement_rule
 from retina_jax.data import handover
 from retina_jax.data.augment import View, draw_view, jitter_colors, move_boxes, show, whole
+from retina_jax.data.data_set import Split
+from retina_jax.data.images import decode_image
 from retina_jax.data.plan import (
     Draw,
     Placement,
@@ -26,18 +30,16 @@ from retina_jax.data.plan import (
     padding_share,
     place,
 )
-from retina_jax.data.sources import Split
-from retina_jax.data.transforms import decode_image, mirror_boxes
+from retina_jax.data.transforms import mirror_boxes
 from retina_jax.errors import RunError, UserError
 from retina_jax.types import Batch, GroundTruth
 
 
 def placements(split: Split, config: ml_collections.ConfigDict) -> list[Placement]:
     """Where each row of a split lies in its bucket."""
-    data = config.data
     sizes, inverse = np.unique(split.sizes, axis=0, return_inverse=True)
-    rule = (data.buckets, data.short_side, data.long_side, data.rounding)
-    placed = [place(*map(int, size), *rule) for size in sizes]
+    rule = placement_rule(config)
+    placed = [place(*map(int, size), **rule) for size in sizes]
     return [placed[i] for i in inverse.reshape(-1)]
 
 
@@ -63,7 +65,7 @@ class _Pictures:
         self._data = types.SimpleNamespace(**config.data.to_dict())
         self._seed = config.seed
         self._augments = augments
-        self._buckets = tuple(config.data.buckets)
+        self._buckets = resolve(config).buckets
         self._max_boxes = config.data.max_boxes
 
     def batch(self, bucket: int, draws: Sequence[Draw | None], shared: bool = False) -> Batch:
@@ -189,6 +191,7 @@ class TrainLoader:
         processes: int = 1,
     ):
         check_split(split, config)
+        self.split = split
         self._pictures = _Pictures(split, config, augments=True)
         placed = placements(split, config)
         shown = split.box_counts > 0 if config.data.drop_empty else np.ones(len(split), bool)
@@ -200,7 +203,7 @@ class TrainLoader:
         self.left_out = int((~shown).sum())
         """Images without a box that ``data.drop_empty`` keeps from training."""
         self.padding_share = padding_share(
-            [p for p, show in zip(placed, shown, strict=True) if show], config.data.buckets
+            [p for p, show in zip(placed, shown, strict=True) if show], resolve(config).buckets
         )
         bucket_of = np.where(shown, [p.bucket for p in placed], -1)
         self.plan = TrainPlan(bucket_of, config.seed, config.train.batch_size)

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
+from retina_jax.files import atomic_write
+
 VERSION = "1.0.0"
 
 
@@ -58,11 +60,8 @@ class Index:
 
     def save(self, directory: Path, split: str) -> None:
         """Whole or not at all."""
-        path = index_path(directory, split)
-        partial = path.with_suffix(".partial")
-        with partial.open("wb") as file:
-            np.savez_compressed(file, **dataclasses.asdict(self))
-        partial.rename(path)
+        with atomic_write(index_path(directory, split)) as temporary:
+            np.savez_compressed(temporary, **dataclasses.asdict(self))
 
     @classmethod
     def load(cls, directory: Path, split: str) -> Index | None:

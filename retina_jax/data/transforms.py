@@ -8,16 +8,6 @@ import numpy as np
 cv2.setNumThreads(1)  # the loader runs many pictures at once
 
 
-def decode_image(encoded: bytes) -> np.ndarray | None:
-    """JPEG or PNG to RGB uint8 ``[h, w, 3]``; None where it cannot be read.
-
-    Grey becomes three equal channels. EXIF orientation is left alone, as TFDS leaves it:
-    `retina_jax.data.pictures` has turned such pictures upright.
-    """
-    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-    return cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
-
-
 def resize(
     image: np.ndarray,
     height: int,

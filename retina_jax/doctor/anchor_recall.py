@@ -17,9 +17,11 @@ import ml_collections
 import numpy as np
 from jaxtyping import Float, Int
 
-from retina_jax.anchors import LEVELS, base_anchors, feature_grid, level_sizes, pyramid_anchors
+from retina_jax.config import resolve
+from retina_jax.config.shell import field_flag
+from retina_jax.data.data_set import Split
 from retina_jax.data.loader import placements
-from retina_jax.data.sources import Split
+from retina_jax.ops.anchors import LEVELS, base_anchors, feature_grid, level_sizes, pyramid_anchors
 
 ENOUGH = 0.9
 """Share of a group's boxes within reach under which a change is sought."""
@@ -153,7 +155,7 @@ class Suggestion:
 
     def flags(self) -> str:
         """As they are typed into a shell."""
-        return " ".join(f"--config.{name}={_shell(v)}" for name, v in self.fields.items())
+        return " ".join(field_flag(name, _plain(v)) for name, v in self.fields.items())
 
     def text(self) -> str:
         """For messages: the flags, and what they cost where they do."""
@@ -165,8 +167,9 @@ class Suggestion:
         return f"with {self.flags()}" + (f" (for {' and '.join(parts)})" if parts else "")
 
 
-def _shell(value: Any) -> str:
-    return f"'{value}'".replace(" ", "") if isinstance(value, tuple) else f"{value:g}"
+def _plain(value: Any) -> Any:
+    """A whole number without its fraction, to be typed."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def group_recall(
@@ -195,7 +198,8 @@ def suggest(
     needed. Boxes: xyxy, original pixels; ``groups`` are masks over them.
     """
     wanted = config.matching.foreground_iou
-    now = best_anchor_iou(at_input(split, rows, boxes, config), config.data.buckets, config.anchors)
+    shown = at_input(split, rows, boxes, config)
+    now = best_anchor_iou(shown, resolve(config).buckets, config.anchors)
     before = group_recall(now >= wanted, groups)
     if not before or min(before.values()) >= ENOUGH:
         return None
@@ -228,7 +232,7 @@ def _judged(split, rows, boxes, groups, before, fields, config) -> Suggestion | 
     """The best of the search, measured on all boxes."""
     changed = changed_config(config, fields)
     shown = at_input(split, rows, boxes, changed)
-    iou = best_anchor_iou(shown, changed.data.buckets, changed.anchors)
+    iou = best_anchor_iou(shown, resolve(changed).buckets, changed.anchors)
     after = group_recall(iou >= config.matching.foreground_iou, groups)
     if min(after.values()) < min(before.values()) + 0.02:
         return None
@@ -278,7 +282,7 @@ def _shown_places(split, rows, boxes, config) -> dict[float, tuple]:
         data = changed_config(config, fields)
         shown = at_input(split, rows, boxes, data)
         distances = []
-        for number, bucket in enumerate(data.data.buckets):
+        for number, bucket in enumerate(resolve(data).buckets):
             members = np.flatnonzero(shown.bucket == number)
             grids = _level_grids(bucket, config.anchors)
             distances.append((members, _distances(shown.boxes[members], grids)))
@@ -287,14 +291,14 @@ def _shown_places(split, rows, boxes, config) -> dict[float, tuple]:
 
 
 def _larger_input(data: ml_collections.ConfigDict, factor: float) -> dict[str, Any]:
-    buckets = tuple(
-        tuple(-(-int(side * factor) // 32) * 32 for side in bucket) for bucket in data.buckets
-    )
     fields = {
         "data.short_side": round(data.short_side * factor),
         "data.long_side": round(data.long_side * factor),
-        "data.buckets": buckets,
     }
+    if data.buckets:  # else they follow
+        fields["data.buckets"] = tuple(
+            tuple(-(-int(side * factor) // 32) * 32 for side in bucket) for bucket in data.buckets
+        )
     if data.train_short_sides:
         sides = tuple(round(side * factor) for side in data.train_short_sides)
         fields["data.train_short_sides"] = sides

@@ -10,7 +10,7 @@ import ml_collections
 import numpy as np
 from jaxtyping import Int
 
-from retina_jax.data.sources import Split
+from retina_jax.data.data_set import Split
 from retina_jax.doctor.contents import Contents
 from retina_jax.doctor.picture_hash import repeats, same_bytes, same_pictures
 

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from retina_jax.data.sources import Example, Split
+from retina_jax.data.data_set import Example, Split
 from retina_jax.doctor.picture_hash import PictureHash, hash_picture
 
 _BLOCK = 512  # rows under way at once

@@ -14,9 +14,10 @@ import ml_collections
 import numpy as np
 from jaxtyping import Float
 
+from retina_jax.config import resolve
+from retina_jax.data.data_set import Split
 from retina_jax.data.loader import placements
 from retina_jax.data.plan import padding_share
-from retina_jax.data.sources import Split
 from retina_jax.doctor import checks
 from retina_jax.doctor.anchor_recall import (
     ENOUGH,
@@ -146,7 +147,7 @@ def match(contents: Contents, config: ml_collections.ConfigDict) -> Match:
     valid_label = (contents.labels >= 0) & (contents.labels < len(contents.split.class_names))
     places = np.flatnonzero(contents.sound & valid_label)
     shown = at_input(contents.split, contents.row_of[places], contents.cut[places], config)
-    iou = best_anchor_iou(shown, config.data.buckets, config.anchors)
+    iou = best_anchor_iou(shown, resolve(config).buckets, config.anchors)
     return Match(places, shown, iou)
 
 
@@ -220,7 +221,7 @@ def summarise(
         boxes=int(objects.sum()),
         crowds=int(contents.is_crowd.sum()),
         most_boxes=int(split.box_counts.max(initial=0)),
-        padding=padding_share(placed, config.data.buckets),
+        padding=padding_share(placed, resolve(config).buckets),
         classes=tuple(classes),
         sizes=tuple(sizes),
         buckets=_bucket_rows(split, placed, config),
@@ -233,12 +234,13 @@ def _bucket_rows(split: Split, placed: list, config) -> tuple[BucketRow, ...]:
     longest = split.sizes.max(axis=1)
     scales = np.array([max(p.height, p.width) for p in placed]) / longest
     found = []
-    for number, (height, width) in enumerate(config.data.buckets):
+    buckets = resolve(config).buckets
+    for number, (height, width) in enumerate(buckets):
         members = np.flatnonzero(bucket_of == number)
         if not len(members):
             found.append(BucketRow(height, width, 0, None, None, None))
             continue
-        padding = padding_share([placed[i] for i in members], config.data.buckets)
+        padding = padding_share([placed[i] for i in members], buckets)
         low, high = float(scales[members].min()), float(scales[members].max())
         found.append(BucketRow(height, width, len(members), padding, low, high))
     return tuple(found)

@@ -7,9 +7,9 @@ import io
 import ml_collections
 import numpy as np
 
-from retina_jax.anchors import LEVELS, level_sizes
 from retina_jax.doctor.anchor_recall import ENOUGH
 from retina_jax.doctor.examine import Match, Report, SplitSummary, class_group
+from retina_jax.ops.anchors import LEVELS, level_sizes
 
 _MOST_CLASSES = 40
 _BLUE, _GREY, _RED, _GREEN = "#3b6fb6", "#b9c4d0", "#d1495b", "#3a9a5b"

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from retina_jax.boxes import xyxy_to_coco_xywh
-from retina_jax.data.sources import Split
+from retina_jax.data.data_set import Split
+from retina_jax.ops.boxes import xyxy_to_coco_xywh
 from retina_jax.types import Detections
 
 METRICS = (

@@ -11,14 +11,15 @@ import jax
 import ml_collections
 import numpy as np
 
-from retina_jax import parallel, visualize
+from retina_jax import parallel
+from retina_jax.data.data_set import Split
 from retina_jax.data.loader import EvaluationLoader
-from retina_jax.data.sources import Split
 from retina_jax.evaluation import coco
+from retina_jax.evaluation import pictures as visualize
 from retina_jax.evaluation.nms import cut_to_picture, suppress
-from retina_jax.evaluation.report import write_json
+from retina_jax.evaluation.predict_step import make_predict_step
+from retina_jax.files import write_json
 from retina_jax.models.retinanet import RetinaNet
-from retina_jax.predict_step import make_predict_step
 from retina_jax.types import Batch, Candidates
 
 NMS_THREADS = 4

@@ -1,23 +1,13 @@
-"""What an evaluation leaves behind: files for programs, a table for people."""
+"""The numbers of an evaluation as a table for people."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from retina_jax.evaluation.coco import METRICS
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Whole or not at all: written beside the target, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(path.suffix + ".partial")
-    partial.write_text(json.dumps(value, indent=None if isinstance(value, list) else 2) + "\n")
-    partial.rename(path)
 
 
 def print_table(console: Console, metrics: dict[str, Any]) -> None:

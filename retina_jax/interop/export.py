@@ -9,14 +9,14 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from retina_jax.anchors import LEVELS, level_sizes
 from retina_jax.config import CLASSIFICATION_LOSSES, leaves, resolve
+from retina_jax.config.backbones import BACKBONES
 from retina_jax.errors import UserError
 from retina_jax.interop import names
 from retina_jax.interop.fit import reorder_anchors
 from retina_jax.interop.structure import class_outputs, flatten
 from retina_jax.interop.weights import made_for
-from retina_jax.models.resnet import BACKBONES
+from retina_jax.ops.anchors import LEVELS, level_sizes
 
 SYSTEMS = ("torchvision", "detectron2", "retina_jax")
 ANCHOR_ORDER = {"torchvision": "ratio_major", "detectron2": "size_major"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import pickle
 import re
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from retina_jax.errors import UserError
+from retina_jax.files import atomic_write
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".pkl")
 WRAPPERS = ("model", "state_dict", "model_state", "model_state_dict", "blobs")
@@ -81,17 +81,13 @@ def write_arrays(
     """
     path = _checked(path, "write")
     arrays = {name: np.asarray(value, order="C") for name, value in arrays.items()}
-    part = path.with_name(f".{path.name}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _WRITERS[path.suffix](part, arrays, {NOTE: json.dumps(note)} if note else {})
-        os.replace(part, path)
+        with atomic_write(path) as temporary:
+            _WRITERS[path.suffix](temporary, arrays, {NOTE: json.dumps(note)} if note else {})
     except OSError as error:
         raise UserError(
             f"{path}: {error.strerror or error}; give a file that can be written"
         ) from None
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _checked(path: str | Path, verb: str) -> Path:

@@ -12,6 +12,7 @@ import ml_collections
 import numpy as np
 
 from retina_jax.config import leaves, resolve
+from retina_jax.config.shell import field_flag, field_value
 from retina_jax.interop.graft import BOX_LAYER, CLASS_LAYER, MisfitError, graft
 from retina_jax.interop.structure import box_outputs, class_outputs, flatten
 from retina_jax.interop.weights import Imported
@@ -40,11 +41,11 @@ class Fitted:
     """Fields whose value is not the one that the weights were made for, with the flag."""
 
     def report(self) -> list[str]:
-        """Lines for a console, in rich's markup."""
+        """What was done, a line each; ``differs`` are for the user to heed."""
         lines = list(self.notes)
         if self.fresh:
             lines.append(f"fresh: {', '.join(self.fresh)}{self._why()}")
-        return lines + [f"[yellow]note:[/] {line}" for line in self.differs]
+        return lines
 
     def _why(self) -> str:
         if any(name.startswith((CLASS_LAYER, BOX_LAYER)) for name in self.fresh):
@@ -103,8 +104,8 @@ def fit(
         advice = f"its {imported.system} wants {' '.join(flags)}; " if flags else ""
         raise MisfitError(source, error.wrong, advice) from None
     differs = [
-        f"these weights were made with {field}={_shell(value)}, the config has "
-        f"{_shell(fields[field])}; set --config.{field}={_shell(value)}"
+        f"these weights were made with {field}={field_value(value)}, the config has "
+        f"{field_value(fields[field])}; set {field_flag(field, value)}"
         for field, value in imported.expects.items()
         if field in fields and field != "anchors.order" and not _agree(field, value, fields[field])
         and (class_outputs(tree) or not field.startswith(("anchors.", "coder.")))
@@ -122,8 +123,8 @@ def _layers_of_classes(
     given = class_outputs(tree)
     if not config.model.class_specific_boxes or given in (None, wanted):
         return (CLASS_LAYER,)
-    background = config.loss.classification == "softmax_focal"
-    boxes = given - background * resolve(config).anchors_per_place
+    resolved = resolve(config)
+    boxes = given - resolved.background_logits * resolved.anchors_per_place
     return (CLASS_LAYER, BOX_LAYER) if box_outputs(tree) == 4 * boxes else (CLASS_LAYER,)
 
 
@@ -181,7 +182,3 @@ def _agree(field: str, one: Any, other: Any) -> bool:
     if isinstance(one, float) and isinstance(other, (int, float)):
         return math.isclose(one, other, rel_tol=1e-6)
     return one == other
-
-
-def _shell(value: Any) -> str:
-    return f"'{value}'" if isinstance(value, tuple) else str(value)

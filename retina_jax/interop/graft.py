@@ -18,12 +18,16 @@ MOST_NAMES = 8
 
 
 class MisfitError(UserError):
-    """Weights that do not fit the network; ``wrong`` lists every name with its reason."""
+    """Weights that do not fit the network; ``wrong`` lists every name with its reason.
+
+    The message has the first of them, ``details`` have all.
+    """
 
     def __init__(self, source: str, wrong: Sequence[str], advice: str = ""):
         more = f"; and {len(wrong) - MOST_NAMES} more" if len(wrong) > MOST_NAMES else ""
         super().__init__(
-            f"{source} does not fit config.model: {advice}{'; '.join(wrong[:MOST_NAMES])}{more}"
+            f"{source} does not fit config.model: {advice}{'; '.join(wrong[:MOST_NAMES])}{more}",
+            wrong,
         )
         self.wrong = tuple(wrong)
 

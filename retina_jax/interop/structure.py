@@ -7,7 +7,8 @@ from typing import Any
 
 import flax.traverse_util
 
-from retina_jax.models.resnet import BACKBONES, STAGES
+from retina_jax.config.backbones import BACKBONES
+from retina_jax.models.resnet import STAGES
 
 _BACKBONE_OF = {
     (

@@ -12,6 +12,8 @@ import flax.traverse_util
 import numpy as np
 
 from retina_jax.config import default_config, validate
+from retina_jax.config.fields import depending
+from retina_jax.config.values import tuples
 from retina_jax.errors import UserError
 from retina_jax.interop import names
 from retina_jax.interop.files import read_file
@@ -49,13 +51,6 @@ DETECTRON2_ANCHORS = {
     "anchors.truncate_sizes": False,
     "anchors.stride_from": "level",
 }
-FROM_RUN = (
-    *RGB,
-    *TORCHVISION_ANCHORS,
-    *("anchors.scale", "anchors.octaves", "anchors.ratios", "coder.weights"),
-    *("model.p6_from", "model.class_specific_boxes"),  # which the shapes do not always tell
-)
-"""Fields of a run's config that its weights were made for, beside the structure."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,8 +205,8 @@ def weights_of_run(tree: dict[str, Any], fields: dict[str, Any]) -> Imported:
 
 
 def made_for(fields: dict[str, Any]) -> dict[str, Any]:
-    """`FROM_RUN` of the leaves of a run's config, which JSON may have held."""
-    return {name: _tuples(fields[name]) for name in FROM_RUN if name in fields}
+    """Of the leaves of a run's config, which JSON may have held, those that weights depend on."""
+    return {name: tuples(fields[name]) for name in depending("weights") if name in fields}
 
 
 def _checked(fields: dict[str, Any], path: str | Path) -> dict[str, Any]:
@@ -255,7 +250,3 @@ def _drop_neutral_biases(flat: dict[str, np.ndarray], path: str | Path) -> list[
             del flat[name]
             dropped.append(f"{name} (0)")
     return dropped
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value

@@ -8,8 +8,8 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from retina_jax.anchors import LEVELS
 from retina_jax.models.layers import Conv
+from retina_jax.ops.anchors import LEVELS
 
 Bias = Callable[[int], Any]
 

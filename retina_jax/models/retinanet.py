@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import ml_collections
 from jaxtyping import Float, Int, UInt8
 
-from retina_jax.anchors import pyramid_anchors
 from retina_jax.config import resolve
 from retina_jax.models.fpn import FPN
 from retina_jax.models.heads import Head, prior_bias
 from retina_jax.models.layers import make_norm
 from retina_jax.models.resnet import ResNet
+from retina_jax.ops.anchors import pyramid_anchors
 from retina_jax.types import Array
 
 
@@ -61,9 +61,9 @@ class RetinaNet(nn.Module):
             predictor_std=config.predictor_std,
             dtype=dtype,
         )
-        softmax = self.config.loss.classification == "softmax_focal"
-        outputs = self.num_classes + softmax
-        bias = prior_bias(config.prior, outputs if softmax else 0)
+        resolved = resolve(self.config)
+        outputs = self.num_classes + resolved.background_logits
+        bias = prior_bias(config.prior, outputs if resolved.softmax else 0)
         logits = head(outputs, bias_init=bias, name="class_head")(pyramid)
         boxes_of_anchor = self.num_classes if config.class_specific_boxes else 1
         deltas = head(4 * boxes_of_anchor, bias_init=nn.initializers.zeros, name="box_head")(

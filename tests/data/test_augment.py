@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retina_jax.data.augment import View, draw_view, jitter_colors, move_boxes, show
+from retina_jax.data.data_set import open_split
 from retina_jax.data.loader import TrainLoader
-from retina_jax.data.sources import open_data_set, open_split
 from retina_jax.data.transforms import mirror_boxes
+from retina_jax.prepare.shapes import open_data_set
 
 BUCKET = (96, 128)
 

@@ -4,9 +4,10 @@ import jax
 import numpy as np
 import pytest
 
+from retina_jax.data.data_set import open_split
 from retina_jax.data.loader import EvaluationLoader, TrainLoader
-from retina_jax.data.sources import open_data_set, open_split
 from retina_jax.errors import UserError
+from retina_jax.prepare.shapes import open_data_set
 
 
 @pytest.fixture

@@ -4,7 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-from retina_jax.data.transforms import decode_image, mirror_boxes, resize, scale_boxes
+from retina_jax.data.images import decode_image
+from retina_jax.data.transforms import mirror_boxes, resize, scale_boxes
 
 
 def painted(boxes, height=60, width=80):

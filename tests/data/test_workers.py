@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from retina_jax.data.data_set import open_split
 from retina_jax.data.loader import TrainLoader
-from retina_jax.data.sources import open_data_set, open_split
 from retina_jax.errors import RunError, UserError
+from retina_jax.prepare.shapes import open_data_set
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -48,7 +49,7 @@ def test_a_worker_that_dies_is_an_error_within_seconds(loader):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_picture_that_rotted_is_one_line(tiny_config, workers, tmp_path):
-    from retina_jax.data import shapes
+    from retina_jax.prepare import shapes
 
     directory = shapes.build(tmp_path, {"train": 16})
     (shard,) = directory.glob("*.array_record*")
@@ -73,7 +74,8 @@ import os, sys
 sys.path.insert(0, {str(REPOSITORY)!r})
 from experiments.shapes import get_config
 from retina_jax.data.loader import TrainLoader
-from retina_jax.data.sources import open_data_set, open_split
+from retina_jax.data.data_set import open_split
+from retina_jax.prepare.shapes import open_data_set
 
 if __name__ == "__main__":
     config = get_config()

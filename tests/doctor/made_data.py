@@ -5,7 +5,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from retina_jax.data.sources import Split
+from retina_jax.data.data_set import Split
 from retina_jax.doctor import examine as doctor
 
 HEIGHT, WIDTH = 96, 160

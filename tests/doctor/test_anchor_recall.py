@@ -7,11 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retina_jax.boxes import pairwise_iou
 from retina_jax.config import default_config, validate
 from retina_jax.data.augment import move_boxes, whole
+from retina_jax.data.data_set import Split
 from retina_jax.data.loader import placements
-from retina_jax.data.sources import Split
 from retina_jax.doctor.anchor_recall import (
     ENOUGH,
     InputBoxes,
@@ -22,6 +21,7 @@ from retina_jax.doctor.anchor_recall import (
     suggest,
 )
 from retina_jax.models.retinanet import anchors_for
+from retina_jax.ops.boxes import pairwise_iou
 
 BUCKETS = ((96, 160), (160, 96))
 SYSTEMS = {

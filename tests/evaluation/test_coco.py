@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from retina_jax.data.sources import open_split
+from retina_jax.data.data_set import open_split
 from retina_jax.evaluation import coco
 from retina_jax.types import Detections
 

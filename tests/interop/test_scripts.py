@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from torchvision_cpu import import_torchvision
 
-from retina_jax.checkpoint import weights_of
 from retina_jax.interop.export import export_names
 from retina_jax.interop.files import read_arrays, write_arrays
 from retina_jax.models import retinanet
-from retina_jax.workdir import read_config
+from retina_jax.training.checkpoint import weights_of
+from retina_jax.training.workdir import read_config
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NARROW = [

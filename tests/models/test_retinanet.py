@@ -7,7 +7,7 @@ import pytest
 
 from retina_jax.config import default_config
 from retina_jax.models import retinanet
-from retina_jax.postprocess import class_scores
+from retina_jax.ops.postprocess import class_scores
 
 
 def small(**changes):

@@ -9,16 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from retina_jax import objective
-from retina_jax.anchors import LEVELS, feature_grid
 from retina_jax.config import resolve
 from retina_jax.data.plan import place
 from retina_jax.data.transforms import resize, scale_boxes
 from retina_jax.evaluation.nms import cut_to_picture, suppress
 from retina_jax.interop.export import export_weights
 from retina_jax.models import retinanet
-from retina_jax.postprocess import class_scores, select_candidates
-from retina_jax.targets import assign_targets
+from retina_jax.ops.anchors import LEVELS, feature_grid
+from retina_jax.ops.postprocess import class_scores, select_candidates
+from retina_jax.ops.targets import assign_targets
+from retina_jax.training import objective
 from retina_jax.types import GroundTruth, Targets
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"

@@ -8,8 +8,8 @@ import pytest
 from stages import Stages, assert_near, experiment, unpaired
 from torchvision_case import sample
 
-from retina_jax import objective
 from retina_jax.interop.weights import read_weights
+from retina_jax.training import objective
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 SYSTEMS = ("torchvision_v1", "torchvision_v2", "detectron2")

@@ -10,12 +10,14 @@ from stages import Stages, assert_near, experiment, unpaired
 from torchvision_case import CLASSES, INPUT, make_case, picture, sample, set_weights, weight
 from torchvision_cpu import import_torchvision
 
-from retina_jax import box_losses, losses
+from retina_jax.config.backbones import BACKBONES
+from retina_jax.config.fields import BOX_LOSSES
 from retina_jax.interop.export import export_weights
 from retina_jax.interop.weights import import_arrays
 from retina_jax.models.layers import make_norm
-from retina_jax.models.resnet import BACKBONES, ResNet
+from retina_jax.models.resnet import ResNet
 from retina_jax.models.retinanet import normalize_images
+from retina_jax.ops import box_losses, losses
 
 GOLDEN = Path(__file__).parent / "golden"
 LARGE = ("batch", "feature_", "cls_logits", "box_regression", "grad/")
@@ -152,7 +154,7 @@ def test_losses_of_boxes(torchvision):
         boxes = torch.from_numpy(a).requires_grad_()
         loss = function(boxes, torch.from_numpy(b))
         loss.sum().backward()
-        ours = box_losses.OF_BOXES[name]
+        ours = getattr(box_losses, BOX_LOSSES[name][0])
         assert_near(ours(a, b), loss.detach().numpy(), 1e-5)
         gradient = jax.grad(lambda x, f=ours: f(x, b).sum())(jnp.asarray(a))
         assert_near(gradient, boxes.grad.numpy(), 1e-3)

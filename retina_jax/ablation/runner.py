@@ -1,0 +1,183 @@
+"""Run the rows of studies, each as a run of the program; tables and figures of what they gave."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import ml_collections
+
+from retina_jax.ablation import figures, studies
+from retina_jax.ablation.studies import Row
+from retina_jax.ablation.table import (
+    Outcome,
+    check_made_with,
+    comma_separated,
+    markdown,
+    scores_of,
+    table_rows,
+)
+from retina_jax.config import leaves, resolve
+from retina_jax.errors import NON_FINITE, UserError
+from retina_jax.files import write_json, write_text
+from retina_jax.ops.anchors import LEVELS, feature_grid
+from retina_jax.progress import Reporter
+
+SPEED = "speed.json"
+"""In a row's folder: the first line of the benchmark, and the fields of its config."""
+
+
+class Finished(Protocol):
+    """What became of a program: `subprocess.CompletedProcess` is one."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Program = Callable[[Sequence[str], dict[str, object]], Finished]
+"""Runs a command (its words) with the user's config, in which the given fields are set."""
+
+
+def own_fields(row: Row, seed: int) -> dict[str, object]:
+    """Where a run of ``row`` differs from the user's config."""
+    return {**row.fields, "seed": seed, "eval.pictures": 0}
+
+
+def fields_of(config: ml_collections.ConfigDict, row: Row, seed: int) -> dict[str, object]:
+    """All leaves of a run's config."""
+    return {**leaves(config), **own_fields(row, seed)}
+
+
+def run_one(
+    row: Row, seed: int, folder: Path, config: ml_collections.ConfigDict, program: Program
+) -> Outcome:
+    """Trains, or reads what became of it before."""
+    fields = fields_of(config, row, seed)
+    outcome = Outcome.read(folder, fields)
+    if outcome:
+        return outcome
+    folder.mkdir(parents=True, exist_ok=True)
+    done = program(["train", f"--workdir={folder}"], own_fields(row, seed))
+    last = (done.stderr.strip().splitlines() or [""])[-1]
+    if done.returncode == 0:
+        outcome = Outcome(scores_of(folder, config.train.steps), fields=fields)
+    elif done.returncode == NON_FINITE:
+        outcome = Outcome(None, last, fields)
+    else:
+        raise UserError(f"{row.name}, seed {seed}: exit code {done.returncode}: {last}")
+    outcome.write(folder)
+    return outcome
+
+
+def seconds_per_image(
+    row: Row, config: ml_collections.ConfigDict, folder: Path, program: Program
+) -> float:
+    """Of prediction, measured once and kept in ``folder``."""
+    kept, fields = folder / SPEED, fields_of(config, row, 0)
+    if kept.exists():
+        measured = json.loads(kept.read_text())
+        check_made_with(kept, measured.get("fields"), fields)
+    else:
+        done = program(["benchmark", "predict"], own_fields(row, 0))
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or [""])[-1]
+            raise UserError(f"{row.name}: its speed could not be measured: {last}")
+        measured = {**json.loads(done.stdout.splitlines()[0]), "fields": fields}
+        write_json(kept, measured)
+    return 1 / measured["images_per_second"]
+
+
+def _columns(
+    study: str, row: Row, config: ml_collections.ConfigDict, folder: Path, program: Program
+) -> dict[str, str]:
+    """Further columns of a study's rows."""
+    if study == "anchors":
+        bucket = resolve(config).buckets[0]
+        cells = sum(rows * cols for rows, cols in (feature_grid(bucket, lv) for lv in LEVELS))
+        per_cell = len(row.fields["anchors.octaves"]) * len(row.fields["anchors.ratios"])
+        return {"anchors": str(cells * per_cell)}
+    if study == "speed":
+        milliseconds = 1000 * seconds_per_image(row, config, folder, program)
+        return {"ms an image": f"{milliseconds:.1f}"}
+    return {}
+
+
+def _chosen_rows(
+    names: Sequence[str], only: str, config: ml_collections.ConfigDict
+) -> dict[str, list[Row]]:
+    try:
+        pattern = re.compile(only)
+    except re.error as error:
+        raise UserError(f"--only={only!r} is no regular expression: {error}") from None
+    chosen = {}
+    for name in names:
+        rows = [r for r in studies.study(name, config).rows if pattern.search(r.name)]
+        if not rows:
+            raise UserError(f"--only={only!r} leaves no row of --study={name}")
+        chosen[name] = rows
+    return chosen
+
+
+def ablate(
+    config: ml_collections.ConfigDict,
+    names: Sequence[str],
+    out: Path,
+    seeds: int,
+    program: Program,
+    only: str = "",
+    report: Reporter | None = None,
+) -> str:
+    """Runs the studies ``names`` into ``out``; returns their tables as Markdown.
+
+    Args:
+      seeds: runs of each row, with seeds 0, 1, …
+      program: runs a command with fields of the config set.
+      only: a regular expression; takes the rows whose name it finds.
+
+    Runs that have ended are read. Raises `UserError` for runs in ``out`` that were made with other
+    fields, before the first run, and for a run that fails other than by a non-finite loss.
+    """
+    report = report or Reporter()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out={out}: {error.strerror}; give another folder") from None
+    chosen = _chosen_rows(names, only, config)
+    unique = {row.slug(): row for rows in chosen.values() for row in rows}
+    outcomes: dict[str, list[Outcome]] = {slug: [] for slug in unique}
+    for seed in range(seeds):  # other flags are told before the first run, not after hours
+        for slug, row in unique.items():
+            Outcome.read(out / "runs" / slug / f"seed{seed}", fields_of(config, row, seed))
+    with report.progress("runs", len(unique) * seeds) as bar:
+        for seed in range(seeds):  # every row once before any a second time
+            for slug, row in unique.items():
+                folder = out / "runs" / slug / f"seed{seed}"
+                outcome = run_one(row, seed, folder, config, program)
+                outcomes[slug].append(outcome)
+                bar.advance(f"{row.name}, seed {seed}")
+                ap = f"AP {outcome.scores['AP']:.3f}" if outcome.scores else outcome.stopped
+                report.say(f"{row.name}, seed {seed}: {ap}")
+    tables = []
+    for name, rows in chosen.items():
+        filled = [
+            (row, outcomes[row.slug()],
+             _columns(name, row, config, out / "runs" / row.slug(), program))
+            for row in rows
+        ]  # fmt: skip
+        header, cells = table_rows(filled)
+        tables.append(markdown(studies.study(name, config).title, header, cells))
+        write_text(out / f"{name}.csv", comma_separated(header, cells))
+        if name == "speed":
+            figures.draw_speed(filled, out / "speed_against_ap.png")
+    text = "\n".join(tables)
+    write_text(out / "tables.md", text)
+    figures.draw_losses(out / "loss_against_pt.png")
+    for slug, row in unique.items():
+        if row.fields.get("loss.gamma") == 2.0 and outcomes[slug][0].scores:
+            run = out / "runs" / slug / "seed0"
+            figures.draw_cumulative_loss(run, out / "cumulative_loss.png")
+    return text

@@ -1,0 +1,255 @@
+"""The flags of a command: a config by flags, and every mistake one line. Light: it imports no JAX.
+
+A flag is written with ``-`` or with ``_`` between its words, and with one dash or two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import importlib.util
+import re
+import types
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import ml_collections
+from absl import flags, logging
+from ml_collections import config_flags
+
+from retina_jax.config.fields import FIELDS, default_config
+from retina_jax.config.shell import field_flag
+from retina_jax.config.values import leaves, validate
+from retina_jax.errors import UserError
+
+HELP = ("-h", "--help", "-help", "--helpfull", "-?")
+
+
+@dataclasses.dataclass(frozen=True)
+class Flag:
+    """A flag of one command, beside ``--config`` and the config's fields."""
+
+    name: str
+    meaning: str
+    default: str | int | list[str] | None = None
+    example: str = ""
+    """Makes the flag required; what its error suggests."""
+    least: int | None = None
+    """The smallest number."""
+    also: str = ""
+    """An older name that still works."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Parsed:
+    """A command line that was understood."""
+
+    config: ml_collections.ConfigDict
+    """Locked and valid."""
+    flags: types.SimpleNamespace
+    """The command's own flags, by name."""
+    config_file: str
+    overrides: dict[str, object]
+    """The fields that flags set, with their values."""
+
+
+def wants_help(argv: Sequence[str]) -> bool:
+    return any(argument in HELP for argument in argv)
+
+
+def parse(argv: list[str], usage: str, own: Sequence[Flag] = ()) -> Parsed | None:
+    """The config and flags of ``argv`` (without the program's name); None where help was printed.
+
+    ``usage`` heads the help. Raises `UserError` for every mistake.
+    """
+    if wants_help(argv):
+        print(help_text(usage, own))
+        return None
+    argv = ["retina-jax", *map(_installed_experiment, _renamed(_spelt(argv, "_"), own))]
+    values = flags.FlagValues()
+    config_flag = config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=argv)
+    for flag in own:
+        _define(flag, values)
+    try:
+        rest = values(argv, known_only=True)
+        logging.set_verbosity(logging.ERROR)
+        rest = flags.FLAGS(rest)  # absl's own, such as --verbosity
+        config = config_flag.value
+        if config is not None:
+            config.is_locked  # noqa: B018  a file that could not be read raises only when touched
+    except UserError:
+        raise
+    except (
+        flags.Error,
+        AttributeError,
+        KeyError,
+        TypeError,
+        ValueError,
+        OSError,
+        ImportError,
+    ) as error:
+        raise UserError(_explain(argv, error)) from None
+    except SyntaxError as error:
+        raise UserError(f"--config={error.filename}: line {error.lineno}: {error.msg}") from None
+    if rest[1:]:
+        raise UserError(f"{rest[1]!r} is not a flag; write --flag=value")
+    if config is None:
+        raise UserError("--config is missing; set --config=experiments/shapes.py or your own")
+    for flag in own:
+        if flag.example and not values[flag.name].value:
+            raise UserError(f"--{flag.name} is missing; set --{flag.name}={flag.example}")
+    validate(config)
+    return Parsed(
+        config.lock(),
+        types.SimpleNamespace(**{flag.name: values[flag.name].value for flag in own}),
+        config_flags.get_config_filename(values["config"]),
+        config_flags.get_override_values(values["config"]),
+    )
+
+
+def _define(flag: Flag, values: flags.FlagValues) -> None:
+    shared = dict(name=flag.name, default=flag.default, help=flag.meaning, flag_values=values)
+    if isinstance(flag.default, list):
+        flags.DEFINE_list(**shared)
+    elif isinstance(flag.default, int):
+        flags.DEFINE_integer(**shared, lower_bound=flag.least)
+    else:
+        flags.DEFINE_string(**shared)
+
+
+def _spelt(argv: Sequence[str], between: str) -> list[str]:
+    """``argv`` with ``between`` (``-`` or ``_``) between the words of its flags' names."""
+
+    def spelt(argument: str) -> str:
+        match = re.fullmatch(r"(--?)([A-Za-z][\w.-]*)(=.*)?", argument, re.DOTALL)
+        if not match:
+            return argument
+        dashes, name, value = match.groups()
+        return dashes + re.sub("[-_]", between, name) + (value or "")
+
+    return [spelt(argument) for argument in argv]
+
+
+def _renamed(argv: Sequence[str], own: Sequence[Flag]) -> list[str]:
+    """Older names of flags to today's."""
+    names = {flag.also: flag.name for flag in own if flag.also}
+
+    def renamed(argument: str) -> str:
+        match = re.fullmatch(r"(--?)(\w+)(=.*)?", argument, re.DOTALL)
+        if not match or match[2] not in names:
+            return argument
+        return f"{match[1]}{names[match[2]]}{match[3] or ''}"
+
+    return [renamed(argument) for argument in argv]
+
+
+def experiments() -> Path | None:
+    """The folder of the experiments that come with the package; None where they were left out."""
+    spec = importlib.util.find_spec("retina_jax.experiments")
+    beside = Path(__file__).parents[2] / "experiments"
+    places = [*(spec.submodule_search_locations or () if spec else ()), beside]
+    return next((Path(place) for place in places if (Path(place) / "coco.py").is_file()), None)
+
+
+def _installed_experiment(argument: str) -> str:
+    """``--config=experiments/NAME.py`` from the working folder, else from the installation."""
+    match = re.fullmatch(r"(--?config=)?(experiments/\w+\.py)(:.*)?", argument, re.DOTALL)
+    if not match or Path(match[2]).exists():
+        return argument
+    folder = experiments()
+    if folder is None or not (folder / Path(match[2]).name).is_file():
+        return argument
+    return f"{match[1] or ''}{folder / Path(match[2]).name}{match[3] or ''}"
+
+
+def help_text(usage: str, own: Sequence[Flag] = ()) -> str:
+    """``usage``, the command's flags, and every field with its default and meaning."""
+    lines = [usage.strip(), "", "flags:"]
+    config = Flag("config", "an experiment: a file with get_config()", example="x")
+    for flag in (config, *own):
+        default = "" if flag.default in (None, "", []) else f"={flag.default}"
+        required = " (required)" if flag.example else ""
+        lines.append(f"  --{flag.name}{default}\n      {flag.meaning}{required}")
+    lines += ["", "fields, with their defaults (experiments set their own):"]
+    for field in FIELDS:
+        lines.append(f"  {field_flag(field.name, field.default)}\n      {field.meaning}")
+    return "\n".join(lines)
+
+
+def _explain(argv: list[str], error: Exception) -> str:
+    """One line that names the flag and the fix, from whatever the parsers raised."""
+    for i, argument in enumerate(argv[1:], 1):
+        path = _value_of(argument, "config")
+        if path is None and argument in ("-config", "--config") and i + 1 < len(argv):
+            path = argv[i + 1].split(":")[0]
+        if path and not Path(path).is_file():
+            folder = experiments()
+            there = [f"experiments/{p.name}" for p in sorted(folder.glob("*.py"))] if folder else []
+            there = [name for name in there if not name.endswith("__init__.py")]
+            return f"--config={path}: no such file" + (
+                f"; there are {', '.join(there)}" if there else ""
+            )
+    fields = leaves(default_config())
+    for argument in argv[1:]:
+        match = re.match(r"--?config\.([\w.]+)(?:=(.*))?$", argument, re.DOTALL)
+        if not match:
+            continue
+        name, value = match.groups()
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
+            near = near or [f for f in fields if f.split(".")[-1] == name.split(".")[-1]][:1]
+            fix = f"did you mean --config.{near[0]}?" if near else "see --help for all fields"
+            return f"--config.{name} is no field of the config; {fix}"
+        if value is not None and not _parses(value, fields[name]):
+            kind = type(fields[name]).__name__
+            return (
+                f"--config.{name}={value} is not of type {kind}; write for example "
+                f"{field_flag(name, fields[name])}"
+            )
+    return _in_config_file(str(error)) or " ".join(str(error).split())
+
+
+def _in_config_file(text: str) -> str | None:
+    """What a config file raised, with its line, out of the traceback that ml_collections keeps."""
+    if "Error whilst parsing config file" not in text:
+        return None
+    lines = text.strip().splitlines()
+    places = re.findall(r'File "([^"]+)", line (\d+), in', text)
+    file, line = places[-1] if places else ("", "")
+    what = lines[-1].removeprefix("ValueError: ")
+    return f"--config: {what} ({Path(file).name}, line {line})"
+
+
+def _value_of(argument: str, flag: str) -> str | None:
+    match = re.match(rf"--?{flag}=([^:]*)", argument, re.DOTALL)
+    return match[1] if match else None
+
+
+def _parses(value: str, default: object) -> bool:
+    if isinstance(default, bool):
+        return value.lower() in ("true", "false", "1", "0", "t", "f", "yes", "no", "y", "n")
+    if isinstance(default, (int, float)):
+        try:
+            type(default)(value)
+        except ValueError:
+            return False
+        return True
+    if isinstance(default, tuple):
+        return bool(re.fullmatch(r"\(.*\)", value.strip(), re.DOTALL))
+    return True
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """For commands without a config: either spelling of a flag, mistakes as `UserError`."""
+
+    def __init__(self, **options):
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(allow_abbrev=False, **options)
+
+    def parse_args(self, argv: Sequence[str]) -> argparse.Namespace:
+        return super().parse_args(_spelt(argv, "-"))
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; {self.prog} --help lists the flags")

@@ -1,0 +1,239 @@
+"""Open a prepared data set: records by row, their sizes, and what its labels are called."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retina_jax.config.shell import command
+from retina_jax.data.records import Index
+from retina_jax.errors import UserError
+from retina_jax.ops.boxes import tfds_yxyx_to_xyxy
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One record, still encoded. Boxes xyxy, float64, in pixels of the original image."""
+
+    image_id: int
+    image: bytes
+    boxes: np.ndarray
+    labels: np.ndarray
+    is_crowd: np.ndarray
+    areas: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """One split of a data set, by random access; rows keep their order for ever."""
+
+    name: str
+    directory: Path
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    image_ids: np.ndarray
+    sizes: np.ndarray
+    """``[rows, 2]``: height and width of each image, pixels."""
+    box_counts: np.ndarray
+    file_names: np.ndarray
+    """Of the pictures that the rows were made from; "" where it is not known."""
+    _records: Sequence[Any]
+    _label_of: np.ndarray | None = None
+    """Label of each class as stored; None: itself."""
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def __getitem__(self, row: int) -> Example:
+        """The record of a row; `UserError` where the disk no longer has it."""
+        record = read_record(self._records, row, self.label())
+        example = _example(record, int(self.image_ids[row]), *(int(v) for v in self.sizes[row]))
+        if self._label_of is None:
+            return example
+        return dataclasses.replace(example, labels=self._label_of[example.labels])
+
+    def label(self) -> str:
+        """For messages."""
+        return f"{self.directory}, split {self.name}"
+
+
+def data_dir(config_dir: str) -> Path:
+    """``data.dir``, or where TFDS keeps its data sets."""
+    return Path(
+        config_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    ).expanduser()
+
+
+def find_data_set(directory: Path, name: str) -> Path:
+    """The newest version of data set ``name`` under ``directory``; empty: the only one there.
+
+    Raises `UserError` with the command that prepares it, and with what is there instead.
+    """
+    there = data_sets(directory)
+    if not name and len(there) == 1:
+        return next(iter(there.values()))
+    if name in there:
+        return there[name]
+    files = ("--annotations", "train.json", "--annotations", "val.json")
+    prepare = command("prepare", "coco", "--images", "IMAGES", *files, "--out", directory)
+    advice = f"prepare one with: {prepare}"
+    if there:
+        advice += f", or set --config.data.name to one of: {', '.join(there)}"
+    if not directory.is_dir():
+        raise UserError(f"config.data.dir={str(directory)!r} is not a folder; {advice}")
+    if not name:
+        raise UserError(f"config.data.name is empty and {directory} holds {len(there)}; {advice}")
+    raise UserError(f"no data set {name!r} under config.data.dir={str(directory)!r}; {advice}")
+
+
+def data_sets(directory: Path) -> dict[str, Path]:
+    """Folders of the newest versions under ``directory``, by name."""
+    found = {}
+    infos = [*directory.glob("*/*/dataset_info.json"), *directory.glob("*/*/*/dataset_info.json")]
+    versions = [i.parent for i in infos if re.fullmatch(r"\d+\.\d+\.\d+", i.parent.name)]
+    for version in sorted(versions, key=lambda v: [int(n) for n in v.name.split(".")]):
+        # name/version or name/config/version; the newest stays
+        found[str(version.parent.relative_to(directory))] = version
+    return dict(sorted(found.items()))
+
+
+def tfds_builder(directory: Path) -> Any:
+    """TFDS's builder of the data set in a folder; None where its metadata cannot be read."""
+    import tensorflow_datasets as tfds
+    from google.protobuf.json_format import ParseError
+
+    try:
+        return tfds.builder_from_directory(str(directory))
+    except (
+        OSError, ValueError, RuntimeError, AssertionError, KeyError, ParseError,
+        tfds.core.DatasetNotFoundError,
+    ):  # fmt: skip
+        return None
+
+
+def open_split(directory: Path, split: str, labels: str = "dense") -> Split:
+    """A split of the data set in ``directory``. Raises `UserError` for what cannot be read.
+
+    ``labels`` as ``config.data.labels``: "dense" numbers the classes 0, 1, …; "category_ids" takes
+    COCO's ids for labels, with a class for every id from 0 to the largest (torchvision's 91).
+    """
+    import tensorflow_datasets as tfds
+
+    builder = tfds_builder(directory)
+    if builder is None:
+        raise UserError(
+            f"{directory} is damaged: its dataset_info.json or features.json cannot be read; "
+            "prepare the data set anew"
+        )
+    if split not in builder.info.splits:
+        raise UserError(
+            f"{directory} has no split {split!r}; it has {', '.join(builder.info.splits)}"
+        )
+    if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
+        raise UserError(
+            f"{directory} is {builder.info.file_format.value}, which has no random access; "
+            f"convert it: {command('prepare', 'tfds', '--directory', directory, '--out', 'DIR')}"
+        )
+    features = builder.info.features
+    objects = getattr(features["objects"], "feature", {}) if "objects" in features else {}
+    if "bbox" not in objects or "label" not in objects or not hasattr(objects["label"], "names"):
+        raise UserError(
+            f"{directory} has no objects/bbox and objects/label with class names: it is not a "
+            "detection data set"
+        )
+    try:
+        records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+    except (RuntimeError, OSError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{directory}, split {split}: its files cannot be read ({why}); prepare the data set "
+            "anew"
+        ) from None
+    class_names = tuple(objects["label"].names)
+    metadata = builder.info.metadata or {}
+    category_ids = tuple(metadata.get("category_ids", range(len(class_names))))
+    label_of = None
+    if labels == "category_ids":
+        label_of = np.array(category_ids, np.int32)
+        names = dict(zip(category_ids, class_names, strict=True))
+        category_ids = tuple(range(max(category_ids) + 1))
+        class_names = tuple(names.get(i, f"no class {i}") for i in category_ids)
+    index = _index(directory, split, records)
+    return Split(
+        name=split,
+        directory=directory,
+        class_names=class_names,
+        category_ids=category_ids,
+        image_ids=index.image_ids,
+        sizes=index.sizes,
+        box_counts=index.box_counts,
+        file_names=index.file_names,
+        _records=records,
+        _label_of=label_of,
+    )
+
+
+def _index(directory: Path, split: str, records: Sequence[Any]) -> Index:
+    index = Index.load(directory, split)
+    if index is not None and len(index) == len(records):
+        return index
+    # a data set that something else wrote: read the sizes once
+    label = f"{directory}, split {split}"
+    index = Index.of(_measure(row, read_record(records, row, label)) for row in range(len(records)))
+    if len(np.unique(index.image_ids)) != len(index):
+        index = dataclasses.replace(index, image_ids=np.arange(len(index)))
+    if os.access(directory, os.W_OK):
+        index.save(directory, split)
+    return index
+
+
+def read_record(records: Sequence[Any], row: int, label: str) -> Any:
+    """A row as TFDS gives it; `UserError`, with ``label``, where its file is damaged."""
+    try:
+        return records[row]
+    except (RuntimeError, OSError, ValueError) as error:  # array_record's words
+        why = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"row {row} of {label} is damaged ({why}); prepare the data set anew"
+        ) from None
+
+
+def image_id_of(record: dict, row: int) -> int:
+    """A record's own id where it has one that is a number, else its row."""
+    try:
+        return int(record["image/id"])
+    except (KeyError, ValueError, TypeError):
+        return row
+
+
+def _measure(row: int, record: dict) -> tuple[int, int, int, int, str]:
+    from PIL import Image
+
+    with Image.open(io.BytesIO(record["image"])) as image:  # reads the header alone
+        width, height = image.size
+    name = record.get("image/filename", b"")
+    name = name.decode() if isinstance(name, bytes) else str(name)
+    return image_id_of(record, row), height, width, len(record["objects"]["bbox"]), name
+
+
+def _example(record: dict, image_id: int, height: int, width: int) -> Example:
+    objects = record["objects"]
+    boxes = np.asarray(objects["bbox"], np.float32).reshape(-1, 4)
+    boxes = tfds_yxyx_to_xyxy(boxes, height, width)
+    count = len(boxes)
+    size = boxes[:, 2:] - boxes[:, :2]
+    return Example(
+        image_id=image_id,
+        image=record["image"],
+        boxes=boxes,
+        labels=np.asarray(objects["label"], np.int32).reshape(count),
+        is_crowd=np.asarray(objects.get("is_crowd", np.zeros(count)), bool).reshape(count),
+        areas=np.asarray(objects.get("area", size.prod(axis=1)), np.float64).reshape(count),
+    )

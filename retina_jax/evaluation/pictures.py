@@ -1,0 +1,90 @@
+"""Sheets of pictures: ground truth beside detections."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from retina_jax.data.data_set import Split
+from retina_jax.data.images import decode_image
+from retina_jax.draw import CAPTION_COLOUR, draw_boxes, draw_legend
+from retina_jax.files import atomic_write
+from retina_jax.ops.boxes import coco_xywh_to_xyxy
+
+_PANEL = 320  # pixels, the long side of one picture
+_GAP = 8
+_TITLE = 22
+
+
+def _pair(
+    split: Split, row: int, found: list[dict[str, Any]], label_of: dict[int, int]
+) -> Image.Image:
+    """Ground truth on the left, detections on the right."""
+    example = split[row]
+    image = decode_image(example.image)
+    scale = _PANEL / max(image.shape[:2])
+    truth_names = [
+        split.class_names[label] + (" (crowd)" if crowd else "")
+        for label, crowd in zip(example.labels, example.is_crowd, strict=True)
+    ]
+    many = len(found) > 12 or len(truth_names) > 12  # tags would hide what they name
+    truth = draw_boxes(
+        image,
+        example.boxes,
+        example.labels.tolist(),
+        [""] * len(truth_names) if many else truth_names,
+        scale,
+    )
+    found = sorted(found, key=lambda d: d["score"])  # the best on top
+    labels = [label_of[d["category_id"]] for d in found]
+    boxes = coco_xywh_to_xyxy(np.array([d["bbox"] for d in found], np.float64).reshape(-1, 4))
+    captions = [
+        f"{d['score']:.2f}" if many else f"{split.class_names[label]} {d['score']:.2f}"
+        for d, label in zip(found, labels, strict=True)
+    ]
+    detections = draw_boxes(image, boxes, labels, captions, scale)
+    panel = Image.new("RGB", (2 * _PANEL + _GAP, detections.height + _TITLE), "white")
+    draw = ImageDraw.Draw(panel)
+    font = ImageFont.load_default(size=13)
+    draw.text((2, 3), f"image {example.image_id}: ground truth", fill=CAPTION_COLOUR, font=font)
+    draw.text((_PANEL + _GAP + 2, 3), "detections", fill=CAPTION_COLOUR, font=font)
+    panel.paste(truth, (0, _TITLE))
+    panel.paste(detections, (_PANEL + _GAP, _TITLE))
+    return panel
+
+
+def draw_split(
+    split: Split,
+    detections: list[dict[str, Any]],
+    path: Path,
+    count: int,
+    least_score: float = 0.4,
+) -> None:
+    """A sheet of ``count`` images spread over the split, each as a pair, to ``path`` (PNG).
+
+    ``detections`` are COCO results; those under ``least_score`` are not drawn.
+    """
+    count = min(count, len(split))
+    rows = [int(i) for i in np.linspace(0, len(split) - 1, count).round()]
+    by_image: dict[int, list[dict[str, Any]]] = {}
+    for detection in detections:
+        if detection["score"] >= least_score:
+            by_image.setdefault(detection["image_id"], []).append(detection)
+    label_of = {category_id: i for i, category_id in enumerate(split.category_ids)}
+    pairs = [_pair(split, r, by_image.get(int(split.image_ids[r]), []), label_of) for r in rows]
+    columns = min(2, len(pairs))
+    cell_width = max(p.width for p in pairs) + 2 * _GAP
+    cell_height = max(p.height for p in pairs) + _GAP
+    legend = draw_legend(split.class_names, cell_width * columns)
+    lines = math.ceil(len(pairs) / columns)
+    sheet = Image.new("RGB", (cell_width * columns, legend.height + cell_height * lines), "white")
+    sheet.paste(legend, (0, 0))
+    for i, pair in enumerate(pairs):
+        line, column = divmod(i, columns)
+        sheet.paste(pair, (column * cell_width + _GAP, legend.height + line * cell_height))
+    with atomic_write(path) as temporary:
+        sheet.save(temporary, format="PNG")

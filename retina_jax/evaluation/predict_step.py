@@ -1,0 +1,44 @@
+"""(variables, images, sizes) -> a fixed number of candidates for each image, on the device."""
+
+from collections.abc import Callable
+
+import jax
+import ml_collections
+
+from retina_jax.config import resolve
+from retina_jax.models.retinanet import RetinaNet, anchors_for, normalize_images
+from retina_jax.ops.postprocess import class_scores, select_candidates
+from retina_jax.types import Candidates
+
+
+def make_predict_step(
+    model: RetinaNet, config: ml_collections.ConfigDict
+) -> Callable[..., Candidates]:
+    """The step for one device's share: uint8 ``[n, h, w, 3]`` and sizes ``[n, 2]`` to candidates.
+
+    Boxes are in pixels of the network's input.
+    """
+
+    softmax = resolve(config).softmax
+
+    def predict_step(variables, images: jax.Array, sizes: jax.Array) -> Candidates:
+        inputs = normalize_images(images, sizes, config.data)
+        logits, deltas = model.apply(variables, inputs, train=False)
+        anchors = anchors_for(config, images.shape[1:3])
+
+        def one_image(logits, deltas, size):
+            return select_candidates(
+                [class_scores(x, softmax) for x in logits],
+                deltas,
+                anchors,
+                size,
+                config.eval.score_threshold,
+                config.eval.top_k,
+                config.coder.weights,
+                config.coder.clamp,
+                cut_to_picture=config.eval.cut_boxes == "before_nms",
+            )
+
+        return jax.vmap(one_image)(logits, deltas, sizes)
+
+    return predict_step

@@ -1,0 +1,45 @@
+"""Examine a prepared data set and the anchors that a config puts on it.
+
+usage: retina-jax doctor --config=experiments/custom.py --config.data.dir=DIR [--out=doctor]
+           [--config.path.to.field=value ...]
+
+Reads every record and says what is wrong: duplicates, boxes outside or of no area, wrong units,
+classes without boxes, images that are in both splits, classes that the anchors cannot match (with
+the flags that help), padding. Writes OUT/doctor.html (one page with plots) and OUT/doctor.json.
+Exits with 2 where training would be meaningless.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from retina_jax.config.flags import Flag, parse
+
+OUT = Flag("out", "folder of the page and the JSON", "doctor")
+_STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
+
+
+def main(argv: list[str]) -> int:
+    parsed = parse(argv, __doc__, [OUT])
+    if parsed is None:
+        return 0
+    from rich.console import Console
+    from rich.text import Text
+
+    from retina_jax.doctor import report as pages
+    from retina_jax.progress import Reporter
+    from retina_jax.runs.doctor import doctor
+
+    out = Path(parsed.flags.out).expanduser()
+    report = doctor(parsed.config, out, Reporter.on_stderr())
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 140  # a file has no edge
+    for table in pages.text_tables(report):
+        console.print(table)
+    for finding in report.findings:
+        line = Text.assemble((f"{finding.level}: ", _STYLES[finding.level]), finding.message)
+        console.print(line, soft_wrap=True)
+    counted = pages.count_text(report.findings)
+    console.print(f"{counted}; page: {out / 'doctor.html'}", soft_wrap=True)
+    return 2 if report.failed() else 0

@@ -1,0 +1,49 @@
+"""Train RetinaNet, evaluating on the way; the same command resumes.
+
+usage: retina-jax train --config=experiments/shapes.py --workdir=DIR
+           [--config.path.to.field=value ...]
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from retina_jax.config.flags import Flag, parse
+
+if TYPE_CHECKING:
+    import ml_collections
+    from rich.console import Console
+
+WORKDIR = Flag("workdir", "folder of the run; made where it is not there", example="runs/first")
+
+
+def run(config: ml_collections.ConfigDict, workdir: str, console: Console) -> int:
+    """Trains, then prints the table; returns the exit code."""
+    from retina_jax.evaluation.report import print_table
+    from retina_jax.progress import Reporter
+    from retina_jax.runs.train import train
+
+    result = train(config, workdir, Reporter(console))
+    if result.signal:
+        console.print(
+            f"stopped by {result.signal.name}: saved in {result.folder}; "
+            "run the same command to continue"
+        )
+        return 128 + result.signal
+    print_table(console, result.metrics)
+    if config.eval.pictures:
+        console.print(f"detections: {result.evaluation / 'detections.png'}")
+    if result.curves:
+        console.print(f"curves:     {result.curves}")
+    console.print(f"all of it:  {result.folder} (checkpoints, eval, metrics.jsonl, tensorboard)")
+    return 0
+
+
+def main(argv: list[str]) -> int:
+    parsed = parse(argv, __doc__, [WORKDIR])
+    if parsed is None:
+        return 0
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    return run(parsed.config, parsed.flags.workdir, console)

@@ -1,0 +1,1 @@
+"""Pure functions of arrays: anchors, boxes, matching, targets, losses, candidates."""

@@ -1,0 +1,54 @@
+"""From logits and deltas to a fixed number of candidate boxes, on the device."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float, Int
+
+from retina_jax.ops.boxes import DELTA_CLAMP, clip, decode
+from retina_jax.types import Array, Candidates
+
+
+def class_scores(logits: Float[Array, "*n c"], softmax: bool) -> Float[Array, "*n k"]:
+    """Probability of each class, float32: by sigmoid, or by softmax less its last, background."""
+    logits = logits.astype(jnp.float32)
+    return jax.nn.softmax(logits, axis=-1)[..., :-1] if softmax else jax.nn.sigmoid(logits)
+
+
+def select_candidates(
+    scores: Sequence[Float[Array, "_ c"]],
+    deltas: Sequence[Float[Array, "_ k 4"]],
+    anchors: Sequence[Float[Array, "_ 4"]],
+    size: Int[Array, "2"],
+    score_threshold: float = 0.05,
+    top_k: int = 1000,
+    coder_weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0),
+    coder_clamp: float = DELTA_CLAMP,
+    cut_to_picture: bool = True,
+) -> Candidates:
+    """The ``top_k`` best (anchor, class) pairs of each level above the threshold, decoded.
+
+    One image: lists over levels of ``[anchors, classes]`` scores, ``[anchors, k, 4]`` deltas (k is
+    1, or a box for each class) and anchors in pixels; ``size`` is the picture's (height, width), to
+    which boxes are cut if asked (Detectron2 cuts after NMS).
+    Returns ``Σ min(top_k, anchors · classes)`` places; those under the threshold score 0.
+    Source: section 4.1, "Inference".
+    """
+    levels = []
+    for level_scores, level_deltas, level_anchors in zip(scores, deltas, anchors, strict=True):
+        classes = level_scores.shape[-1]
+        best, place = jax.lax.top_k(level_scores.reshape(-1), min(top_k, level_scores.size))
+        anchor, label = place // classes, place % classes
+        own = level_deltas[anchor, jnp.minimum(label, level_deltas.shape[1] - 1)]
+        boxes = decode(own, jnp.asarray(level_anchors)[anchor], coder_weights, coder_clamp)
+        if cut_to_picture:
+            boxes = clip(boxes, size[0], size[1])
+        levels.append(
+            Candidates(
+                boxes=boxes,
+                scores=jnp.where(best > score_threshold, best, 0.0),
+                labels=label.astype(jnp.int32),
+            )
+        )
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *levels)

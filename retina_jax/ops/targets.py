@@ -1,0 +1,42 @@
+"""From boxes to what each anchor shall say."""
+
+import jax.numpy as jnp
+from jaxtyping import Float
+
+from retina_jax.ops.boxes import encode
+from retina_jax.ops.matching import Match, match_anchors
+from retina_jax.types import Array, GroundTruth, Targets
+
+
+def assign_targets(
+    anchors: Float[Array, "a 4"],
+    ground_truth: GroundTruth,
+    foreground_iou: float = 0.5,
+    background_iou: float = 0.4,
+    low_quality: bool = True,
+    coder_weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0),
+) -> Targets:
+    """Targets of one image; ``vmap`` over ``ground_truth`` for a batch.
+
+    Anchors and boxes in pixels of the input. An image without boxes is all background.
+    """
+    matched = match_anchors(
+        anchors,
+        ground_truth.boxes,
+        ground_truth.valid,
+        ground_truth.is_crowd,
+        foreground_iou,
+        background_iou,
+        low_quality,
+    )
+    foreground = matched >= 0
+    box = jnp.maximum(matched, 0)
+    # elsewhere the anchor stands for its own box, so that no logarithm of nothing is taken
+    own_box = jnp.where(foreground[:, None], ground_truth.boxes[box], anchors)
+    return Targets(
+        labels=jnp.where(foreground, ground_truth.labels[box], -1),
+        boxes=own_box,
+        deltas=encode(own_box, anchors, coder_weights),
+        foreground=foreground,
+        ignore=matched == Match.IGNORE,
+    )

@@ -1,0 +1,242 @@
+"""From a source of annotations and images to a data set on disk, with what was found and mended."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from retina_jax.config import default_config
+from retina_jax.data.records import Index, data_set_directory
+from retina_jax.errors import UserError
+from retina_jax.prepare.annotations import Annotations
+from retina_jax.prepare.coco_json import read_coco
+from retina_jax.prepare.reader import AnnotationReader, unnamed_pictures
+from retina_jax.prepare.voc_xml import read_voc
+from retina_jax.prepare.writer import REPORT, Rows, check_name, write_data_set
+from retina_jax.prepare.yolo_tree import read_yolo
+from retina_jax.progress import Reporter
+
+Folders = dict[str, tuple[Annotations, Path]]
+"""Split to its annotations and the folder of its images."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What a data set is made from."""
+
+    rows: Mapping[str, Rows]
+    """By split."""
+    class_names: Sequence[str]
+    category_ids: Sequence[int]
+    description: str
+    found: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """What was counted in the folders."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A data set that was written."""
+
+    directory: Path
+    """``out/NAME/VERSION``."""
+    splits: tuple[str, ...]
+    max_boxes: int
+    """The most boxes on one image."""
+
+    def fields(self) -> dict[str, object]:
+        """Fields of a config, beside the experiment's, by which training reads it."""
+        fields = {
+            "data.dir": str(self.directory.parent.parent),
+            "data.name": self.directory.parent.name,
+        }
+        default = default_config().data
+        train = _first(("train", "trainval", *self.splits), self.splits)
+        if train != default.train_split:
+            fields["data.train_split"] = train
+        others = [split for split in self.splits if split != train]
+        evaluated = _first(("validation", "test", *others, train), self.splits)
+        if evaluated != default.eval_split:
+            fields["data.eval_split"] = evaluated
+        if self.max_boxes > default.max_boxes:
+            fields["data.max_boxes"] = self.max_boxes
+        return fields
+
+
+def _first(wanted: Sequence[str], there: Sequence[str]) -> str:
+    return next(split for split in wanted if split in there)
+
+
+def home_of(path: Path) -> Path:
+    """A path whose ~ is resolved."""
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def named_splits(flag: str, arguments: Sequence[str]) -> dict[str, str]:
+    """Split to what makes it, in the order given; ``SPLIT=WHAT``, or a name that tells the split.
+
+    ``flag``: for messages.
+    """
+    splits: dict[str, str] = {}
+    for argument in arguments:
+        split, what = _split_of(flag, argument)
+        if split in splits:
+            raise UserError(
+                f"{flag} {what} and {splits[split]} are both split {split!r}; name one yourself: "
+                f"{flag} NAME={what}"
+            )
+        splits[split] = what
+    return splits
+
+
+def _split_of(flag: str, argument: str) -> tuple[str, str]:
+    name, equals, what = argument.partition("=")
+    if equals:
+        if not re.fullmatch(r"[a-z]\w*", name) or name == "all":
+            raise UserError(
+                f"{flag} {argument}: {name!r} cannot name a split; use for example train="
+            )
+        return name, what
+    stem = Path(argument).stem.lower()
+    for word, split in (("train", "train"), ("val", "validation"), ("test", "test")):
+        if word in stem:
+            return split, argument
+    raise UserError(f"{flag} {argument}: its name does not tell its split; write train={argument}")
+
+
+def coco_source(
+    images: Sequence[Path], annotations: Sequence[str], follow_links: bool = False
+) -> Source:
+    """COCO JSON files, ``annotations`` as `named_splits` reads them, and folders of images.
+
+    ``images``: one folder for all, or one for each file in the same order.
+    """
+    folders = [home_of(folder) for folder in images]
+    if len(folders) == 1:
+        folders = folders * len(annotations)
+    if len(folders) != len(annotations):
+        raise UserError(
+            f"{len(folders)} --images for {len(annotations)} --annotations; give one for "
+            "all, or one for each in the same order"
+        )
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"--images {folder} is not a folder")
+    files = named_splits("--annotations", annotations)
+    splits = {
+        split: (read_coco(home_of(Path(file))), folder)
+        for (split, file), folder in zip(files.items(), folders, strict=True)
+    }
+    return _source("coco", splits, follow_links)
+
+
+def voc_source(tree: Path, split: Sequence[str], follow_links: bool = False) -> Source:
+    """A Pascal VOC tree; ``split`` names lists of ImageSets/Main."""
+    tree = home_of(tree)
+    found = read_voc(tree, named_splits("--split", split), follow_links)
+    splits = {name: (annotations, tree / "JPEGImages") for name, annotations in found.items()}
+    return _source("voc", splits, follow_links)
+
+
+def yolo_source(tree: Path, follow_links: bool = False) -> Source:
+    """A YOLO tree with its data.yaml."""
+    return _source("yolo", read_yolo(home_of(tree), follow_links), follow_links)
+
+
+def tfds_source(
+    catalogue: str, directory: Path | None, split: Sequence[str], catalogue_dir: Path | None
+) -> Source:
+    """A data set of TFDS's catalogue, or one that TFDS has written in ``directory``."""
+    from retina_jax.prepare.catalogue import open_catalogue, open_directory
+
+    splits = named_splits("--split", split)
+    if directory:
+        rows, class_names, category_ids = open_directory(home_of(directory), splits)
+    else:
+        rows, class_names, category_ids = open_catalogue(catalogue, splits, catalogue_dir)
+    return Source(rows, class_names, category_ids, f"TFDS {catalogue or directory}")
+
+
+def _source(kind: str, splits: Folders, follow_links: bool) -> Source:
+    """Annotations of all splits, checked against each other and their folders."""
+    annotations = [found for found, _ in splits.values()]
+    categories = annotations[0].categories
+    for other in annotations:
+        if other.categories != categories:
+            raise UserError(
+                f"{other.path} has categories {other.categories}, the first file {categories}; "
+                "all splits must share theirs"
+            )
+    category_ids = sorted(categories)
+    labels = {category_id: label for label, category_id in enumerate(category_ids)}
+    readers = {
+        split: AnnotationReader(found, folder, labels, follow_links)
+        for split, (found, folder) in splits.items()
+    }
+    for reader in readers.values():
+        reader.check_files()
+    named = collections.defaultdict(set)
+    for found, folder in splits.values():
+        named[folder] |= {str(Path(image["file_name"])) for image in found.images}
+    found_in = {}
+    for folder, names in named.items():
+        unnamed = unnamed_pictures(folder, names)
+        if unnamed:
+            found_in[f"pictures in {folder.name} that no annotation names, left out"] = len(unnamed)
+    return Source(
+        rows=readers,
+        class_names=[categories[i] for i in category_ids],
+        category_ids=category_ids,
+        description=f"{kind}: " + ", ".join(str(found.path) for found in annotations),
+        found=found_in,
+    )
+
+
+def check_target(out: Path, name: str) -> None:
+    """`UserError` where a data set of that name cannot be written."""
+    check_name(name)
+    target = data_set_directory(out, name)
+    if target.exists():
+        raise UserError(f"{target} is there already; remove it, or give another --name or --out")
+
+
+def prepare(source: Source, out: Path, name: str, report: Reporter | None = None) -> Prepared:
+    """Writes the data set ``out/name`` and reports what was found and mended, split by split.
+
+    Raises `UserError` that names file and record of what cannot be used, with all of it.
+    """
+    report = report or Reporter()
+    check_target(out, name)
+    with report.progress("preparing", sum(map(len, source.rows.values()))) as bar:
+        directory, _ = write_data_set(
+            out, name, source.rows, source.class_names, source.category_ids, source.description,
+            lambda count: bar.advance("images", by=count),
+            {"folders": source.found} if source.found else {},
+        )  # fmt: skip
+    _say(json.loads((directory / REPORT).read_text()), directory, report)
+    indexes = [Index.load(directory, split) for split in source.rows]
+    most = max(int(index.box_counts.max(initial=0)) for index in indexes)
+    return Prepared(directory, tuple(source.rows), most)
+
+
+def _say(counted: Mapping[str, Mapping[str, int]], directory: Path, report: Reporter) -> None:
+    common = default_config().data.max_boxes  # above it, the user must set the field
+    for split, counts in counted.items():
+        counts = collections.Counter(counts)
+        if split == "folders":
+            report.say(f"{split}:")
+        else:
+            report.say(f"{split}: {counts.pop('images')} images, {counts.pop('boxes', 0)} boxes")
+            index = Index.load(directory, split)
+            row, most = int(index.box_counts.argmax()), int(index.box_counts.max())
+            if most > common:
+                counts[f"boxes on image {index.image_ids[row]}, the most: to train on it set "
+                       f"--config.data.max_boxes={most}"] = most  # fmt: skip
+        for what, count in counts.items():
+            report.say(f"  {count} {what}")

@@ -1,0 +1,199 @@
+"""A detection data set that TFDS has, or makes, as rows for `write_data_set`."""
+
+from __future__ import annotations
+
+import collections
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from retina_jax.data.data_set import image_id_of, read_record, tfds_builder
+from retina_jax.data.images import PictureError, upright_rgb
+from retina_jax.data.records import Record
+from retina_jax.errors import UserError
+from retina_jax.ops.boxes import tfds_yxyx_to_xyxy
+from retina_jax.prepare.reader import boxes_inside
+
+_NO_COCO_CLASS = frozenset((12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
+"""Of COCO's ids 1 to 90, those without a class: TFDS keeps none of the ids."""
+
+
+class CatalogueRows:
+    """One split, by row; pictures and boxes pass the same checks as everyone's."""
+
+    def __init__(self, name: str, split: str, records: Sequence[Any], version: str = ""):
+        """``version``: changes where the data set does."""
+        self._name = f"{name}, split {split}"
+        self._version = version
+        self._records = records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def fingerprint(self, row: int) -> str:
+        return f"{self._name} {self._version} {row}"
+
+    def read(self, row: int) -> Record:
+        record = read_record(self._records, row, self._name)
+        counts = collections.Counter(images=1)
+        try:
+            encoded, height, width = upright_rgb(record["image"], (None, None), counts)
+        except PictureError as error:
+            raise UserError(f"{self._name}: row {row}: {error}") from None
+        objects = record["objects"]
+        corners = tfds_yxyx_to_xyxy(
+            np.asarray(objects["bbox"], np.float64).reshape(-1, 4), height, width
+        )
+        xywh = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
+        ignored = objects.get("is_crowd", objects.get("is_difficult", np.zeros(len(xywh), bool)))
+        given = [
+            {"bbox": box, "label": int(label), "crowd": bool(crowd), "area": float(area)}
+            for box, label, crowd, area in zip(
+                xywh,
+                objects["label"],
+                ignored,
+                objects.get("area", np.prod(xywh[:, 2:], axis=1)),
+                strict=True,
+            )
+        ]
+        boxes, kept = boxes_inside(given, height, width, counts)
+        counts["boxes"] += len(boxes)
+        counts["crowd boxes"] += sum(a["crowd"] for a in kept)
+        counts["images without boxes, kept as background"] += not kept
+        name = record.get("image/filename", b"")
+        return Record(
+            image_id=image_id_of(record, row),
+            file_name=name.decode() if isinstance(name, bytes) else str(name),
+            image=encoded,
+            height=height,
+            width=width,
+            boxes=boxes,
+            labels=np.array([a["label"] for a in kept], np.int64),
+            is_crowd=np.array([a["crowd"] for a in kept], bool),
+            areas=np.array([a["area"] for a in kept], np.float64),
+            counts=counts,
+        )
+
+
+class InOrder(Sequence):
+    """Random access, nearly in order, to what can only be read from the start (TFRecord)."""
+
+    _KEPT = 1024  # more than the writer has under way
+
+    def __init__(self, records: Iterable[Any], length: int):
+        self._records = iter(records)
+        self._length = length
+        self._read: dict[int, Any] = {}
+        self._next = 0
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, row: int) -> Any:
+        with self._lock:
+            while self._next <= row:
+                self._read[self._next] = next(self._records)
+                self._read.pop(self._next - self._KEPT, None)  # of a shard that was whole already
+                self._next += 1
+            return self._read.pop(row)
+
+
+def open_catalogue(
+    name: str, splits: dict[str, str], data_dir: Path | None
+) -> tuple[dict[str, CatalogueRows], list[str], list[int]]:
+    """Downloads what is not there yet; rows by split, class names and their ids.
+
+    Args:
+      splits: name here to TFDS's, such as ``{"train": "train+validation"}``; empty: train and
+        validation as they are.
+      data_dir: where TFDS keeps its own copy; None: its default.
+    """
+    try:
+        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+        builder.download_and_prepare()
+    except tfds.core.DatasetNotFoundError:
+        raise UserError(
+            f"{name} is not in the TFDS catalogue; write for example voc/2007 or coco/2017"
+        ) from None
+    except (ImportError, AttributeError) as error:
+        raise _wants_tensorflow(name, error) from None
+    except (OSError, ValueError, RuntimeError, tfds.download.DownloadError) as error:
+        why = " ".join(str(error).split())[:300]
+        raise UserError(f"{name} could not be downloaded or prepared by TFDS: {why}") from None
+    return _open(name, builder, splits)
+
+
+def open_directory(
+    directory: Path, splits: dict[str, str]
+) -> tuple[dict[str, CatalogueRows], list[str], list[int]]:
+    """The same of a data set that TFDS has written in ``directory``, TFRecord too."""
+    builder = tfds_builder(directory)
+    if builder is None:
+        raise UserError(
+            f"--directory {directory} holds no TFDS data set; give the folder of its version, "
+            "which holds dataset_info.json"
+        )
+    return _open(str(directory), builder, splits)
+
+
+def _open(name: str, builder, splits: dict[str, str]):
+    features = builder.info.features
+    objects = getattr(features["objects"], "feature", {}) if "objects" in features else {}
+    if "image" not in features or "bbox" not in objects or not _has_classes(objects):
+        raise UserError(
+            f"{name} has no image, objects/bbox and objects/label with class names: it is not a "
+            "detection data set"
+        )
+    if not splits:
+        splits = {s: s for s in ("train", "validation") if s in builder.info.splits}
+    rows = {}
+    for split, theirs in splits.items():
+        try:
+            records = _records(name, builder, theirs)
+        except (ValueError, KeyError):
+            raise UserError(
+                f"{name} has no split {theirs!r}; it has {', '.join(builder.info.splits)}"
+            ) from None
+        version = f"{builder.info.full_name} {builder.info.dataset_size}"
+        rows[split] = CatalogueRows(name, theirs, records, version)
+    class_names = list(objects["label"].names)
+    return rows, class_names, _category_ids(class_names)
+
+
+def _has_classes(objects: Mapping[str, Any]) -> bool:
+    return "label" in objects and bool(getattr(objects["label"], "names", None))
+
+
+def _records(name: str, builder, split: str) -> Sequence[Any]:
+    decoders = {"image": tfds.decode.SkipDecoding()}
+    if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
+        try:
+            return builder.as_data_source(split, decoders=decoders)
+        except (RuntimeError, OSError) as error:
+            why = " ".join(str(error).split())[:200]
+            raise UserError(f"{name}, split {split}: its files cannot be read ({why})") from None
+    try:
+        dataset = builder.as_dataset(split, decoders=decoders, shuffle_files=False)
+        return InOrder(tfds.as_numpy(dataset), len(dataset))
+    except (ImportError, AttributeError) as error:
+        raise _wants_tensorflow(name, error) from None
+
+
+def _wants_tensorflow(name: str, error: Exception) -> Exception:
+    if isinstance(error, ImportError) or "tensorflow" in str(error).lower():
+        return UserError(
+            f"{name} needs TensorFlow to be read, this once: pip install -e '.[catalogue]'"
+        )
+    return error
+
+
+def _category_ids(class_names: list[str]) -> list[int]:
+    coco_ids = [i for i in range(1, 91) if i not in _NO_COCO_CLASS]
+    if (class_names[0], class_names[-1], len(class_names)) == ("person", "toothbrush", 80):
+        return coco_ids
+    return list(range(len(class_names)))

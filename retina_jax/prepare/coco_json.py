@@ -1,0 +1,20 @@
+"""COCO JSON to `Annotations`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from retina_jax.errors import UserError
+from retina_jax.prepare.annotations import Annotations, check
+
+
+def read_coco(path: Path) -> Annotations:
+    """Reads a COCO JSON file. `UserError` names the file and the record that is wrong."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise UserError(f"--annotations {path}: no such file") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not COCO JSON ({error})") from None
+    return check(path, content)

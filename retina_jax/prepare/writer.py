@@ -1,0 +1,294 @@
+"""Write a detection data set: TFDS ArrayRecord shards, in parallel, resumable, whole or not at all.
+
+Shards are written beside the target, each with a note of what it was made from; once all are there
+the folder is renamed. A killed run leaves nothing that could be taken for a data set, and the same
+command takes up the shards that are whole and whose sources have not changed.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from retina_jax.data.records import (
+    VERSION,
+    Index,
+    Record,
+    data_set_directory,
+    example_of,
+    features,
+)
+from retina_jax.errors import UserError
+from retina_jax.files import atomic_write, write_json, write_text
+
+ROWS_A_SHARD = 1024
+REPORT = "prepare_report.json"
+_READERS = max(4, 2 * (os.cpu_count() or 1))
+_READ_AHEAD = 4 * _READERS
+_MOST_FAULTS = 20
+
+
+class Rows(Protocol):
+    """What makes the records of a split; read from several threads."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, row: int) -> Record:
+        """The record of a row; `UserError` where it cannot be used."""
+
+    def fingerprint(self, row: int) -> str:
+        """Changes where the record would; cheap."""
+
+
+class BusyError(UserError):
+    """Another process is writing the same data set."""
+
+
+class RecordsError(UserError):
+    """Records that cannot be used: the first is the message, ``lines`` has all that were found."""
+
+    def __init__(self, lines: Sequence[str]):
+        more = f" (and {len(lines) - 1} more, listed above)" if len(lines) > 1 else ""
+        super().__init__(lines[0] + more, lines[1:])
+        self.lines = tuple(lines)
+
+
+def write_data_set(
+    data_dir: Path,
+    name: str,
+    splits: Mapping[str, Rows],
+    class_names: Sequence[str],
+    category_ids: Sequence[int],
+    description: str,
+    advance: Callable[[int], None] = lambda rows: None,
+    found: Mapping[str, Mapping[str, int]] | None = None,
+) -> tuple[Path, dict[str, collections.Counter[str]]]:
+    """Writes ``data_dir/name/1.0.0``; returns it and what was counted in each split.
+
+    Args:
+      class_names: by label.
+      category_ids: the data set's own id of each label, for results.
+      advance: called with a number of rows whenever they are done.
+      found: what else was counted, by where; it stands in prepare_report.json beside the counts.
+
+    Raises `RecordsError` once all rows were read and some cannot be used, and `UserError` for a
+    name or folder that cannot be.
+    """
+    check_name(name)
+    directory = data_set_directory(data_dir, name)
+    partial = directory.with_name(f"incomplete.{VERSION}")
+    shape = features(class_names)
+    recipe = json.dumps([list(class_names), list(category_ids)])
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        with _alone(partial):
+            if (directory / "dataset_info.json").exists():  # another process was faster
+                shutil.rmtree(partial)
+                raise BusyError(f"{directory} is there already; another process wrote it")
+            indexes, counts, infos, faults, kept = {}, {}, [], [], set()
+            for split, rows in splits.items():
+                template = tfds.core.ShardedFileTemplate(
+                    data_dir=partial,
+                    dataset_name=name,
+                    split=split,
+                    filetype_suffix="array_record",
+                )
+                shards = _write_split(template, rows, shape, recipe, advance, faults)
+                kept |= {shard.path for shard in shards} | {_note_path(s.path) for s in shards}
+                indexes[split] = Index.of(row for shard in shards for row in shard.index)
+                counts[split] = sum((s.counts for s in shards), collections.Counter())
+                infos.append(
+                    tfds.core.SplitInfo(
+                        name=split,
+                        shard_lengths=[len(shard.index) for shard in shards],
+                        num_bytes=sum(shard.size for shard in shards),
+                        filename_template=template,
+                    )
+                )
+            if faults:
+                raise RecordsError(faults)
+            for path in set(partial.iterdir()) - kept:  # of an earlier attempt at other data
+                path.unlink()
+            _write_info(partial, name, infos, shape, category_ids, description)
+            for split, index in indexes.items():
+                index.save(partial, split)
+            report = {s: {what: n for what, n in c.items() if n} for s, c in counts.items()}
+            write_json(partial / REPORT, report | dict(found or {}))
+            for note in partial.glob("*.note"):
+                note.unlink()
+            partial.rename(directory)
+    except OSError as error:
+        raise UserError(_cannot_write(directory, error)) from None
+    except RuntimeError as error:  # array_record's own words for what the system said
+        if "write() failed" not in str(error) and "No space left" not in str(error):
+            raise
+        raise UserError(_cannot_write(directory, error)) from None
+    return directory, counts
+
+
+def check_name(name: str) -> None:
+    """`UserError` for what cannot name a data set."""
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,99}", name):
+        fix = re.sub(r"[^a-z0-9_]+", "_", name.lower()).strip("_0123456789")[:100] or "custom"
+        shown = name if len(name) <= 120 else name[:117] + "…"
+        raise UserError(
+            f"--name={shown} must be lower-case letters, digits and _, 100 at most; try "
+            f"--name={fix}"
+        )
+
+
+def _cannot_write(directory: Path, error: Exception) -> str:
+    why = getattr(error, "strerror", None) or " ".join(str(error).split())
+    full = "No space left" in why or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    if full:
+        why = "no space left on the disk"
+        return f"{directory} cannot be written ({why}); make room and run the same command again"
+    return f"{directory} cannot be written ({why}); give a folder with room that can be written"
+
+
+@contextlib.contextmanager
+def _alone(partial: Path) -> Iterator[None]:
+    """One process at a time writes there."""
+    with (partial.parent / f".{partial.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BusyError(f"{partial} is being written by another process; wait for it") from None
+        yield
+        Path(lock.name).unlink()
+
+
+class _Shard:
+    """One file of records, its rows' index and what was counted in them."""
+
+    def __init__(self, path: Path, size: int, index: list, counts: Mapping[str, int]):
+        self.path = path
+        self.size = size
+        self.index = [tuple(row) for row in index]
+        self.counts = collections.Counter(counts)
+
+    def write_note(self, fingerprint: str) -> None:
+        """Last of all: it says that the shard is whole, and what it was made from."""
+        content = [fingerprint, self.size, self.index, self.counts]
+        write_text(_note_path(self.path), json.dumps(content))
+
+    @classmethod
+    def whole(cls, path: Path, fingerprint: str) -> _Shard | None:
+        """The shard that an earlier run left, if it is whole and of the same sources."""
+        try:
+            known, size, index, counts = json.loads(_note_path(path).read_text())
+            if known == fingerprint and path.stat().st_size == size:
+                return cls(path, size, index, counts)
+        except (OSError, ValueError):
+            pass
+        return None
+
+
+def _note_path(path: Path) -> Path:
+    return path.with_name(path.name + ".note")
+
+
+def _write_split(template, rows: Rows, shape, recipe: str, advance, faults: list[str]):
+    """The shards of a split; rows that cannot be used add their message to ``faults``."""
+    starts = range(0, max(len(rows), 1), ROWS_A_SHARD)
+    shards = []
+    with ThreadPoolExecutor(_READERS) as threads:
+        for number, start in enumerate(starts):
+            members = range(start, min(start + ROWS_A_SHARD, len(rows)))
+            path = Path(template.sharded_filepath(shard_index=number, num_shards=len(starts)))
+            sources = [recipe, *map(rows.fingerprint, members)]
+            fingerprint = hashlib.sha256("\n".join(sources).encode()).hexdigest()
+            shard = _Shard.whole(path, fingerprint)
+            if shard:
+                advance(len(members))
+            else:
+                _note_path(path).unlink(missing_ok=True)
+                records = _read_ahead(threads, rows, members, faults)
+                shard = _write_shard(path, records, shape, advance)
+                if len(shard.index) == len(members):
+                    shard.write_note(fingerprint)
+            shards.append(shard)
+            if len(faults) >= _MOST_FAULTS:
+                break
+    return shards
+
+
+def _read_ahead(
+    threads: ThreadPoolExecutor, rows: Rows, members: range, faults: list[str]
+) -> Iterator[Record]:
+    """Records in order, a bounded number of them under way."""
+    pending: collections.deque = collections.deque()
+    waiting = iter(members)
+    try:
+        while True:
+            for row in waiting:
+                pending.append(threads.submit(rows.read, row))
+                if len(pending) > _READ_AHEAD:
+                    break
+            if not pending or len(faults) >= _MOST_FAULTS:
+                return
+            try:
+                yield pending.popleft().result()
+            except UserError as error:
+                faults.append(str(error))
+    finally:
+        for future in pending:
+            future.cancel()
+
+
+def _write_shard(path: Path, records: Iterator[Record], shape, advance) -> _Shard:
+    index, counts = [], collections.Counter()
+    with atomic_write(path) as temporary:
+        writer = ArrayRecordWriter(str(temporary), "group_size:1")
+        try:
+            for record in records:
+                writer.write(shape.serialize_example(shape.encode_example(example_of(record))))
+                boxes = len(record.boxes)
+                index.append(
+                    (record.image_id, record.height, record.width, boxes, record.file_name)
+                )
+                counts += record.counts
+                advance(1)
+        finally:
+            writer.close()
+    return _Shard(path, path.stat().st_size, index, counts)
+
+
+def _write_info(directory: Path, name, infos, shape, category_ids, description) -> None:
+    """TFDS's own description of the data set: any of its readers can open it."""
+
+    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version(VERSION)
+
+        def _info(self):
+            return tfds.core.DatasetInfo(
+                builder=self,
+                description=description,
+                features=shape,
+                metadata=tfds.core.MetadataDict({"category_ids": list(map(int, category_ids))}),
+                disable_shuffling=True,
+            )
+
+        def _split_generators(self, dl_manager):
+            raise NotImplementedError  # the shards are there
+
+        _generate_examples = _split_generators
+
+    Builder.name = name
+    builder = Builder(data_dir=directory.parent.parent, file_format="array_record")
+    builder.info.set_splits(tfds.core.SplitDict(infos))
+    builder.info.write_to_directory(str(directory))

@@ -1,0 +1,88 @@
+"""What long work says as it goes: lines, notes, and a progress bar."""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+
+class Reporter:
+    """Where long work reports to: a console, or nowhere."""
+
+    def __init__(self, console: Console | None = None):
+        self._console = console or Console(quiet=True)
+
+    @classmethod
+    def on_stderr(cls) -> Reporter:
+        """Reports to people; stdout stays free for results."""
+        return cls(Console(stderr=True, highlight=False, soft_wrap=True))
+
+    def say(self, line: str) -> None:
+        self._console.print(line, markup=False)
+
+    def note(self, line: str, label: str = "note") -> None:
+        """A line that deserves attention."""
+        self._console.print(f"[yellow]{label}:[/] {escape(line)}")
+
+    def progress(self, title: str, total: int, done: int = 0) -> ProgressBar:
+        return ProgressBar(self._console, title, total, done)
+
+
+class ProgressBar:
+    """A bar with rate and time left on a terminal; elsewhere at most a line a minute."""
+
+    QUIET_SECONDS = 60.0
+
+    def __init__(self, console: Console, title: str, total: int, done: int = 0):
+        self._console = console
+        self._title = title
+        self._total = total
+        self._first = self._done = done
+        self._started = self._spoken = time.monotonic()
+        self._bar = None
+        if console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[note]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=console,
+                transient=True,
+            )
+            self._task = self._bar.add_task(title, total=total, completed=done, note="")
+
+    def __enter__(self) -> ProgressBar:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def advance(self, note: str | None = None, by: int = 1) -> None:
+        """``by`` more are done; ``note`` stays beside the bar until the next."""
+        self._done += by
+        if self._bar:
+            fields = {} if note is None else {"note": note}
+            self._bar.update(self._task, completed=self._done, **fields)
+        elif note and time.monotonic() - self._spoken > self.QUIET_SECONDS:
+            self._spoken = time.monotonic()
+            rate = (self._done - self._first) / (self._spoken - self._started)
+            left = (self._total - self._done) / rate if rate else 0.0
+            self._console.print(
+                f"{self._title} {self._done}/{self._total} {note} {left / 60:.0f} min left"
+            )

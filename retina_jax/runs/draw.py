@@ -1,0 +1,44 @@
+"""A sheet of pictures of a run's evaluation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from retina_jax.data.data_set import open_split
+from retina_jax.errors import UserError
+from retina_jax.evaluation.pictures import draw_split
+from retina_jax.prepare.shapes import open_data_set
+from retina_jax.training.workdir import read_config
+
+
+def draw(
+    workdir: Path,
+    step: int | None = None,
+    count: int = 12,
+    least_score: float = 0.4,
+    out: Path | None = None,
+) -> Path:
+    """Draws ground truth beside detections of a step (None: the last that was evaluated).
+
+    ``count`` images, detections of ``least_score`` or more, to ``out`` (None: detections.png of the
+    evaluation). Raises `UserError` where nothing was evaluated.
+    """
+    if count < 1:
+        raise UserError(f"--count={count} must be 1 or more")
+    config = read_config(workdir)
+    evaluations = [p.parent for p in workdir.glob("eval/*/detections.json")]
+    by_step = {int(folder.name): folder for folder in evaluations if folder.name.isdigit()}
+    if not by_step or (step is not None and step not in by_step):
+        which = "" if step is None else f" of step {step}"
+        there = f"; there are {', '.join(map(str, sorted(by_step)))}" if by_step else ""
+        raise UserError(
+            f"{workdir} holds no evaluation{which}{there}; run the evaluate command there first"
+        )
+    evaluation = by_step[max(by_step) if step is None else step]
+    directory = open_data_set(config.data.dir, config.data.name)
+    split = open_split(directory, config.data.eval_split, config.data.labels)
+    detections = json.loads((evaluation / "detections.json").read_text())
+    path = out or evaluation / "detections.png"
+    draw_split(split, detections, path, count, least_score)
+    return path

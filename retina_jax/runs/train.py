@@ -1,0 +1,174 @@
+"""A training run: opened, resumed or begun, trained, evaluated on the way."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from retina_jax import parallel
+from retina_jax.config import notices
+from retina_jax.data.data_set import Split, open_split
+from retina_jax.data.loader import TrainLoader
+from retina_jax.doctor.examine import short_form
+from retina_jax.errors import UserError
+from retina_jax.evaluation.loop import Evaluator
+from retina_jax.interop.graft import graft
+from retina_jax.interop.start import start_from
+from retina_jax.models import retinanet
+from retina_jax.prepare.shapes import open_data_set
+from retina_jax.progress import Reporter
+from retina_jax.runs.evaluate import evaluate_variables
+from retina_jax.runs.weights import read_source
+from retina_jax.training.checkpoint import Checkpoints
+from retina_jax.training.curves import draw_curves
+from retina_jax.training.loop import TrainingLoop
+from retina_jax.training.optimizer import build_optimizer, learning_rate_schedule
+from retina_jax.training.step import init_state, make_train_step
+from retina_jax.training.stop import StopRequest
+from retina_jax.training.workdir import open_workdir, write_config
+from retina_jax.types import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingResult:
+    """What a call of `train` came to."""
+
+    folder: Path
+    metrics: dict[str, Any] | None = None
+    """COCO's metrics of the last evaluation; None where a signal stopped the run."""
+    signal: signal.Signals | None = None
+    """What stopped the run; it is saved and resumes."""
+    evaluation: Path | None = None
+    """Folder of the last evaluation."""
+    curves: Path | None = None
+    """The plot of the run."""
+
+
+def train(
+    config: ml_collections.ConfigDict, workdir: str | Path, report: Reporter | None = None
+) -> TrainingResult:
+    """Trains to ``train.steps`` in ``workdir``, evaluating on the way; resumes what is there.
+
+    Raises `UserError` for what the user can mend, before the step is compiled, and
+    `NonFiniteLossError` for a loss that is not finite.
+    """
+    report = report or Reporter()
+    devices = parallel.Devices.local()
+    devices.check_batch(config.train.batch_size, "train.batch_size")
+    devices.check_batch(config.eval.batch_size, "eval.batch_size")
+    directory = open_data_set(config.data.dir, config.data.name)
+    train_split = open_split(directory, config.data.train_split, config.data.labels)
+    eval_split = open_split(directory, config.data.eval_split, config.data.labels)
+    loader = TrainLoader(train_split, config, parallel.process_index(), parallel.process_count())
+    findings = short_form(train_split, eval_split, config)
+    if findings and findings[0].level == "error":
+        raise UserError(f"{findings[0].message} (the doctor command shows more)")
+    model = retinanet.build(config, len(train_split.class_names), parallel.AXIS)
+    evaluator = Evaluator(model, eval_split, config, devices)
+    optimizer = build_optimizer(config)
+
+    folder, changed = open_workdir(workdir, config)
+    checkpoints = Checkpoints(folder, config.train.keep_checkpoints)
+    latest_step = checkpoints.latest_step()
+    first_step = latest_step or 0
+    if first_step > config.train.steps:
+        raise UserError(
+            f"--workdir={workdir} is trained to step {first_step} already, beyond "
+            f"config.train.steps={config.train.steps}; set --config.train.steps={first_step} or "
+            "more, or give another --workdir"
+        )
+    state = init_state(model, optimizer, config)
+    if latest_step is not None:
+        state = _restore(state, checkpoints, latest_step, folder, report)
+    elif config.model.init_from:
+        state = _start_from(state, config, train_split, report)
+    classes = {
+        "class_names": train_split.class_names,
+        "category_ids": train_split.category_ids,
+    }
+    write_config(folder, config, classes)
+    _introduce(config, folder, devices, loader, train_split, eval_split, state, report)
+    for line in [*notices(config), *(f.message for f in findings if f.level == "warning")]:
+        report.note(line)
+    if first_step:
+        report.say(f"resuming from step {first_step} of {config.train.steps}")
+        for line in changed:
+            report.note(line, label="changed since the last run")
+
+    with StopRequest() as stop:
+
+        def evaluate(state: TrainState, step: int) -> dict[str, Any] | None:
+            variables = {"params": state.params, "batch_stats": state.batch_stats}
+            target = folder / "eval" / str(step)
+            return evaluate_variables(evaluator, variables, step, target, stop, report)
+
+        loop = TrainingLoop(config, folder, devices, evaluate, checkpoints, stop, report)
+        schedule = learning_rate_schedule(config)
+        step_fn = devices.train_step(make_train_step(model, optimizer, schedule, config))
+        try:
+            metrics = loop.run(devices.replicate(state), step_fn, loader, first_step)
+        finally:
+            checkpoints.close()
+    if stop:
+        return TrainingResult(folder, signal=stop.signal)
+    evaluation = folder / "eval" / str(config.train.steps)
+    if metrics is None:  # an earlier run came to the end
+        report.say(f"already trained to step {config.train.steps}; raise --config.train.steps")
+        metrics = json.loads((evaluation / "metrics.json").read_text())
+    return TrainingResult(folder, metrics, None, evaluation, draw_curves(folder))
+
+
+def _start_from(
+    state: TrainState, config: ml_collections.ConfigDict, split: Split, report: Reporter
+) -> TrainState:
+    """``state`` with the weights of ``model.init_from``, a file or another run's workdir."""
+    source = config.model.init_from
+    weights = read_source(source, "config.model.init_from")
+    report.say(f"weights from {source} ({weights.system})")
+    fresh = {"params": state.params, "batch_stats": state.batch_stats}
+    named = f"config.model.init_from={source!r}"
+    tree = start_from(
+        weights, fresh, config, split.category_ids, named, report.say, report.note
+    )  # fmt: skip
+    return state.replace(params=tree["params"], batch_stats=tree["batch_stats"])
+
+
+def _restore(
+    state: TrainState, checkpoints: Checkpoints, step: int, folder: Path, report: Reporter
+) -> TrainState:
+    """``state`` as it was at ``step``; at step 0 its weights alone, for there was no update yet.
+
+    So a workdir that holds nothing but imported weights can be trained with any optimiser, and
+    on other classes.
+    """
+    if step:
+        return checkpoints.restore(state, step)
+    fresh = {"params": state.params, "batch_stats": state.batch_stats}
+    source = f"checkpoint of step 0 in {folder}"
+    merged, stayed = graft(fresh, checkpoints.restore_weights(0), source)
+    note = f"; fresh, as the number of classes differs: {', '.join(stayed)}" if stayed else ""
+    report.say(f"weights from the {source}{note}")
+    return state.replace(params=merged["params"], batch_stats=merged["batch_stats"])
+
+
+def _introduce(config, folder, devices, loader, train_split, eval_split, state, report) -> None:
+    parameters = sum(np.size(x) for x in jax.tree.leaves(state.params))
+    report.say(
+        f"{config.model.backbone}-FPN, {parameters / 1e6:.1f} M parameters, "
+        f"{config.train.precision} on {devices.describe()}"
+    )
+    report.say(
+        f"{len(train_split)} images to train on, {len(eval_split)} to evaluate, "
+        f"{len(train_split.class_names)} classes, {loader.padding_share:.0%} padding "
+        f"({train_split.directory})"
+    )
+    if loader.left_out:
+        report.say(f"{loader.left_out} images without a box left out (data.drop_empty)")
+    report.say(f"workdir {folder}")

@@ -1,0 +1,150 @@
+"""Weights in and out of workdirs: files of any system that `interop` reads, and other runs."""
+
+from __future__ import annotations
+
+import collections
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import ml_collections
+
+from retina_jax.config import leaves, resolve
+from retina_jax.data.data_set import data_dir, find_data_set, open_split
+from retina_jax.errors import UserError
+from retina_jax.interop.export import check_expressible, export_weights, how_to_load, note_of
+from retina_jax.interop.files import SUFFIXES, write_arrays
+from retina_jax.interop.fit import COCO_IDS, COCO_SLOTS
+from retina_jax.interop.start import start_from
+from retina_jax.interop.structure import class_outputs, flatten
+from retina_jax.interop.weights import Imported, read_weights, weights_of_run
+from retina_jax.models import retinanet
+from retina_jax.progress import Reporter
+from retina_jax.training.checkpoint import FOLDER, Checkpoints, weights_of
+from retina_jax.training.optimizer import build_optimizer
+from retina_jax.training.step import init_state
+from retina_jax.training.workdir import CONFIG, open_workdir, read_config, write_config
+
+
+def read_source(source: str, field: str) -> Imported:
+    """Weights of a file, whatever system wrote it, or of a workdir of this program.
+
+    Raises `UserError`, naming the ``field`` that says so, for what is neither, and for what cannot
+    be read.
+    """
+    path = Path(source).expanduser()
+    if (path / FOLDER).is_dir():
+        config = path / CONFIG
+        fields = leaves(json.loads(config.read_text())) if config.exists() else {}
+        return weights_of_run(weights_of(path), fields)
+    if path.is_dir() or path.suffix not in SUFFIXES:
+        raise UserError(
+            f"{field}={source!r} is not a workdir with checkpoints, nor a file of weights "
+            f"({', '.join(SUFFIXES)}); give the --workdir of a run, or a file of torchvision, "
+            "Detectron2 or this program"
+        )
+    return read_weights(path)
+
+
+def import_weights(
+    config: ml_collections.ConfigDict,
+    weights: str,
+    workdir: str | Path,
+    classes: int = 0,
+    report: Reporter | None = None,
+) -> Path:
+    """Makes a workdir with a checkpoint of step 0; returns its folder.
+
+    Args:
+      weights: a file, or the workdir of another run.
+      classes: of the network; 0: the weights' own, or the data set's for a backbone alone.
+
+    Raises `UserError` for what does not fit, with all of it.
+    """
+    report = report or Reporter()
+    if classes < 0:
+        raise UserError(f"--classes={classes} must be 1 or more")
+    folder = Path(workdir).expanduser()
+    if (folder / FOLDER).exists():
+        raise UserError(f"--workdir={folder} has checkpoints already; give another folder")
+    imported = read_source(weights, "--weights")
+    report.say(f"{imported.system}: {len(flatten(imported.tree))} arrays in {weights}")
+    if imported.ignored:
+        report.say(f"ignored, as they are no weights of the network: {_in_short(imported.ignored)}")
+    category_ids = _category_ids_of_data(config)
+    count, category_ids = _count_classes(imported, config, category_ids, weights, classes)
+    state = init_state(retinanet.build(config, count), build_optimizer(config), config)
+    fresh = {"params": state.params, "batch_stats": state.batch_stats}
+    named = f"--weights={weights}"
+    tree = start_from(imported, fresh, config, category_ids, named, report.say, report.note)
+    folder, _ = open_workdir(workdir, config)
+    state = state.replace(params=tree["params"], batch_stats=tree["batch_stats"])
+    checkpoints = Checkpoints(folder)
+    checkpoints.save(state)
+    checkpoints.wait()
+    checkpoints.close()
+    write_config(folder, config)
+    report.say(f"{config.model.backbone}-FPN of {count} classes in {folder}, step 0")
+    return folder
+
+
+def _category_ids_of_data(config: ml_collections.ConfigDict) -> tuple[int, ...]:
+    """COCO's ids of the classes of the config's data set; () where it is not there."""
+    try:
+        directory = find_data_set(data_dir(config.data.dir), config.data.name)
+        return open_split(directory, config.data.eval_split, config.data.labels).category_ids
+    except UserError:
+        return ()
+
+
+def _count_classes(
+    imported: Imported,
+    config: ml_collections.ConfigDict,
+    category_ids: tuple[int, ...],
+    weights: str,
+    classes: int,
+) -> tuple[int, tuple[int, ...]]:
+    """Classes of the network to make, and the category ids that they stand for."""
+    outputs = class_outputs(imported.tree)
+    if outputs is None:
+        count = classes or len(category_ids)
+        if not count:
+            raise UserError(
+                f"--weights={weights} is a backbone alone and config.data.name="
+                f"{config.data.name!r} is not there to count classes; set --classes=80 for example"
+            )
+        return count, category_ids
+    resolved = resolve(config)
+    if outputs % resolved.anchors_per_place:
+        raise UserError(
+            f"--weights={weights} gives {outputs} class scores per cell, no multiple of the "
+            f"{resolved.anchors_per_place} anchors of config.anchors.octaves and "
+            "config.anchors.ratios"
+        )
+    own = outputs // resolved.anchors_per_place - resolved.background_logits
+    if own == COCO_SLOTS and classes == len(COCO_IDS):
+        return len(COCO_IDS), COCO_IDS
+    if own == COCO_SLOTS and not classes and set(category_ids) == set(COCO_IDS):
+        return len(COCO_IDS), category_ids
+    return classes or own, category_ids
+
+
+def _in_short(names: Sequence[str]) -> str:
+    """Names by their last part, with how many there are of each."""
+    counts = collections.Counter(name.rsplit(".", 1)[-1] for name in names)
+    return ", ".join(f"{count} {name}" for name, count in counts.items())
+
+
+def export_run(workdir: str | Path, system: str, out: Path) -> tuple[int, list[str]]:
+    """Writes the weights of a run under the names of ``system``.
+
+    Returns the number of arrays, and the lines of Python (or of its config) that load them there.
+    Raises `UserError` for a network that the system cannot express.
+    """
+    workdir = Path(workdir).expanduser()
+    config = read_config(workdir)
+    check_expressible(config, system)
+    tree = weights_of(workdir)
+    arrays = export_weights(tree, config, system)
+    write_arrays(out, arrays, note_of(config, system))
+    return len(arrays), how_to_load(tree, config, system, str(out))

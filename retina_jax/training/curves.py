@@ -1,0 +1,50 @@
+"""The curves of a run, from the files that it leaves."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+from retina_jax.files import atomic_write
+
+
+def _or_gap(value: float | None) -> float:
+    return math.nan if value is None else value  # None: all steps since the last log were skipped
+
+
+def draw_curves(workdir: Path) -> Path | None:
+    """Losses, learning rate and AP over steps, from the files of a run; None without any."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    log = [json.loads(line) for line in lines]
+    if not log:
+        return None
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    loss, rate, precision = figure.subplots(1, 3)
+    steps = [entry["step"] for entry in log]
+    for name in ("loss", "loss_classification", "loss_box"):
+        values = [_or_gap(entry[name]) for entry in log]
+        loss.plot(steps, values, label=name)
+    loss.set(title="loss", xlabel="step", ylim=(0, None))
+    loss.legend()
+    rate.plot(steps, [_or_gap(entry["learning_rate"]) for entry in log])
+    rate.set(title="learning rate", xlabel="step", ylim=(0, None))
+    scores = [
+        json.loads(p.read_text())
+        for p in workdir.glob("eval/*/metrics.json")
+        if p.parent.name.isdigit()
+    ]
+    scores.sort(key=lambda s: s["step"])
+    for name in ("AP", "AP50", "AP75"):
+        precision.plot([s["step"] for s in scores], [s[name] for s in scores], "o-", label=name)
+    precision.set(title="validation", xlabel="step", ylim=(0, 1))
+    if scores:
+        precision.legend()
+    path = workdir / "curves.png"
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+    return path

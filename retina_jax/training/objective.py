@@ -1,0 +1,134 @@
+"""From logits, deltas and targets to the two numbers that training lowers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import ml_collections
+from jaxtyping import Float
+
+from retina_jax.config.fields import BOX_LOSSES, CLASSIFICATION_LOSSES
+from retina_jax.ops import box_losses, losses
+from retina_jax.ops.boxes import decode
+from retina_jax.types import Array, Targets
+
+
+@flax.struct.dataclass
+class ImageLosses:
+    """Sums over the anchors of each image."""
+
+    classification: Float[Array, "*n"]
+    box: Float[Array, "*n"]
+    foreground: Float[Array, "*n"]
+    """Foreground anchors."""
+    selected: Float[Array, "*n"]
+    """Anchors that OHEM chose; 0 without it."""
+
+
+def classification_function(loss: Any) -> Callable[[Array, Array], Array]:
+    """``(logits, labels) -> losses`` as the config's ``loss`` group describes it."""
+    name, fields = CLASSIFICATION_LOSSES[loss.classification]
+    return partial(getattr(losses, name), **{field: getattr(loss, field) for field in fields})
+
+
+def classification_loss(
+    logits: Float[Array, "a c"], targets: Targets, anchors: Float[Array, "a 4"], config: Any
+) -> tuple[jax.Array, jax.Array]:
+    """Of one image: loss of each anchor ``[a]``, 0 where it takes no part, and OHEM's count."""
+    loss = classification_function(config)(logits, targets.labels)
+    if config.classification != "ohem":
+        return jnp.where(targets.ignore, 0.0, loss), jnp.zeros(())
+    selected = losses.ohem_selection(
+        loss,
+        anchors,
+        targets.foreground,
+        targets.ignore,
+        config.ohem_examples,
+        config.ohem_nms_iou,
+        config.ohem_negatives,
+    )
+    return jnp.where(selected, loss, 0.0), selected.sum(dtype=jnp.float32)
+
+
+def box_loss(
+    deltas: Float[Array, "a k 4"],
+    targets: Targets,
+    anchors: Float[Array, "a 4"],
+    config: ml_collections.ConfigDict,
+) -> jax.Array:
+    """Of one image: loss of each anchor ``[a]``, 0 unless it is foreground.
+
+    ``k`` is 1, or the number of classes: then an anchor learns the box of its own class.
+    """
+    boxes_of_anchor = deltas.shape[1]
+    own = jnp.clip(targets.labels, 0, boxes_of_anchor - 1)
+    deltas = jnp.take_along_axis(deltas, own[:, None, None], axis=1)[:, 0]
+    name, compared = BOX_LOSSES[config.loss.box]
+    function = getattr(box_losses, name)
+    if compared == "boxes":
+        boxes = decode(deltas, anchors, config.coder.weights, config.coder.clamp)
+        loss = function(boxes, targets.boxes)
+    else:
+        beta = config.loss.smooth_l1_beta if config.loss.box == "smooth_l1" else 0.0
+        loss = function(deltas, targets.deltas, beta).sum(-1)
+    return jnp.where(targets.foreground, loss, 0.0)
+
+
+def image_losses(
+    logits: Float[Array, "n a c"],
+    deltas: Float[Array, "n a k 4"],
+    targets: Targets,
+    anchors: Float[Array, "a 4"],
+    config: ml_collections.ConfigDict,
+) -> ImageLosses:
+    """Both losses of each image of a batch, before any normaliser."""
+
+    def one_image(logits, deltas, targets):
+        classification, selected = classification_loss(logits, targets, anchors, config.loss)
+        box = box_loss(deltas, targets, anchors, config)
+        return ImageLosses(
+            classification=classification.sum(),
+            box=box.sum(),
+            foreground=targets.foreground.sum(dtype=jnp.float32),
+            selected=selected,
+        )
+
+    return jax.vmap(one_image)(logits, deltas, targets)
+
+
+def normalize(
+    sums: ImageLosses,
+    ema: Float[Array, ""],
+    over_devices: Callable[[Any], Any],
+    config: Any,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """This device's share of the classification and of the box loss, and the next ``ema``.
+
+    The shares add up over devices to the loss of the global batch: counts are summed first, the
+    ratio comes after. ``config`` is the ``loss`` group; its ``normalizer`` says what divides:
+
+    - "foreground": the foreground anchors of the batch, at least 1 (section 4.1);
+    - "foreground_plus_1": that many and one more (TF Model Garden);
+    - "per_image": each image by its own, at least 1, then the mean over images (torchvision);
+    - "ema": their moving average (Detectron2), which the state carries from step to step.
+
+    OHEM's classification loss is the mean over the anchors it chose, as in Fast R-CNN.
+    """
+    counts = jax.lax.stop_gradient((sums.foreground, sums.selected, jnp.ones_like(sums.box)))
+    foreground, selected, images = over_devices(jax.tree.map(jnp.sum, counts))
+    if config.normalizer == "per_image":
+        divisor = jnp.maximum(sums.foreground, 1) * images
+    elif config.normalizer == "foreground_plus_1":
+        divisor = foreground + 1
+    elif config.normalizer == "ema":
+        momentum = config.ema_momentum
+        divisor = ema = momentum * ema + (1 - momentum) * jnp.maximum(foreground, 1)
+    else:
+        divisor = jnp.maximum(foreground, 1)
+    of_classes = jnp.maximum(selected, 1) if config.classification == "ohem" else divisor
+    return (sums.classification / of_classes).sum(), (sums.box / divisor).sum(), ema

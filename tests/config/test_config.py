@@ -1,0 +1,118 @@
+"""Fields: every experiment is valid; what cannot work is refused by name."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from retina_jax.config import default_config, leaves, notices, resolve, validate
+from retina_jax.errors import UserError
+
+EXPERIMENTS = sorted((Path(__file__).parents[2] / "experiments").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
+def test_experiments_are_valid_and_say_their_command(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    validate(module.get_config())
+    assert f"--config=experiments/{path.name}" in module.__doc__
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("train.steps", 0),
+        ("train.batch_size", -8),
+        ("optimizer.learning_rate", float("nan")),
+        ("optimizer.momentum", 1.5),
+        ("loss.gamma", -1.0),
+        ("loss.alpha", 2.0),
+        ("loss.box", "giou2"),
+        ("loss.classification", "hinge"),
+        ("loss.normalizer", "none"),
+        ("loss.ohem_examples", 0),
+        ("model.frozen_stages", 6),
+        ("model.norm_momentum", 1.5),
+        ("data.pixel_order", "GBR"),
+        ("data.labels", "names"),
+        ("eval.cut_boxes", "never"),
+        ("optimizer.name", "lars"),
+        ("model.backbone", "resnet19"),
+        ("model.norm", "layer"),
+        ("model.prior", 0.0),
+        ("matching.background_iou", 0.9),
+        ("data.long_side", 100),
+        ("data.buckets", ((800, 1333),)),
+        ("data.buckets", (800, 1344)),
+        ("data.buckets", ()),
+        ("data.buckets", ((64, 64), (64, 64))),
+        ("data.std", (1.0, 0.0, 1.0)),
+        ("data.std", ("a", 1.0, 1.0)),
+        ("optimizer.decay_at", ("soon",)),
+        ("optimizer.learning_rate", float("inf")),
+        ("coder.weights", (1.0, 1.0)),
+        ("anchors.ratios", ()),
+        ("anchors.ratios", (0.0, 1.0)),
+        ("eval.engine", "mine"),
+        ("train.precision", "float16"),
+    ],
+)
+def test_impossible_values_are_refused_with_field_value_and_fix(field, value):
+    config = default_config()
+    with config.unlocked():
+        config.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError) as caught:
+        validate(config)
+    message = str(caught.value)
+    assert message.startswith(f"config.{field}={value!r} ")
+    assert "set --config." in message
+    assert "\n" not in message
+
+
+def test_fields_that_exclude_each_other():
+    config = default_config()
+    config.loss.classification, config.loss.gamma = "focal_star", 0.0
+    with pytest.raises(UserError, match=r"loss.gamma=0.0 must be above 0 for focal_star"):
+        validate(config)
+    config = default_config()
+    config.model.backbone, config.model.stride_in_1x1 = "resnet34", True
+    with pytest.raises(UserError, match=r"stride_in_1x1=True has no 1x1 to halve in"):
+        validate(config)
+
+
+def test_fixes_that_are_offered_work():
+    config = default_config()
+    config.data.buckets = ((800, 1333), (20, 33))
+    with pytest.raises(
+        UserError, match=r"set --config.data.buckets='\(\(800, 1344\), \(32, 64\)\)'"
+    ):
+        validate(config)
+
+
+def test_learning_rate_follows_the_batch():
+    config = default_config()
+    config.train.batch_size = 4
+    assert resolve(config).learning_rate == pytest.approx(0.0025)
+    assert resolve(config).anchors_per_place == 9
+
+
+def test_notices_say_what_will_surprise():
+    config = default_config()
+    config.train.steps = 500
+    config.model.frozen_stages = 2
+    text = "\n".join(notices(config))
+    assert "warmup_steps=1000" in text
+    assert "never decays" in text
+    assert "norm=frozen" in text
+    assert "frozen_stages=2 without model.init_from" in text
+
+
+def test_leaves_name_every_field():
+    names = leaves(default_config())
+    assert names["train.steps"] == 90_000
+    assert names["coder.weights"] == (1.0, 1.0, 1.0, 1.0)
+    relied_on = "seed data.dir data.name data.buckets model.init_from loss.alpha eval.every".split()
+    for field in relied_on:
+        assert field in names

@@ -1,0 +1,255 @@
+"""The whole program: it learns, resumes bit for bit, stops when told, compiles what it must."""
+
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from retina_jax import parallel
+from retina_jax.errors import RunError, UserError
+from retina_jax.evaluation import coco
+from retina_jax.jobs import evaluate, train
+from retina_jax.training.checkpoint import Checkpoints
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def two_devices(monkeypatch):
+    """Two of the eight virtual devices: more only take longer to compile for."""
+    two = parallel.Devices.local(2)
+    monkeypatch.setattr(parallel.Devices, "local", lambda: two)
+
+
+def last_state(workdir):
+    checkpoints = Checkpoints(workdir)
+    weights = checkpoints.restore_weights(checkpoints.latest_step())
+    checkpoints.close()
+    return weights
+
+
+def metrics_of(workdir, step):
+    return json.loads((workdir / "eval" / str(step) / "metrics.json").read_text())
+
+
+def test_two_steps_a_restart_and_two_more_equal_four_bit_for_bit(tiny_config, tmp_path, quiet):
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    tiny_config.optimizer.schedule = "step"  # a cosine of two steps is another schedule
+    assert train.run(tiny_config, str(whole), quiet) == 0
+    tiny_config.train.steps = 2
+    assert train.run(tiny_config, str(halves), quiet) == 0
+    tiny_config.train.steps = 4
+    assert train.run(tiny_config, str(halves), quiet) == 0
+    jax.tree.map(np.testing.assert_array_equal, last_state(whole), last_state(halves))
+    logs = [
+        [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+        for run in (whole, halves)
+    ]
+    assert len(logs[0]) == 4
+    assert logs[0] == logs[1]
+    assert metrics_of(whole, 4) == metrics_of(halves, 4)
+
+
+def test_a_run_leaves_all_that_it_promises(tiny_config, tmp_path, quiet):
+    assert train.run(tiny_config, str(tmp_path), quiet) == 0
+    entries = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [e["step"] for e in entries] == [1, 2, 3, 4]
+    for name in ("loss", "loss_classification", "loss_box", "images_per_second", "learning_rate"):
+        assert all(name in entry for entry in entries)
+    metrics = metrics_of(tmp_path, 4)
+    assert set(coco.METRICS) < set(metrics)
+    assert set(metrics["per_class"]) == {"disc", "ring", "bar", "triangle", "cross"}
+    assert metrics["images"] == 10
+    detections = json.loads((tmp_path / "eval/4/detections.json").read_text())
+    assert all(set(d) == {"image_id", "category_id", "bbox", "score"} for d in detections)
+    assert json.loads((tmp_path / "config.json").read_text())["train"]["steps"] == 4
+    assert list((tmp_path / "tensorboard").glob("events*"))
+    for picture in ("eval/4/detections.png", "curves.png"):
+        assert Image.open(tmp_path / picture).size > (300, 100)
+    # the same command on a finished run, and evaluating its checkpoint, give the same
+    assert train.run(tiny_config, str(tmp_path), quiet) == 0
+    assert metrics_of(tmp_path, 4) == metrics
+    assert evaluate.run(tiny_config, str(tmp_path), quiet) == 0
+    assert metrics_of(tmp_path, 4) == metrics
+
+
+class _Compilations(logging.Handler):
+    """Names of the programs that XLA compiles while it listens; pmap calls its own _fun."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def emit(self, record):
+        if match := re.match(r"Finished XLA compilation of (?:\w+\()?(\w+)", record.getMessage()):
+            self.names.append(match.group(1))
+
+
+@pytest.fixture
+def compilations():
+    handler = _Compilations()
+    logger = logging.getLogger("jax._src.dispatch")
+    logger.addHandler(handler)
+    with jax.log_compiles():
+        yield handler.names
+    logger.removeHandler(handler)
+
+
+@pytest.mark.parametrize("buckets", [((128, 128),), ((96, 128), (128, 96))])
+def test_one_program_a_bucket_and_no_more(two_aspects, tiny_config, tmp_path, quiet, compilations,
+                                          buckets):  # fmt: skip
+    config = tiny_config
+    config.data.dir, config.data.name = str(two_aspects), ""
+    config.data.short_side, config.data.long_side = 96, 128
+    config.data.buckets = buckets
+    config.data.max_boxes = 64
+    config.train.steps = 6
+    config.eval.every = 3
+    assert train.run(config, str(tmp_path / "run"), quiet) == 0
+    assert compilations.count("_fun") == 2 * len(buckets)  # train and predict
+
+
+@pytest.mark.slow
+def test_overfits_four_pictures(tiny_config, tmp_path, quiet):
+    from retina_jax.prepare import shapes
+
+    shapes.build(tmp_path / "data", {"train": 4, "validation": 1})
+    config = tiny_config
+    config.data.dir = str(tmp_path / "data")
+    config.data.eval_split = "train"
+    config.data.flip = False
+    config.model.width = 16
+    config.model.fpn_channels = config.model.head_channels = 32
+    config.optimizer.learning_rate = 0.2
+    config.optimizer.warmup_steps = 30
+    config.train.batch_size = 8
+    config.train.steps = 300
+    config.train.log_every = 50
+    config.train.checkpoint_every = 300
+    assert train.run(config, str(tmp_path / "run"), quiet) == 0
+    assert metrics_of(tmp_path / "run", 300)["AP"] > 0.95
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_images(tiny_config, tmp_path, quiet):
+    tiny_config.optimizer.learning_rate = 1e30
+    tiny_config.optimizer.clip_norm = 0.0
+    tiny_config.train.log_every = 4
+    with pytest.raises(RunError, match=r"step 2: loss .* on images \d+, .*no checkpoint was"):
+        train.run(tiny_config, str(tmp_path / "stop"), quiet)
+    tiny_config.train.on_nonfinite = "skip"
+    tiny_config.train.log_every = 1
+    assert train.run(tiny_config, str(tmp_path / "skip"), quiet) == 0
+    lines = (tmp_path / "skip/metrics.jsonl").read_text().splitlines()
+    entries = [json.loads(line) for line in lines]
+    assert entries[0]["loss"] > 0
+    assert [entry["loss"] for entry in entries[1:]] == [None] * 3
+    assert entries[-1]["skipped_steps"] == 3
+    assert (tmp_path / "skip/curves.png").exists()
+
+
+def test_a_checkpoint_of_another_run_is_a_mistake(tiny_config, tmp_path, quiet):
+    tiny_config.train.steps = 2
+    assert train.run(tiny_config, str(tmp_path / "run"), quiet) == 0
+    written = (tmp_path / "run/config.json").read_text()
+    tiny_config.train.steps = 1
+    with pytest.raises(UserError, match="is trained to step 2 already, beyond"):
+        train.run(tiny_config, str(tmp_path / "run"), quiet)
+    tiny_config.train.steps = 3
+    tiny_config.model.fpn_channels = 32
+    with pytest.raises(UserError, match="does not fit this config"):
+        train.run(tiny_config, str(tmp_path / "run"), quiet)
+    assert (tmp_path / "run/config.json").read_text() == written
+
+
+def test_weights_of_another_run_are_a_start(tiny_config, tmp_path, quiet):
+    tiny_config.train.steps = 1
+    assert train.run(tiny_config, str(tmp_path / "first"), quiet) == 0
+    tiny_config.model.init_from = str(tmp_path / "first")
+    tiny_config.optimizer.learning_rate = 1e-30
+    tiny_config.optimizer.weight_decay = 0.0
+    assert train.run(tiny_config, str(tmp_path / "second"), quiet) == 0
+    first, second = last_state(tmp_path / "first"), last_state(tmp_path / "second")
+    jax.tree.map(np.testing.assert_array_equal, first["params"], second["params"])
+    tiny_config.model.init_from = str(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"init_from='.*nowhere' is not a workdir"):
+        train.run(tiny_config, str(tmp_path / "third"), quiet)
+
+
+def started(tmp_path, shapes_dir, steps, workers=0):
+    flags = {
+        "data.num_workers": workers,
+        "data.dir": shapes_dir, "model.width": 8, "model.fpn_channels": 16,
+        "model.head_channels": 16, "train.steps": steps, "train.log_every": 1,
+        "train.checkpoint_every": 3, "eval.every": 0, "eval.pictures": 0,
+    }  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, "-m", "retina_jax.main", "--config=experiments/shapes.py",
+         f"--workdir={tmp_path}/run", *(f"--config.{k}={v}" for k, v in flags.items())],
+        cwd=REPOSITORY,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # a process group of its own, as a terminal gives
+        env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"},
+    )  # fmt: skip
+
+
+def wait_for_steps(tmp_path, process, count):
+    log = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 240
+    while not (log.exists() and len(log.read_text().splitlines()) >= count):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline, "no steps in four minutes"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "workers"), [(signal.SIGTERM, 143, 0), (signal.SIGINT, 130, 2)]
+)
+def test_told_to_stop_it_saves_and_says_so(tmp_path, shapes_dir, number, code, workers):
+    process = started(tmp_path, shapes_dir, steps=10**6, workers=workers)
+    wait_for_steps(tmp_path, process, 2)
+    if workers:  # Ctrl-C reaches the workers too
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == code, said
+    assert f"stopped by {signal.Signals(number).name}: saved in" in said
+    assert "Traceback" not in said
+    logged = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    checkpoints = Checkpoints(tmp_path / "run")
+    assert checkpoints.latest_step() == json.loads(logged[-1])["step"]
+    checkpoints.close()
+
+
+def test_killed_it_goes_on_from_the_last_checkpoint(tmp_path, shapes_dir):
+    process = started(tmp_path, shapes_dir, steps=10**6)
+    wait_for_steps(tmp_path, process, 5)
+    deadline = time.monotonic() + 60
+    while not any(p.name.isdigit() for p in (tmp_path / "run/checkpoints").iterdir()):
+        assert time.monotonic() < deadline, "no whole checkpoint in a minute"
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+    with (tmp_path / "run/metrics.jsonl").open("a") as log:
+        log.write('{"step": 1, "lo')  # a line that the kill cut short
+    checkpoints = Checkpoints(tmp_path / "run")
+    step = checkpoints.latest_step()
+    checkpoints.close()
+    assert step >= 3
+    process = started(tmp_path, shapes_dir, steps=step + 2)
+    _, said = process.communicate(timeout=240)
+    assert process.returncode == 0, said
+    assert f"resuming from step {step} of {step + 2}" in said
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, step + 3))

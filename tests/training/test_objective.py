@@ -1,0 +1,106 @@
+"""The two losses of a batch: normalisers by hand, classes' own boxes, decoded boxes, OHEM."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from retina_jax.config import default_config
+from retina_jax.ops.boxes import encode
+from retina_jax.ops.losses import sigmoid_cross_entropy
+from retina_jax.training import objective
+from retina_jax.types import Targets
+
+ANCHORS = np.array([[0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10], [60, 0, 70, 10]], np.float32)
+BOXES = ANCHORS + np.array([1, 1, 2, 2], np.float32)
+
+
+def targets(labels, ignore=()):
+    labels = np.array(labels)
+    foreground = labels >= 0
+    boxes = np.where(foreground[:, None], BOXES, ANCHORS)
+    return Targets(
+        labels=labels,
+        boxes=boxes,
+        deltas=np.asarray(encode(boxes, ANCHORS)),
+        foreground=foreground,
+        ignore=np.isin(np.arange(4), ignore),
+    )
+
+
+def sums(classification, box, foreground, selected=(0, 0)):
+    return objective.ImageLosses(*(jnp.array(x, jnp.float32) for x in
+                                   (classification, box, foreground, selected)))  # fmt: skip
+
+
+def shares(normalizer, foreground, **loss):
+    config = default_config().loss
+    config.update({"normalizer": normalizer, **loss})
+    given = sums([6.0, 2.0], [3.0, 0.0], foreground, (4, 2))
+    parts = objective.normalize(given, jnp.array(100.0), lambda x: x, config)
+    return tuple(float(x) for x in parts)
+
+
+def test_normalisers_by_hand():
+    assert shares("foreground", (3, 1)) == pytest.approx((8 / 4, 3 / 4, 100))
+    assert shares("foreground", (0, 0)) == pytest.approx((8, 3, 100))
+    assert shares("foreground_plus_1", (3, 1)) == pytest.approx((8 / 5, 3 / 5, 100))
+    # each image by its own, at least 1, then the mean of both
+    assert shares("per_image", (3, 0)) == pytest.approx(((6 / 3 + 2) / 2, (3 / 3) / 2, 100))
+    # 0.9 · 100 + 0.1 · 4
+    assert shares("ema", (3, 1)) == pytest.approx((8 / 90.4, 3 / 90.4, 90.4), rel=1e-6)
+    assert shares("ema", (0, 0))[2] == pytest.approx(90.1)
+
+
+def test_ohems_classes_are_divided_by_what_it_chose():
+    assert shares("foreground", (3, 1), classification="ohem") == pytest.approx((8 / 6, 3 / 4, 100))
+
+
+def test_ignored_anchors_and_background_boxes_take_no_part():
+    config = default_config()
+    config.loss.classification = "cross_entropy"
+    logits = jnp.zeros((1, 4, 2))
+    deltas = jnp.ones((1, 4, 1, 4))
+    batched = jax.tree.map(lambda x: x[None], targets([0, -1, -1, -1], ignore=[3]))
+    found = objective.image_losses(logits, deltas, batched, ANCHORS, config)
+    assert float(found.classification[0]) == pytest.approx(3 * 2 * np.log(2))
+    assert float(found.foreground[0]) == 1
+
+    def box_sum(d):
+        return objective.image_losses(logits, d, batched, ANCHORS, config).box.sum()
+
+    gradient = jax.grad(box_sum)(deltas)[0]
+    assert (gradient[0] != 0).any()
+    assert (gradient[1:] == 0).all()
+
+
+@pytest.mark.parametrize("kind", ["smooth_l1", "l1", "giou", "diou", "ciou"])
+def test_a_perfect_box_costs_nothing(kind):
+    config = default_config()
+    config.loss.box = kind
+    truth = targets([0, 1, -1, -1])
+    loss = objective.box_loss(jnp.asarray(truth.deltas)[:, None], truth, ANCHORS, config)
+    np.testing.assert_allclose(loss, 0, atol=1e-5)
+    off = objective.box_loss(jnp.asarray(truth.deltas)[:, None] + 0.3, truth, ANCHORS, config)
+    np.testing.assert_array_equal(np.asarray(off) > 0.01, truth.foreground)
+
+
+def test_with_a_box_for_each_class_an_anchor_learns_its_own():
+    config = default_config()
+    truth = targets([2, -1, 0, -1])
+    deltas = jnp.zeros((4, 3, 4))
+    gradient = jax.grad(lambda d: objective.box_loss(d, truth, ANCHORS, config).sum())(deltas)
+    touched = {(int(a), int(k)) for a, k, _ in np.argwhere(np.asarray(gradient) != 0)}
+    assert touched == {(0, 2), (2, 0)}
+
+
+def test_ohem_trains_the_anchors_it_chose():
+    config = default_config()
+    config.loss.classification = "ohem"
+    config.loss.ohem_examples = 2
+    logits = jnp.array([[0.0], [3.0], [1.0], [9.0]])
+    truth = targets([0, -1, -1, -1], ignore=[3])
+    loss, count = objective.classification_loss(logits, truth, ANCHORS, config.loss)
+    plain = sigmoid_cross_entropy(logits, truth.labels)
+    np.testing.assert_allclose(loss, [0, plain[1], plain[2], 0], rtol=1e-6)
+    assert float(count) == 2
