@@ -72,7 +72,10 @@ class Candidates:
 
 @flax.struct.dataclass
 class Detections:
-    """What remains of one image after NMS, best first (NumPy, on the host)."""
+    """What remains of one image after NMS, best first (NumPy, on the host).
+
+    From `evaluation.detect` on, boxes are in pixels of the original image.
+    """
 
     boxes: Float[np.ndarray, "k 4"]
     scores: Float[np.ndarray, "k"]

@@ -18,7 +18,7 @@ from retina_jax.data.data_set import Split, open_split
 from retina_jax.data.loader import TrainLoader
 from retina_jax.doctor.examine import short_form
 from retina_jax.errors import UserError
-from retina_jax.evaluation.loop import Evaluator
+from retina_jax.evaluation.evaluator import Evaluator
 from retina_jax.interop.graft import graft
 from retina_jax.interop.start import start_from
 from retina_jax.models import retinanet
@@ -30,7 +30,7 @@ from retina_jax.training.checkpoint import Checkpoints
 from retina_jax.training.curves import draw_curves
 from retina_jax.training.loop import TrainingLoop
 from retina_jax.training.optimizer import build_optimizer, learning_rate_schedule
-from retina_jax.training.step import init_state, make_train_step
+from retina_jax.training.step import init_state, make_train_step, state_shapes
 from retina_jax.training.stop import StopRequest
 from retina_jax.training.workdir import open_workdir, write_config
 from retina_jax.types import TrainState
@@ -84,10 +84,13 @@ def train(
             f"config.train.steps={config.train.steps}; set --config.train.steps={first_step} or "
             "more, or give another --workdir"
         )
-    state = init_state(model, optimizer, config)
-    if latest_step is not None:
-        state = _restore(state, checkpoints, latest_step, folder, report)
-    elif config.model.init_from:
+    if latest_step:
+        state = checkpoints.restore(state_shapes(model, optimizer, config), latest_step)
+    else:
+        state = init_state(model, optimizer, config)
+    if latest_step == 0:
+        state = _start_from_step_0(state, checkpoints, folder, report)
+    elif latest_step is None and config.model.init_from:
         state = _start_from(state, config, train_split, report)
     classes = {
         "class_names": train_split.class_names,
@@ -140,16 +143,14 @@ def _start_from(
     return state.replace(params=tree["params"], batch_stats=tree["batch_stats"])
 
 
-def _restore(
-    state: TrainState, checkpoints: Checkpoints, step: int, folder: Path, report: Reporter
+def _start_from_step_0(
+    state: TrainState, checkpoints: Checkpoints, folder: Path, report: Reporter
 ) -> TrainState:
-    """``state`` as it was at ``step``; at step 0 its weights alone, for there was no update yet.
+    """``state`` with the weights of a checkpoint of step 0, for there was no update yet.
 
-    So a workdir that holds nothing but imported weights can be trained with any optimiser, and
-    on other classes.
+    So a workdir that holds only imported weights can be trained with any optimiser, and on other
+    classes.
     """
-    if step:
-        return checkpoints.restore(state, step)
     fresh = {"params": state.params, "batch_stats": state.batch_stats}
     source = f"checkpoint of step 0 in {folder}"
     merged, stayed = graft(fresh, checkpoints.restore_weights(0), source)
