@@ -161,7 +161,8 @@ def open_split(directory: Path, split: str, labels: str = "dense") -> Split:
         )
     if split not in builder.info.splits:
         raise UserError(
-            f"{directory} has no split {split!r}; it has {', '.join(builder.info.splits)}"
+            f"{directory} has no split {split!r}; it has {', '.join(builder.info.splits)}; set "
+            "--config.data.train_split or --config.data.eval_split to one of them"
         )
     if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
         raise UserError(

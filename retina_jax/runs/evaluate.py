@@ -69,7 +69,8 @@ def evaluate(
     report.say(f"evaluating step {step} of {folder} on {len(split)} images ({directory})")
     variables = devices.replicate(variables)
     target = folder / "eval" / f"{step}{_of_other_data(folder, config, split)}"
-    with StopRequest() as stop:
+    advice = f"lower --config.eval.batch_size={config.eval.batch_size}"
+    with StopRequest() as stop, parallel.memory_named(advice):
         metrics = evaluate_variables(evaluator, variables, step, target, stop, report)
     checkpoints.close()
     return EvaluationResult(target, metrics, stop.signal)

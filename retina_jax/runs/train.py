@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import json
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +17,11 @@ import numpy as np
 
 from retina_jax import parallel
 from retina_jax.config import notices
+from retina_jax.config.shell import field_flag
 from retina_jax.data.data_set import Split, open_split
 from retina_jax.data.loader import TrainLoader
 from retina_jax.doctor.examine import short_form
-from retina_jax.errors import UserError
+from retina_jax.errors import RunError, UserError
 from retina_jax.evaluation.evaluator import Evaluator
 from retina_jax.interop.graft import graft
 from retina_jax.interop.start import start_from
@@ -115,10 +119,11 @@ def train(
         loop = TrainingLoop(config, folder, devices, evaluate, checkpoints, stop, report)
         schedule = learning_rate_schedule(config)
         step_fn = devices.train_step(make_train_step(model, optimizer, schedule, config))
-        try:
-            metrics = loop.run(devices.replicate(state), step_fn, loader, first_step)
-        finally:
-            checkpoints.close()
+        with _faults_named(config, folder):
+            try:
+                metrics = loop.run(devices.replicate(state), step_fn, loader, first_step)
+            finally:
+                checkpoints.close()
     if stop:
         return TrainingResult(folder, signal=stop.signal)
     evaluation = folder / "eval" / str(config.train.steps)
@@ -126,6 +131,25 @@ def train(
         report.say(f"already trained to step {config.train.steps}; raise --config.train.steps")
         metrics = json.loads((evaluation / "metrics.json").read_text())
     return TrainingResult(folder, metrics, None, evaluation, draw_curves(folder))
+
+
+@contextlib.contextmanager
+def _faults_named(config: ml_collections.ConfigDict, folder: Path) -> Iterator[None]:
+    """A full disk and a lack of device memory, with the fields or the folder to change."""
+    advice = (
+        f"lower --config.train.batch_size={config.train.batch_size} or "
+        f"{field_flag('data.short_side', config.data.short_side)}"
+    )
+    try:
+        with parallel.memory_named(advice):
+            yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise RunError(
+            f"the disk of --workdir={folder} is full; the last whole checkpoint is kept: free some "
+            "space and run the same command again"
+        ) from error
 
 
 def _start_from(

@@ -34,9 +34,10 @@ def test_the_index_has_what_the_records_have(two_aspects, labels):
         assert indexed.image == b""
         for field in ("image_id", "boxes", "labels", "is_crowd", "areas"):
             np.testing.assert_array_equal(getattr(indexed, field), getattr(record, field))
-            assert np.asarray(getattr(indexed, field)).dtype == np.asarray(
-                getattr(record, field)
-            ).dtype
+            assert (
+                np.asarray(getattr(indexed, field)).dtype
+                == np.asarray(getattr(record, field)).dtype
+            )
     assert coco.ground_truth(unread) == coco.ground_truth(split)
 
 
