@@ -1,4 +1,4 @@
-"""The modules whose shapes tests check on every call; `test_shapes_are_checked.py` sees each raise."""
+"""Modules whose shapes are checked on every call; `test_shapes_are_checked.py` sees each raise."""
 
 PURE = (
     *(f"retina_jax.ops.{name}" for name in (

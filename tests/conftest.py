@@ -17,8 +17,8 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 ).strip()
 
-from checked_modules import PURE  # noqa: E402
-from jaxtyping import install_import_hook  # noqa: E402
+from checked_modules import PURE
+from jaxtyping import install_import_hook
 
 install_import_hook(PURE, "beartype.beartype")
 

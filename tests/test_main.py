@@ -1,5 +1,6 @@
 """The command line as a user meets it: which command runs, its help, its one-line errors."""
 
+import contextlib
 import importlib
 import os
 import subprocess
@@ -69,7 +70,7 @@ def test_the_command_is_the_first_word_or_the_mode(argv, command, arguments):
 
 @pytest.mark.parametrize("argv", [["fly"], ["--mode=fly"], ["--mode", "fly"], ["--mode"]])
 def test_an_unknown_command_names_those_there_are(argv):
-    with pytest.raises(UserError, match="is no command; there are train, evaluate, .*import-weigh"):
+    with pytest.raises(UserError, match=r"is no command; there are train, .*, import-weights"):
         read_command(argv)
 
 
@@ -125,10 +126,8 @@ def test_help_lists_every_command(capsys):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_every_command_names_its_flags(command, capsys):
     spelt = command.replace("_", "-")
-    try:
+    with contextlib.suppress(SystemExit):  # argparse's own
         assert main(["retina-jax", spelt, "--help"]) == 0
-    except SystemExit as end:  # argparse's own
-        assert end.code == 0
     shown = capsys.readouterr()
     assert shown.err == ""
     assert f"retina-jax {spelt} " in shown.out
