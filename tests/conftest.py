@@ -6,22 +6,20 @@ import sys
 import tempfile
 from pathlib import Path
 
-# before JAX is imported; programs that several tests and their subprocesses share compile once
-_COMPILED = tempfile.TemporaryDirectory(prefix="retina_jax_tests_")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "1"
+# Set before JAX is imported. Workers of pytest-xdist and every subprocess inherit the folder from
+# the first process, so a program that several of them run is compiled once.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _COMPILED = tempfile.TemporaryDirectory(prefix="retina_jax_tests_")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 ).strip()
 
-from jaxtyping import install_import_hook  # noqa: E402
+from checked_modules import PURE
+from jaxtyping import install_import_hook
 
-PURE = (
-    *(f"retina_jax.ops.{name}" for name in (
-        "anchors", "boxes", "box_losses", "losses", "matching", "postprocess", "targets")),
-    "retina_jax.training.objective",
-)  # fmt: skip
-"""Modules whose shapes are checked on every call; `test_shapes_are_checked.py` sees each raise."""
 install_import_hook(PURE, "beartype.beartype")
 
 import hypothesis  # noqa: E402
@@ -35,6 +33,23 @@ SHARED = REPOSITORY.parent / "shared"
 # the first example of a jitted property compiles; speed is the benchmarks' business
 hypothesis.settings.register_profile("ci", deadline=None, max_examples=40, derandomize=True)
 hypothesis.settings.load_profile("ci")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Compiles in full for tests marked ``optimized``, else quickly; before any fixture is made.
+
+    Most tests compile for longer than they run. The option is not part of jit's key, so programs
+    of the other mode are dropped; it is part of the key of the compilation cache on disk.
+    Subprocesses inherit the variable.
+    """
+    quick = "0" if item.get_closest_marker("optimized") else "1"
+    if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] != quick:
+        import jax
+
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = quick
+        jax.config.update("jax_disable_most_optimizations", quick == "1")
+        jax.clear_caches()
 
 
 @pytest.fixture(autouse=True)
@@ -81,13 +96,12 @@ def shapes_dir(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def tiny_config(shapes_dir):
+def tiny(data_dir):
     """The shapes experiment cut to seconds: a quarter of the width, four images a step."""
     from experiments.shapes import get_config
 
     config = get_config()
-    config.data.dir = str(shapes_dir)
+    config.data.dir = str(data_dir)
     config.model.width = 8
     config.model.fpn_channels = config.model.head_channels = 16
     config.model.head_convs = 1
@@ -99,6 +113,23 @@ def tiny_config(shapes_dir):
     config.eval.pictures = 2
     config.optimizer.warmup_steps = 0
     return config
+
+
+@pytest.fixture
+def tiny_config(shapes_dir):
+    return tiny(shapes_dir)
+
+
+@pytest.fixture(scope="session")
+def finished_run(shapes_dir, tmp_path_factory):
+    """The workdir of four steps of ``tiny_config`` on two devices; tests only read it."""
+    from retina_jax import parallel
+    from retina_jax.runs.train import train
+
+    two = parallel.Devices.local(2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parallel.Devices, "local", lambda: two)
+        return train(tiny(shapes_dir), tmp_path_factory.mktemp("finished") / "run").folder
 
 
 @pytest.fixture

@@ -1,24 +1,195 @@
-"""The program as a user meets it: its errors are one line and exit with 2."""
+"""The command line as a user meets it: which command runs, its help, its one-line errors."""
 
+import contextlib
+import importlib
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
 
+from retina_jax import main as command_line
+from retina_jax.errors import MISTAKE, NonFiniteLossError, RunError, UserError
+from retina_jax.main import BROKEN_PIPE, COMMANDS, main, read_command
+
 REPOSITORY = Path(__file__).parent.parent
-SHAPES = "--config=experiments/shapes.py"
+SHAPES = f"--config={REPOSITORY}/experiments/shapes.py"
+HEAVY = ("jax", "numpy", "cv2", "flax", "grain", "orbax", "matplotlib", "PIL", "rich", "torch")
 
 
-def program(*arguments, cwd=REPOSITORY):
-    return subprocess.run(
-        [sys.executable, "-m", "retina_jax.main", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"},  # one device, as at home
+@pytest.fixture
+def run(capsys):
+    """Runs a command in this process: its exit code, and its lines on stderr."""
+
+    def run(*arguments):
+        code = main(["retina-jax", *map(str, arguments)])
+        return code, capsys.readouterr().err.splitlines()
+
+    return run
+
+
+@pytest.fixture
+def job(monkeypatch):
+    """Stands in for every command: its arguments, and what it does."""
+    made = types.SimpleNamespace(calls=[], action=lambda: 0)
+
+    def import_module(name):
+        def main(arguments):
+            made.calls.append((name, arguments))
+            return made.action()
+
+        return types.SimpleNamespace(main=main)
+
+    monkeypatch.setattr(command_line, "importlib", types.SimpleNamespace(
+        import_module=import_module))  # fmt: skip
+    return made
+
+
+@pytest.mark.parametrize(
+    ("argv", "command", "arguments"),
+    [
+        (["train", "--workdir=w"], "train", ["--workdir=w"]),
+        (["import-weights", "--out=w"], "import_weights", ["--out=w"]),
+        (["import_weights", "--out=w"], "import_weights", ["--out=w"]),
+        (["--workdir=w"], "train", ["--workdir=w"]),
+        (["--workdir=w", "--mode=evaluate"], "evaluate", ["--workdir=w"]),
+        (["--mode", "evaluate", "--workdir=w"], "evaluate", ["--workdir=w"]),
+        (["-mode=export-weights", "--to=x"], "export_weights", ["--to=x"]),
+        (["--config=a", "--help"], "train", ["--config=a", "--help"]),
+        (["draw", "--mode=x"], "draw", ["--mode=x"]),
+        (["--help"], None, ["--help"]),
+        (["-h"], None, ["-h"]),
+        ([], None, []),
+    ],
+)
+def test_the_command_is_the_first_word_or_the_mode(argv, command, arguments):
+    assert read_command(argv) == (command, arguments)
+
+
+@pytest.mark.parametrize("argv", [["fly"], ["--mode=fly"], ["--mode", "fly"], ["--mode"]])
+def test_an_unknown_command_names_those_there_are(argv):
+    with pytest.raises(UserError, match=r"is no command; there are train, .*, import-weights"):
+        read_command(argv)
+
+
+def test_a_command_runs_its_job_with_the_rest_and_gives_its_exit_code(job, run):
+    job.action = lambda: 143
+    assert run("export-weights", "--to=x") == (143, [])
+    assert job.calls == [("retina_jax.jobs.export_weights", ["--to=x"])]
+
+
+def test_every_command_has_a_job():
+    for name in COMMANDS:
+        assert callable(importlib.import_module(f"retina_jax.jobs.{name}").main)
+    jobs = {p.stem for p in (REPOSITORY / "retina_jax/jobs").glob("*.py")} - {"__init__"}
+    assert jobs == set(COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (UserError("what is wrong"), 2, "error: what is wrong"),
+        (RunError("a worker died"), 1, "stopped: a worker died"),
+        (NonFiniteLossError("step 3"), 4, "stopped: step 3"),
+        (KeyboardInterrupt(), 130, "stopped; run the same command again to continue"),
+    ],
+    ids=["mistake", "fault", "non-finite", "interrupt"],
+)
+def test_an_error_of_a_job_is_one_line_and_its_exit_code(job, run, error, code, line):
+    def fail():
+        raise error
+
+    job.action = fail
+    assert run("train") == (code, [line])
+
+
+def test_any_other_error_keeps_its_traceback(job, run):
+    def fail():
+        raise ValueError("a bug")
+
+    job.action = fail
+    with pytest.raises(ValueError, match="a bug"):
+        run("train")
+
+
+def test_help_lists_every_command(capsys):
+    assert main(["retina-jax", "--help"]) == 0
+    shown = capsys.readouterr().out
+    for name, meaning in COMMANDS.items():
+        assert f"  {name.replace('_', '-')} " in shown
+        assert meaning in shown
+    assert "usage: retina-jax COMMAND" in shown
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command_names_its_flags(command, capsys):
+    spelt = command.replace("_", "-")
+    with contextlib.suppress(SystemExit):  # argparse's own
+        assert main(["retina-jax", spelt, "--help"]) == 0
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    assert f"retina-jax {spelt} " in shown.out
+    takes_config = "fields, with their defaults" in shown.out
+    assert takes_config == (command not in ("prepare", "draw", "export_weights"))
+    own = {
+        "train": "--workdir", "evaluate": "--workdir", "draw": "--score", "ablate": "--seeds=3",
+        "import_weights": "--classes", "export_weights": "--to", "benchmark": "--runs=5",
+        "doctor": "--out=doctor", "prepare": "coco",
+    }  # fmt: skip
+    assert own[command] in shown.out
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["draw", "--help"], ["prepare", "--help"]])
+def test_help_imports_nothing_heavy(arguments):
+    check_imports(arguments)
+
+
+def check_imports(arguments):
+    """The help of a program of its own, which imports nothing heavy."""
+    code = (
+        "import sys; from retina_jax.main import main\n"
+        f"try: code = main(['retina-jax', *{arguments}])\n"
+        "except SystemExit as end: code = end.code\n"
+        "assert code == 0, code\n"
+        f"heavy = {set(HEAVY)} & set(sys.modules)\n"
+        "assert not heavy, heavy"
     )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_help_names_every_field_and_imports_nothing_heavy():
+    done = check_imports(["train", "--help"])
+    assert "--config.loss.gamma=2.0" in done.stdout
+    assert "(section" not in done.stdout.splitlines()[0]
+
+
+@pytest.mark.parametrize(("argument", "code"), [("--help", 0), ("", BROKEN_PIPE)])
+def test_a_reader_that_has_seen_enough_gets_no_traceback(argument, code):
+    """The pipe is closed before a word is written, as by ``| true``."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    script = (
+        "import sys, types; from retina_jax import main as command_line\n"
+        "job = types.SimpleNamespace(main=lambda arguments: print('x' * 2**17) or 0)\n"
+        "if not sys.argv[1]:\n"
+        "    command_line.importlib = types.SimpleNamespace(import_module=lambda name: job)\n"
+        "sys.exit(command_line.main(['retina-jax', 'train', *filter(None, sys.argv[1:])]))"
+    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", script, argument],
+            stdout=writer, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY,
+        )  # fmt: skip
+    finally:
+        os.close(writer)
+    assert done.stderr == ""
+    assert done.returncode == code
 
 
 MISTAKES = {
@@ -46,59 +217,56 @@ MISTAKES = {
     "bare word": (["train"], "'train' is not a flag"),
     "no such data": (
         ["--config.data.dir=/nowhere", "--config.data.name=coco"],
-        "-m retina_jax.main prepare coco --images IMAGES",
+        "prepare coco --images IMAGES",
     ),
 }
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes_are_one_line_that_names_the_fix(mistake, tmp_path):
+def test_mistakes_are_one_line_that_names_the_fix(mistake, tmp_path, run):
     arguments, expected = MISTAKES[mistake]
-    done = program(SHAPES, f"--workdir={tmp_path}/run", *arguments)
-    assert done.returncode == 2, done.stderr
-    (line,) = done.stderr.strip().splitlines()
+    code, lines = run(SHAPES, f"--workdir={tmp_path}/run", *arguments)
+    assert code == MISTAKE
+    (line,) = lines
     assert line.startswith("error: ")
     assert expected in line
     assert not (tmp_path / "run").exists()
 
 
-def test_missing_flags_and_files_are_named(tmp_path):
-    assert "--config is missing" in program("--workdir=x").stderr
-    assert "--workdir is missing" in program(SHAPES).stderr
-    absent = program("--config=experiments/shape.py", "--workdir=x")
-    assert absent.returncode == 2
-    assert "error: --config=experiments/shape.py: no such file; there are" in absent.stderr
+def test_the_program_itself_exits_with_2_after_one_line(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "retina_jax.main", SHAPES, f"--workdir={tmp_path}/run",
+         "--config.loss.gama=1"],
+        capture_output=True, text=True, cwd=REPOSITORY,
+    )  # fmt: skip
+    assert done.returncode == MISTAKE
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: --config.loss.gama is no field")
+
+
+def test_missing_flags_and_files_are_named(tmp_path, run):
+    assert "--config is missing" in run("--workdir=x")[1][0]
+    assert "--workdir is missing" in run(SHAPES)[1][0]
+    code, (line,) = run("--config=experiments/shape.py", "--workdir=x")
+    assert code == MISTAKE
+    assert "error: --config=experiments/shape.py: no such file; there are" in line
     broken = tmp_path / "broken.py"
     broken.write_text("def get_config(:\n")
-    done = program(f"--config={broken}", "--workdir=x")
-    assert done.returncode == 2
-    assert len(done.stderr.strip().splitlines()) == 1
+    code, lines = run(f"--config={broken}", "--workdir=x")
+    assert code == MISTAKE
+    assert len(lines) == 1
 
 
-def test_a_workdir_that_cannot_be_written_is_named(tmp_path, shapes_dir):
+def test_a_workdir_that_cannot_be_written_is_named(tmp_path, shapes_dir, run):
     (tmp_path / "file").write_text("")
-    done = program(SHAPES, f"--workdir={tmp_path}/file/run", f"--config.data.dir={shapes_dir}")
-    assert done.returncode == 2
-    assert f"--workdir={tmp_path}/file/run" in done.stderr.splitlines()[-1]
+    code, lines = run(SHAPES, f"--workdir={tmp_path}/file/run", f"--config.data.dir={shapes_dir}")
+    assert code == MISTAKE
+    assert f"--workdir={tmp_path}/file/run" in lines[-1]
 
 
-def test_evaluating_an_empty_workdir_is_a_mistake(tmp_path, shapes_dir):
-    done = program(
+def test_evaluating_an_empty_workdir_is_a_mistake(tmp_path, shapes_dir, run):
+    code, lines = run(
         SHAPES, f"--workdir={tmp_path}/run", f"--config.data.dir={shapes_dir}", "--mode=evaluate"
     )
-    assert done.returncode == 2
-    assert "holds no checkpoint" in done.stderr
-
-
-def test_help_names_every_field_and_imports_nothing_heavy():
-    code = (
-        "import sys; from retina_jax.main import main; assert main(['x', 'train', '--help']) == 0; "
-        "heavy = {'jax', 'numpy', 'cv2', 'flax', 'grain', 'orbax'} & set(sys.modules); "
-        "assert not heavy, heavy"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY
-    )
-    assert done.returncode == 0, done.stderr
-    assert "--config.loss.gamma=2.0" in done.stdout
-    assert "(section" not in done.stdout.splitlines()[0]
+    assert code == MISTAKE
+    assert "holds no checkpoint" in lines[-1]

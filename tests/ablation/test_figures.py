@@ -1,11 +1,36 @@
 """Figures: what they show, in numbers."""
 
 import numpy as np
+import pytest
 
 from retina_jax.ablation import figures
-from retina_jax.ablation.figures import cumulative_share, draw_losses, draw_speed
+from retina_jax.ablation.figures import (
+    cumulative_share,
+    draw_cumulative_loss,
+    draw_losses,
+    draw_speed,
+    losses_of_anchors,
+)
 from retina_jax.ablation.studies import Row
 from retina_jax.ablation.table import Outcome
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Axes of the figures that are made, in order."""
+    made, own = [], figures._figure
+
+    def figure(*size):
+        whole, axes = own(*size)
+        made.extend(np.ravel(axes))
+        return whole, axes
+
+    monkeypatch.setattr(figures, "_figure", figure)
+    return made
+
+
+def lines_of(axis):
+    return {line.get_label(): line.get_xydata() for line in axis.get_lines()}
 
 
 def test_cumulative_share_by_hand():
@@ -19,28 +44,54 @@ def test_equal_losses_make_a_straight_line():
     np.testing.assert_allclose(places, shares, atol=1e-9)
 
 
-def test_the_loss_figure_is_drawn(tmp_path):
+def test_the_loss_figure_is_drawn(tmp_path, drawn):
     draw_losses(tmp_path / "losses.png")
-    assert (tmp_path / "losses.png").stat().st_size > 10_000
+    assert (tmp_path / "losses.png").read_bytes().startswith(b"\x89PNG")
+    by_p, by_x = map(lines_of, drawn)
+    assert by_p.keys() == {"γ = 0 (cross entropy)", *(f"γ = {g}" for g in ("0.5", 1, 2, 5))}
+    assert by_x.keys() == {"CE", "FL γ = 2", "FL* γ = 2, β = 1", "FL* γ = 4, β = 0"}
+    for name, gamma in (("γ = 0 (cross entropy)", 0), ("γ = 2", 2), ("γ = 5", 5)):
+        p, loss = by_p[name].T
+        np.testing.assert_allclose(loss, -((1 - p) ** gamma) * np.log(p), rtol=1e-3, atol=1e-6)
+    x, loss = by_x["FL* γ = 2, β = 1"].T  # equation 5 of appendix A: -log(σ(γ x + β)) / γ
+    np.testing.assert_allclose(loss, np.log1p(np.exp(-(2 * x + 1))) / 2, rtol=1e-3, atol=1e-6)
 
 
-def test_speed_is_a_line_for_each_backbone_of_mean_ap_by_milliseconds(tmp_path, monkeypatch):
+def test_the_losses_of_a_runs_anchors(finished_run, tmp_path, drawn):
+    losses = losses_of_anchors(finished_run)
+    assert list(losses) == [0.0, 0.5, 1.0, 2.0]
+    foreground, background = losses[0.0]
+    assert 10 <= len(foreground) < len(background) / 100  # ten images, each with a box
+    # near the prior, a background logit costs next to nothing and a foreground one much
+    assert np.median(background) < 0.1 < 1 < np.median(foreground)
+    for gamma, parts in losses.items():
+        for loss, half in zip(parts, losses[0.0], strict=True):
+            # α = 0.5 halves all: p_t = exp(-CE), and half of (1 - p_t)^γ · CE
+            expected = (-np.expm1(-2 * half)) ** gamma * half
+            np.testing.assert_allclose(loss, expected, rtol=1e-3, atol=1e-6)
+    draw_cumulative_loss(finished_run, tmp_path / "cumulative.png")
+    assert (tmp_path / "cumulative.png").exists()
+    for axis, part in zip(drawn, (0, 1), strict=True):
+        for name, gamma in (("γ = 0", 0.0), ("γ = 2", 2.0)):
+            expected = np.stack(cumulative_share(losses[gamma][part]), axis=1)
+            np.testing.assert_allclose(lines_of(axis)[name], expected, rtol=1e-5)
+
+
+def test_speed_is_a_line_for_each_backbone_of_mean_ap_by_milliseconds(tmp_path, drawn):
     def row(backbone, milliseconds, *aps):
         outcomes = [Outcome({"AP": ap} if ap else None, "" if ap else "stopped") for ap in aps]
         name = f"{backbone}, {milliseconds} ms"
         columns = {"ms an image": milliseconds}
         return Row(name, {"model.backbone": backbone}), outcomes, columns
 
-    drawn, own = [], figures._figure
-    monkeypatch.setattr(figures, "_figure", lambda *size: drawn.append(own(*size)) or drawn[-1])
     rows = [
         row("resnet50", "40.0", 0.25, 0.35), row("resnet50", "20.5", 0.2, None),
         row("resnet101", "60.0", 0.4), row("resnet101", "90.0", None),
     ]  # fmt: skip
     draw_speed(rows, tmp_path / "speed.png")
-    assert (tmp_path / "speed.png").stat().st_size > 5_000
-    lines = {line.get_label(): line for line in drawn[0][1].get_lines()}
+    assert (tmp_path / "speed.png").exists()
+    lines = lines_of(drawn[0])
     assert lines.keys() == {"resnet50", "resnet101"}
     # by speed, over the runs that ended, in points of AP
-    np.testing.assert_allclose(lines["resnet50"].get_xydata(), [[20.5, 20], [40, 30]])
-    np.testing.assert_allclose(lines["resnet101"].get_xydata(), [[60, 40]])
+    np.testing.assert_allclose(lines["resnet50"], [[20.5, 20], [40, 30]])
+    np.testing.assert_allclose(lines["resnet101"], [[60, 40]])

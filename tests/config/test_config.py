@@ -46,7 +46,7 @@ def test_experiments_are_valid_and_say_their_command(path):
         ("data.long_side", 100),
         ("data.buckets", ((800, 1333),)),
         ("data.buckets", (800, 1344)),
-        ("data.buckets", ((64,),)),
+        ("data.buckets", ((800, 1344, 3),)),
         ("data.buckets", ((64, 64), (64, 64))),
         ("data.std", (1.0, 0.0, 1.0)),
         ("data.std", ("a", 1.0, 1.0)),
@@ -85,7 +85,9 @@ def test_fields_that_exclude_each_other():
 def test_fixes_that_are_offered_work():
     config = default_config()
     config.data.buckets = ((800, 1333), (20, 33))
-    with pytest.raises(UserError, match=r"set --config.data.buckets='\(\(800,1344\),\(32,64\)\)'"):
+    with pytest.raises(
+        UserError, match=r"set --config.data.buckets='\(\(800,1344\),\(32,64\)\)'"
+    ):
         validate(config)
 
 

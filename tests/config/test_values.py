@@ -1,0 +1,102 @@
+"""Values that follow from fields, config.json of any version, and the comparison of two runs."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments import coco, coco_tf_model_garden, custom, shapes
+from retina_jax.config import default_config, resolve
+from retina_jax.config.values import comparable, differences, from_json, leaves, to_json
+
+PAPERS = ((800, 1344), (1344, 800))
+
+
+@pytest.mark.parametrize(
+    ("get_config", "expected"),
+    [
+        (default_config, PAPERS),
+        (coco.get_config, PAPERS),
+        (custom.get_config, ((256, 320), (320, 256))),
+        (coco_tf_model_garden.get_config, ((640, 640),)),
+        (shapes.get_config, ((128, 128),)),
+    ],
+    ids=["default", "coco", "custom", "coco_tf_model_garden", "shapes"],
+)
+def test_buckets_follow_from_the_sides(get_config, expected):
+    assert resolve(get_config()).buckets == expected
+
+
+def test_buckets_hold_the_largest_side_that_training_draws():
+    config = default_config()
+    config.data.short_side, config.data.long_side = 100, 170
+    assert resolve(config).buckets == ((128, 192), (192, 128))
+    config.data.train_short_sides = (80, 150)
+    assert resolve(config).buckets == ((160, 192), (192, 160))
+    config.data.train_short_sides = (200,)
+    assert resolve(config).buckets == ((224, 224),)
+    config.data.buckets = ((64, 64),)
+    assert resolve(config).buckets == ((64, 64),)
+
+
+def written(config):
+    """Its config.json, read."""
+    return json.loads(json.dumps(to_json(config, resolve(config).to_json())))
+
+
+def test_a_config_comes_back_from_its_json():
+    config = default_config()
+    config.data.buckets = ((64, 96), (96, 64))
+    config.data.train_short_sides = (48, 64)
+    config.optimizer.learning_rate = 0.1 + 0.2
+    config.model.class_specific_boxes = True
+    back = from_json(written(config))
+    assert leaves(back) == leaves(config)
+    assert back.is_locked
+    assert isinstance(back.data.buckets[0], tuple)
+
+
+def test_a_folder_of_data_comes_back_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = default_config()
+    config.data.dir = "data"
+    content = written(config)
+    assert content["data"]["dir"] == "data", "the field stands there as it was asked for"
+    monkeypatch.chdir("/")
+    assert from_json(content).data.dir == str(tmp_path / "data")
+
+
+def test_fields_that_came_or_went_since():
+    content = written(default_config())
+    del content["loss"]["alpha"]
+    content["loss"]["gone"] = 1
+    content["train"]["steps"] = 7
+    config = from_json(content)
+    assert config.loss.alpha == default_config().loss.alpha
+    assert config.train.steps == 7
+    assert "gone" not in config.loss
+
+
+def test_a_config_of_the_previous_version_equals_todays_default():
+    """It had no "resolved", and named the buckets that follow from the sides today."""
+    before = json.loads(json.dumps(default_config().to_dict()))
+    before["data"]["buckets"] = [list(bucket) for bucket in PAPERS]
+    assert default_config().data.buckets == ()
+    assert differences(comparable(before), comparable(default_config())) == {}
+
+
+def test_two_configs_differ_in_what_was_set():
+    one, other = default_config(), default_config()
+    other.train.steps = 5
+    other.data.short_side = 400
+    changed = differences(comparable(one), comparable(other))
+    assert list(changed) == ["data.short_side", "data.buckets", "train.steps"]
+    assert changed["train.steps"] == (90_000, 5)
+    assert changed["data.buckets"] == ([[800, 1344], [1344, 800]], [[416, 1344], [1344, 416]])
+
+
+def test_the_same_folder_of_data_by_another_path_is_no_difference(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    one, other = default_config(), default_config()
+    one.data.dir, other.data.dir = "data", str(Path(tmp_path) / "data")
+    assert differences(comparable(one), comparable(other)) == {}
