@@ -47,6 +47,21 @@ class NonFiniteLossError(RunError):
     exit_code = NON_FINITE
 
 
+def is_disk_full(error: BaseException) -> bool:
+    """Whether a fault is a full disk, or a quota that is used up.
+
+    TensorStore, below Orbax, reports it as RESOURCE_EXHAUSTED, as XLA does a lack of device memory.
+    """
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return any(words in str(error) for words in ("No space left on device", "Disk quota exceeded"))
+
+
+def is_out_of_device_memory(error: BaseException) -> bool:
+    """Whether XLA ran out of device memory."""
+    return "RESOURCE_EXHAUSTED" in str(error) and not is_disk_full(error)
+
+
 def explain(error: BaseException) -> tuple[int, list[str]] | None:
     """Exit code and lines for stderr; None for a fault that deserves its traceback."""
     if isinstance(error, CommandError):
@@ -54,11 +69,12 @@ def explain(error: BaseException) -> tuple[int, list[str]] | None:
         return error.exit_code, [*details, f"{error.prefix}: {error}"]
     if isinstance(error, KeyboardInterrupt):  # where no run catches it, or a second time
         return INTERRUPTED, ["stopped; run the same command again to continue"]
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        where = f" ({error.filename})" if error.filename else ""
+    if is_disk_full(error):
+        file = getattr(error, "filename", None)
+        where = f" ({file})" if file else ""
         advice = "free some space and run the same command again"
         return FAULT, [f"stopped: no space left on the disk{where}; {advice}"]
-    if "RESOURCE_EXHAUSTED" in str(error):
+    if is_out_of_device_memory(error):
         fix = "lower --config.train.batch_size, --config.eval.batch_size or --config.data.buckets"
         return MISTAKE, [f"error: out of device memory; {fix}"]
     return None

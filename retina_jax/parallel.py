@@ -16,11 +16,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from retina_jax.errors import UserError
+from retina_jax.errors import UserError, is_out_of_device_memory
 
 AXIS = "devices"
-OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
-"""In the message of XLA's error."""
 T = TypeVar("T")
 
 
@@ -92,7 +90,7 @@ def memory_named(advice: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if OUT_OF_MEMORY not in str(error):
+        if not is_out_of_device_memory(error):
             raise
         raise UserError(f"out of device memory; {advice}") from error
 

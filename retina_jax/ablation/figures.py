@@ -92,7 +92,7 @@ def draw_speed(rows: list[tuple], path: Path) -> None:
     lines: dict[str, list[tuple[float, float]]] = {}
     for row, outcomes, columns in rows:
         scores = [outcome.scores["AP"] for outcome in outcomes if isinstance(outcome, Outcome)
-                  and outcome.scores]  # fmt: skip
+                  and outcome.scores and outcome.scores["AP"] is not None]  # fmt: skip
         if scores:
             point = (float(columns["ms an image"]), 100 * float(np.mean(scores)))
             lines.setdefault(row.fields["model.backbone"], []).append(point)

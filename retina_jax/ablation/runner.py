@@ -159,7 +159,10 @@ def ablate(
                 outcome = run_one(row, seed, folder, config, program)
                 outcomes[slug].append(outcome)
                 bar.advance(f"{row.name}, seed {seed}")
-                ap = f"AP {outcome.scores['AP']:.3f}" if outcome.scores else outcome.stopped
+                ap = outcome.stopped
+                if outcome.scores:
+                    value = outcome.scores["AP"]
+                    ap = "AP –" if value is None else f"AP {value:.3f}"
                 report.say(f"{row.name}, seed {seed}: {ap}")
     tables = []
     for name, rows in chosen.items():

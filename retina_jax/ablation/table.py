@@ -78,7 +78,10 @@ def scores_of(folder: Path, steps: int) -> dict[str, float]:
     return {**{name: metrics[name] for name in SCORES}, "step_seconds": seconds}
 
 
-def _mean_and_spread(values: list[float]) -> str:
+def _mean_and_spread(values: list[float | None]) -> str:
+    values = [value for value in values if value is not None]
+    if not values:
+        return "–"
     mean = 100 * statistics.fmean(values)
     spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{mean:.1f}{spread}"

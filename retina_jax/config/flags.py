@@ -11,7 +11,7 @@ import difflib
 import importlib.util
 import re
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -59,17 +59,36 @@ def wants_help(argv: Sequence[str]) -> bool:
     return any(argument in HELP for argument in argv)
 
 
-def parse(argv: list[str], usage: str, own: Sequence[Flag] = ()) -> Parsed | None:
+def parse(
+    argv: list[str],
+    usage: str,
+    own: Sequence[Flag] = (),
+    config_of_run: Callable[[str], ml_collections.ConfigDict] | None = None,
+) -> Parsed | None:
     """The config and flags of ``argv`` (without the program's name); None where help was printed.
 
-    ``usage`` heads the help. Raises `UserError` for every mistake.
+    Args:
+      usage: heads the help.
+      own: flags of the command.
+      config_of_run: reads the config of a workdir; then ``--config`` may be left out where
+        ``--workdir`` is given, and fields that are set change the run's.
+
+    Raises `UserError` for every mistake.
     """
     if wants_help(argv):
         print(help_text(usage, own))
         return None
     argv = ["retina-jax", *map(_installed_experiment, _renamed(_spelt(argv, "_"), own))]
     values = flags.FlagValues()
-    config_flag = config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=argv)
+    workdir = _value_after(argv, "workdir") if config_of_run else None
+    if workdir and _value_after(argv, "config") is None:
+        config_flag = config_flags.DEFINE_config_dict(
+            "config", config_of_run(workdir), flag_values=values, sys_argv=argv
+        )
+    else:
+        config_flag = config_flags.DEFINE_config_file(
+            "config", None, flag_values=values, sys_argv=argv
+        )
     for flag in own:
         _define(flag, values)
     try:
@@ -104,7 +123,7 @@ def parse(argv: list[str], usage: str, own: Sequence[Flag] = ()) -> Parsed | Non
     return Parsed(
         config.lock(),
         types.SimpleNamespace(**{flag.name: values[flag.name].value for flag in own}),
-        config_flags.get_config_filename(values["config"]),
+        str(config_flags.get_config_filename(values["config"]) or ""),
         config_flags.get_override_values(values["config"]),
     )
 
@@ -225,6 +244,16 @@ def _in_config_file(text: str) -> str | None:
 def _value_of(argument: str, flag: str) -> str | None:
     match = re.match(rf"--?{flag}=([^:]*)", argument, re.DOTALL)
     return match[1] if match else None
+
+
+def _value_after(argv: Sequence[str], flag: str) -> str | None:
+    """The last value that ``argv`` gives a flag, behind ``=`` or as the next word."""
+    found = None
+    for i, argument in enumerate(argv):
+        if match := re.fullmatch(rf"--?{flag}(?:=(.*))?", argument, re.DOTALL):
+            following = argv[i + 1] if i + 1 < len(argv) else None
+            found = match[1] if match[1] is not None else following
+    return found
 
 
 def _parses(value: str, default: object) -> bool:

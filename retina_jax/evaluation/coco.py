@@ -77,7 +77,9 @@ def results(
 def score(
     truth: dict[str, Any], detections: list[dict[str, Any]], engine: str = "hotcoco"
 ) -> dict[str, Any]:
-    """`METRICS` beside ``per_class`` and ``per_class_AP50`` (class name to AP); -1: no boxes.
+    """`METRICS` beside ``per_class`` and ``per_class_AP50`` (class name to AP).
+
+    None where there is no ground truth to score against.
 
     Args:
       truth: a COCO data set, as `ground_truth` gives it.
@@ -105,7 +107,8 @@ def score(
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    metrics: dict[str, Any] = dict(zip(METRICS, map(float, evaluation.stats), strict=True))
+    stats = [float(value) if value > -1 else None for value in evaluation.stats]
+    metrics: dict[str, Any] = dict(zip(METRICS, stats, strict=True))
     # [IoU, recall, class, area range, most detections]
     precision = np.asarray(evaluation.eval["precision"])[:, :, :, 0, -1]
     names = {c["id"]: c["name"] for c in truth["categories"]}
@@ -117,6 +120,6 @@ def score(
     return metrics
 
 
-def _mean_where_defined(precision: np.ndarray) -> float:
+def _mean_where_defined(precision: np.ndarray) -> float | None:
     defined = precision[precision > -1]
-    return float(defined.mean()) if defined.size else -1.0
+    return float(defined.mean()) if defined.size else None

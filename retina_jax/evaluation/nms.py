@@ -8,7 +8,15 @@ import numpy as np
 from retina_jax.types import Candidates, Detections
 
 
-@numba.njit(cache=True, nogil=True)
+def _compiled(function):
+    """Compiled by Numba, kept on disk where there is a folder for it; nothing needs the folder."""
+    try:
+        return numba.njit(cache=True, nogil=True)(function)
+    except RuntimeError:  # "no locator available": neither package nor home can be written
+        return numba.njit(nogil=True)(function)
+
+
+@_compiled
 def _keep(boxes, labels, order, iou_threshold, most):
     kept = np.empty(min(most, len(order)), np.int64)
     count = 0

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from retina_jax.evaluation.coco import METRICS
 
@@ -23,9 +24,9 @@ def print_table(console: Console, metrics: dict[str, Any]) -> None:
     for name, justify in (("class", "left"), ("AP", "right"), ("AP50", "right")):
         classes.add_column(name, justify=justify)
     for name, value in metrics["per_class"].items():
-        classes.add_row(name, _number(value), _number(metrics["per_class_AP50"][name]))
+        classes.add_row(Text(name), _number(value), _number(metrics["per_class_AP50"][name]))
     console.print(classes)
 
 
-def _number(value: float) -> str:
-    return f"{value:.3f}" if value >= 0 else "–"
+def _number(value: float | None) -> str:
+    return "–" if value is None or value < 0 else f"{value:.3f}"  # -1: of an earlier version

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import ml_collections
@@ -15,7 +15,7 @@ from retina_jax.errors import UserError
 from retina_jax.interop import names
 from retina_jax.interop.fit import reorder_anchors
 from retina_jax.interop.structure import class_outputs, flatten
-from retina_jax.interop.weights import made_for
+from retina_jax.interop.weights import CLASSES, made_for
 from retina_jax.ops.anchors import LEVELS, level_sizes
 
 SYSTEMS = ("torchvision", "detectron2", "retina_jax")
@@ -127,13 +127,22 @@ def export_weights(
     return export_names(tree, system, config.model.norm == "batch" and system != "retina_jax")
 
 
-def note_of(config: ml_collections.ConfigDict, system: str) -> dict[str, Any]:
+def note_of(
+    config: ml_collections.ConfigDict,
+    system: str,
+    classes: Sequence[tuple[int, str]] | None = None,
+) -> dict[str, Any]:
     """What is to stand beside the arrays, for `read_weights`.
+
+    ``classes``: category id and name of each class, by label; None: not known.
 
     The names of other systems tell what their weights were made for, ours tell nothing of anchors
     or pixels.
     """
-    return made_for(leaves(config)) if system == "retina_jax" else {}
+    if system != "retina_jax":
+        return {}
+    known = {} if classes is None else {CLASSES: [list(pair) for pair in classes]}
+    return made_for(leaves(config)) | known
 
 
 def how_to_load(

@@ -49,7 +49,7 @@ class Fitted:
 
     def _why(self) -> str:
         if any(name.startswith((CLASS_LAYER, BOX_LAYER)) for name in self.fresh):
-            return " (the number of classes differs)"
+            return " (the classes differ)"
         return " (the weights are of a backbone alone)"
 
 
@@ -59,10 +59,13 @@ def fit(
     config: ml_collections.ConfigDict,
     category_ids: Sequence[int],
     source: str,
+    class_names: Sequence[str] = (),
 ) -> Fitted:
-    """``imported`` in the place of ``fresh``, the variables of the network that ``config`` makes.
+    """``imported`` instead of ``fresh``, the variables of the network that ``config`` makes.
 
     Args:
+      class_names: of the data set, by label; where the weights are known to be of others (or of
+        the same in another order), the layers of classes stay fresh.
       category_ids: COCO's own ids of the data set's classes, in the order of its labels; with
         exactly COCO's 80 they are taken out of torchvision's 91 slots.
       source: for messages.
@@ -94,6 +97,8 @@ def fit(
     try:
         of_classes = _layers_of_classes(tree, wanted, config)
         merged, stayed = graft(fresh, tree, source, imported.unknown, of_classes)
+        if _are_others(imported.classes, category_ids, class_names):
+            merged, stayed = _with_fresh(merged, fresh, stayed, _all_layers_of_classes(config))
     except MisfitError as error:
         flags = [
             f"--config.model.{name}={imported.expects[field]}"
@@ -111,6 +116,29 @@ def fit(
         and (class_outputs(tree) or not field.startswith(("anchors.", "coder.")))
     ]  # fmt: skip
     return Fitted(merged, tuple(stayed), tuple(notes), tuple(differs))
+
+
+def _are_others(
+    classes: Sequence[tuple[int, str]] | None, category_ids: Sequence[int], names: Sequence[str]
+) -> bool:
+    """Whether weights are known to be of other classes than the data set's."""
+    if classes is None or not names:
+        return False
+    return list(classes) != [(int(i), str(n)) for i, n in zip(category_ids, names, strict=True)]
+
+
+def _all_layers_of_classes(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+    return (CLASS_LAYER, BOX_LAYER) if config.model.class_specific_boxes else (CLASS_LAYER,)
+
+
+def _with_fresh(
+    merged: dict[str, Any], fresh: dict[str, Any], unmatched: Sequence[str], layers: tuple[str, ...]
+) -> tuple[dict[str, Any], list[str]]:
+    """``merged`` with the arrays of ``layers`` out of ``fresh``, and all names that stay fresh."""
+    flat = flatten(fresh)
+    taken = {name: value for name, value in flat.items() if name.startswith(layers)}
+    tree = flax.traverse_util.unflatten_dict({**flatten(merged), **taken}, sep="/")
+    return {**fresh, **tree}, list(dict.fromkeys([*unmatched, *taken]))
 
 
 def _layers_of_classes(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,10 @@ DETECTRON2_ANCHORS = {
 }
 
 
+CLASSES = "classes"
+"""Key of a file's note: ``[[category id, name], …]`` by label."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Imported:
     """Weights under our names, and what is known of them."""
@@ -67,6 +71,8 @@ class Imported:
     """Names of the source that have no counterpart here."""
     expects: dict[str, Any]
     """Fields of the config with the values that the weights were made for."""
+    classes: tuple[tuple[int, str], ...] | None = None
+    """Category id and name of each class, by label; None where nothing tells."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,17 +202,37 @@ def import_arrays(
     if of_torchvision and Path(path).name.startswith("retinanet_resnet50_fpn_coco"):
         # torchvision sets eps to 0 after loading this one file: it was trained so
         expects["model.norm_eps"] = 0.0
-    return Imported(tree, system.name, tuple(ignored), tuple(unknown), expects)
+    classes = _classes_of(note or {}) if system.name == "retina_jax" else None
+    return Imported(tree, system.name, tuple(ignored), tuple(unknown), expects, classes)
 
 
-def weights_of_run(tree: dict[str, Any], fields: dict[str, Any]) -> Imported:
-    """A checkpoint of this project; ``fields`` are the leaves of its config, as JSON has them."""
-    return Imported(tree, "retina_jax", (), (), {**made_for(fields), **structure_of(tree)})
+def weights_of_run(
+    tree: dict[str, Any],
+    fields: dict[str, Any],
+    classes: Sequence[tuple[int, str]] | None = None,
+) -> Imported:
+    """A checkpoint of this project.
+
+    ``fields`` are the leaves of its config, as JSON has them; ``classes`` the category id and name
+    of each class, by label.
+    """
+    expects = {**made_for(fields), **structure_of(tree)}
+    return Imported(
+        tree, "retina_jax", (), (), expects, None if classes is None else tuple(classes)
+    )
 
 
 def made_for(fields: dict[str, Any]) -> dict[str, Any]:
     """Of the leaves of a run's config, which JSON may have held, those that weights depend on."""
     return {name: tuples(fields[name]) for name in depending("weights") if name in fields}
+
+
+def _classes_of(note: dict[str, Any]) -> tuple[tuple[int, str], ...] | None:
+    """What a file of this program says of its classes; None where it does not, or is damaged."""
+    try:
+        return tuple((int(i), str(name)) for i, name in note[CLASSES])
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _checked(fields: dict[str, Any], path: str | Path) -> dict[str, Any]:

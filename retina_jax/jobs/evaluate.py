@@ -1,13 +1,16 @@
 """Score a checkpoint of a run with COCO's metrics.
 
-usage: retina-jax evaluate --config=experiments/shapes.py --workdir=DIR
-           [--config.eval.checkpoint=best] [--config.path.to.field=value ...]
+usage: retina-jax evaluate --workdir=DIR [--config.eval.checkpoint=best]
+           [--config=experiments/shapes.py] [--config.path.to.field=value ...]
 
-Writes DIR/eval/STEP/: metrics.json, detections.json (COCO results) and detections.png.
+The config is the run's own unless --config is given. Writes DIR/eval/STEP/: metrics.json,
+detections.json (COCO results) and detections.png. Scores on other data, or under other fields, go
+to a folder beside it whose name says so.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from retina_jax.config.flags import Flag, parse
@@ -34,8 +37,14 @@ def run(config: ml_collections.ConfigDict, workdir: str, console: Console) -> in
     return 0
 
 
+def _config_of(workdir: str) -> ml_collections.ConfigDict:
+    from retina_jax.training.workdir import read_config
+
+    return read_config(Path(workdir).expanduser())
+
+
 def main(argv: list[str]) -> int:
-    parsed = parse(argv, __doc__, [WORKDIR])
+    parsed = parse(argv, __doc__, [WORKDIR], config_of_run=_config_of)
     if parsed is None:
         return 0
     from rich.console import Console

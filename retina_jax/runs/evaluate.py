@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -11,17 +10,18 @@ from typing import Any
 import ml_collections
 
 from retina_jax import parallel
-from retina_jax.data.data_set import Split, open_split
+from retina_jax.data.data_set import open_split
 from retina_jax.errors import UserError
 from retina_jax.evaluation.evaluator import Evaluator
 from retina_jax.interop.graft import graft
 from retina_jax.models import retinanet
 from retina_jax.prepare.shapes import open_data_set
 from retina_jax.progress import Reporter
+from retina_jax.runs.meaning import check_classes, evaluation_name, scored_otherwise
 from retina_jax.training.checkpoint import FOLDER, Checkpoints
 from retina_jax.training.step import variable_shapes
 from retina_jax.training.stop import StopRequest
-from retina_jax.training.workdir import CONFIG
+from retina_jax.training.workdir import CONFIG, Classes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +40,8 @@ def evaluate(
 ) -> EvaluationResult:
     """Scores the latest (or best) checkpoint into ``workdir/eval/<step>``.
 
-    On other data than the run's own it is ``eval/<step>-<data set>-<split>``. Raises `UserError`
-    for a workdir without checkpoints, or one of another network.
+    On other data, or with other fields on which scores depend, the folder's name says so. Raises
+    `UserError` for a workdir without checkpoints, of another network or of other classes.
     """
     report = report or Reporter()
     devices = parallel.Devices.local()
@@ -60,15 +60,19 @@ def evaluate(
         raise UserError(f"--workdir={workdir} holds no checkpoint to evaluate; train there first")
     weights = checkpoints.restore_weights(step)
     source = f"checkpoint of step {step} in {folder}"
-    variables, stayed = graft(variable_shapes(model), weights, source)
-    if stayed:
+    check_classes(folder, Classes.of(split), report)
+    variables, unmatched = graft(variable_shapes(model), weights, source)
+    if unmatched:
         raise UserError(
             f"{source} has another number of classes than {directory} ({len(split.class_names)}); "
             "set --config.data.dir and --config.data.name to the data set that it was trained on"
         )
+    if (folder / CONFIG).exists():
+        for name, (own, now) in scored_otherwise(folder, config).items():
+            report.note(f"config.{name}: the run has {own}, this evaluation {now}")
     report.say(f"evaluating step {step} of {folder} on {len(split)} images ({directory})")
     variables = devices.replicate(variables)
-    target = folder / "eval" / f"{step}{_of_other_data(folder, config, split)}"
+    target = folder / "eval" / evaluation_name(folder, step, config, split)
     advice = f"lower --config.eval.batch_size={config.eval.batch_size}"
     with StopRequest() as stop, parallel.memory_named(advice):
         metrics = evaluate_variables(evaluator, variables, step, target, stop, report)
@@ -92,11 +96,3 @@ def evaluate_variables(
             return not stop
 
         return evaluator.run(variables, step, target, advance)
-
-
-def _of_other_data(folder: Path, config: ml_collections.ConfigDict, split: Split) -> str:
-    """What the folder's name says where the data is not the run's own."""
-    path = folder / CONFIG
-    own = json.loads(path.read_text())["data"] if path.exists() else {}
-    same = all(own.get(name) == config.data[name] for name in ("dir", "name", "eval_split"))
-    return "" if same else f"-{split.directory.parent.name}-{split.name}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import json
 import signal
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from retina_jax.config.shell import field_flag
 from retina_jax.data.data_set import Split, open_split
 from retina_jax.data.loader import TrainLoader
 from retina_jax.doctor.examine import short_form
-from retina_jax.errors import RunError, UserError
+from retina_jax.errors import RunError, UserError, is_disk_full
 from retina_jax.evaluation.evaluator import Evaluator
 from retina_jax.interop.graft import graft
 from retina_jax.interop.start import start_from
@@ -29,6 +28,7 @@ from retina_jax.models import retinanet
 from retina_jax.prepare.shapes import open_data_set
 from retina_jax.progress import Reporter
 from retina_jax.runs.evaluate import evaluate_variables
+from retina_jax.runs.meaning import check_same_weights
 from retina_jax.runs.weights import read_source
 from retina_jax.training.checkpoint import Checkpoints
 from retina_jax.training.curves import draw_curves
@@ -36,7 +36,7 @@ from retina_jax.training.loop import TrainingLoop
 from retina_jax.training.optimizer import build_optimizer, learning_rate_schedule
 from retina_jax.training.step import init_state, make_train_step, state_shapes
 from retina_jax.training.stop import StopRequest
-from retina_jax.training.workdir import open_workdir, write_config
+from retina_jax.training.workdir import Classes, open_workdir, write_config
 from retina_jax.types import TrainState
 
 
@@ -88,7 +88,9 @@ def train(
             f"config.train.steps={config.train.steps}; set --config.train.steps={first_step} or "
             "more, or give another --workdir"
         )
+    classes = Classes.of(train_split)
     if latest_step:
+        check_same_weights(folder, config, classes, report)
         state = checkpoints.restore(state_shapes(model, optimizer, config), latest_step)
     else:
         state = init_state(model, optimizer, config)
@@ -96,11 +98,7 @@ def train(
         state = _start_from_step_0(state, checkpoints, folder, report)
     elif latest_step is None and config.model.init_from:
         state = _start_from(state, config, train_split, report)
-    classes = {
-        "class_names": train_split.class_names,
-        "category_ids": train_split.category_ids,
-    }
-    write_config(folder, config, classes)
+    write_config(folder, config, classes.to_json())
     _introduce(config, folder, devices, loader, train_split, eval_split, state, report)
     for line in [*notices(config), *(f.message for f in findings if f.level == "warning")]:
         report.note(line)
@@ -143,8 +141,8 @@ def _faults_named(config: ml_collections.ConfigDict, folder: Path) -> Iterator[N
     try:
         with parallel.memory_named(advice):
             yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        if not is_disk_full(error):
             raise
         raise RunError(
             f"the disk of --workdir={folder} is full; the last whole checkpoint is kept: free some "
@@ -161,9 +159,8 @@ def _start_from(
     report.say(f"weights from {source} ({weights.system})")
     fresh = {"params": state.params, "batch_stats": state.batch_stats}
     named = f"config.model.init_from={source!r}"
-    tree = start_from(
-        weights, fresh, config, split.category_ids, named, report.say, report.note
-    )  # fmt: skip
+    classes = split.category_ids, split.class_names
+    tree = start_from(weights, fresh, config, *classes, named, report.say, report.note)
     return state.replace(params=tree["params"], batch_stats=tree["batch_stats"])
 
 

@@ -23,7 +23,14 @@ from retina_jax.progress import Reporter
 from retina_jax.training.checkpoint import FOLDER, Checkpoints, weights_of
 from retina_jax.training.optimizer import build_optimizer
 from retina_jax.training.step import init_state
-from retina_jax.training.workdir import CONFIG, open_workdir, read_config, write_config
+from retina_jax.training.workdir import (
+    CONFIG,
+    Classes,
+    open_workdir,
+    read_classes,
+    read_config,
+    write_config,
+)
 
 
 def read_source(source: str, field: str) -> Imported:
@@ -36,7 +43,8 @@ def read_source(source: str, field: str) -> Imported:
     if (path / FOLDER).is_dir():
         config = path / CONFIG
         fields = leaves(json.loads(config.read_text())) if config.exists() else {}
-        return weights_of_run(weights_of(path), fields)
+        classes = read_classes(path) if config.exists() else None
+        return weights_of_run(weights_of(path), fields, classes and classes.pairs())
     if path.is_dir() or path.suffix not in SUFFIXES:
         raise UserError(
             f"{field}={source!r} is not a workdir with checkpoints, nor a file of weights "
@@ -76,14 +84,17 @@ def import_weights(
     state = init_state(retinanet.build(config, count), build_optimizer(config), config)
     fresh = {"params": state.params, "batch_stats": state.batch_stats}
     named = f"--weights={weights}"
-    tree = start_from(imported, fresh, config, category_ids, named, report.say, report.note)
+    # the network is that of the weights: its classes are theirs, whatever the data set has
+    tree = start_from(imported, fresh, config, category_ids, (), named, report.say, report.note)
     folder, _ = open_workdir(workdir, config)
     state = state.replace(params=tree["params"], batch_stats=tree["batch_stats"])
     checkpoints = Checkpoints(folder)
     checkpoints.save(state)
     checkpoints.wait()
     checkpoints.close()
-    write_config(folder, config)
+    known = imported.classes if imported.classes and len(imported.classes) == count else None
+    known = known and Classes(tuple(n for _, n in known), tuple(i for i, _ in known))
+    write_config(folder, config, known and known.to_json())
     report.say(f"{config.model.backbone}-FPN of {count} classes in {folder}, step 0")
     return folder
 
@@ -146,5 +157,6 @@ def export_run(workdir: str | Path, system: str, out: Path) -> tuple[int, list[s
     check_expressible(config, system)
     tree = weights_of(workdir)
     arrays = export_weights(tree, config, system)
-    write_arrays(out, arrays, note_of(config, system))
+    classes = read_classes(workdir)
+    write_arrays(out, arrays, note_of(config, system, classes and classes.pairs()))
     return len(arrays), how_to_load(tree, config, system, str(out))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -77,32 +78,35 @@ class Checkpoints:
         ``template`` gives its tree and shapes (`training.step.state_shapes`). Raises `UserError`
         for a checkpoint of other shapes.
         """
-        saved = self._saved_shapes(step)
-        wanted = _shapes(template)
-        if saved != wanted:
+        tree = self._manager.item_metadata(step).tree
+        saved, required = _by_name(tree), _by_name(template)
+        shapes = {name: tuple(leaf.shape) for name, leaf in saved.items()}
+        wanted = {name: tuple(leaf.shape) for name, leaf in required.items()}
+        if shapes != wanted:
             differ = sorted(
-                k for k in saved.keys() | wanted.keys() if saved.get(k) != wanted.get(k)
+                k for k in shapes.keys() | wanted.keys() if shapes.get(k) != wanted.get(k)
             )
             none = "nothing"
             shown = "; ".join(
-                f"{name}: saved {saved.get(name, none)}, configured {wanted.get(name, none)}"
+                f"{name}: saved {shapes.get(name, none)}, configured {wanted.get(name, none)}"
                 for name in differ[-3:]  # parameters come after what the optimiser keeps of them
             )
             raise UserError(
                 f"checkpoint {self._folder / str(step)} does not fit this config ({len(differ)} "
                 f"arrays differ, such as {shown}); use another --workdir or the config that made it"
             )
-        host = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template)
-        return self._manager.restore(step, args=ocp.args.StandardRestore(host))
+        restored = _by_name(self._restore_as_saved(step, tree))
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: restored[_name(path)].astype(leaf.dtype, copy=False), template
+        )
 
-    def _saved_shapes(self, step: int) -> dict[str, tuple[int, ...]]:
-        return _shapes(self._manager.item_metadata(step).tree)
+    def _restore_as_saved(self, step: int, tree: Any) -> Any:
+        template = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), tree)
+        return self._manager.restore(step, args=ocp.args.StandardRestore(template))
 
     def restore_weights(self, step: int) -> dict[str, Any]:
         """``{"params": …, "batch_stats": …}`` of a step, whatever made it; NumPy."""
-        tree = self._manager.item_metadata(step).tree
-        template = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), tree)
-        restored = self._manager.restore(step, args=ocp.args.StandardRestore(template))
+        restored = self._restore_as_saved(step, self._manager.item_metadata(step).tree)
         return {"params": restored["params"], "batch_stats": restored.get("batch_stats") or {}}
 
     def wait(self) -> None:
@@ -114,12 +118,18 @@ class Checkpoints:
         self._manager.close()
 
 
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
-        for path, leaf in leaves
-    }
+def _by_name(tree: Any) -> dict[str, Any]:
+    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    """Of an array in a state; the optimiser's parts by their kind, not by their place in its chain.
+
+    Earlier versions had a part more where gradients are clipped: ``opt_state/1/trace`` or
+    ``opt_state/2/trace``.
+    """
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    return re.sub(r"^opt_state/\d+/", "opt_state/", name)
 
 
 def weights_of(workdir: str | Path) -> dict[str, Any]:

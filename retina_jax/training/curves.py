@@ -10,7 +10,8 @@ from retina_jax.files import atomic_write
 
 
 def _or_gap(value: float | None) -> float:
-    return math.nan if value is None else value  # None: all steps since the last log were skipped
+    """None: all steps since the last log were skipped, or there was nothing to score against."""
+    return math.nan if value is None or value < 0 else value  # -1: of an earlier version
 
 
 def draw_curves(workdir: Path) -> Path | None:
@@ -40,7 +41,8 @@ def draw_curves(workdir: Path) -> Path | None:
     ]
     scores.sort(key=lambda s: s["step"])
     for name in ("AP", "AP50", "AP75"):
-        precision.plot([s["step"] for s in scores], [s[name] for s in scores], "o-", label=name)
+        values = [_or_gap(s[name]) for s in scores]
+        precision.plot([s["step"] for s in scores], values, "o-", label=name)
     precision.set(title="validation", xlabel="step", ylim=(0, 1))
     if scores:
         precision.legend()

@@ -99,6 +99,8 @@ class TrainingLoop:
                 elif save_due:
                     self._checkpoints.save(state)
         if stop:
+            # a step that is not finite must not be saved unnoticed
+            meter.settle(config.on_nonfinite, self._checkpoints.latest_step())
             self._checkpoints.save(state)
         log.close()
         self._checkpoints.wait()
@@ -113,10 +115,11 @@ class TrainingLoop:
         if metrics is None:
             self._checkpoints.save(state)
             return None
-        self._checkpoints.save(state, metrics["AP"])
+        self._checkpoints.save(state, metrics["AP"])  # without ground truth: none, never the best
         scores = {name: value for name, value in metrics.items() if isinstance(value, float)}
         log.scalars("eval", step, scores)
-        self._report.say(f"step {step}: AP {metrics['AP']:.3f}, AP50 {metrics['AP50']:.3f}")
+        shown = ("–" if metrics[n] is None else f"{metrics[n]:.3f}" for n in ("AP", "AP50"))
+        self._report.say("step {}: AP {}, AP50 {}".format(step, *shown))
         return metrics
 
 

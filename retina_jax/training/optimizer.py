@@ -44,13 +44,16 @@ def decay_mask(params, decay_biases: bool, frozen_stages: int = 0):
 def build_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
     """Clip, then SGD in torch's order (decay onto the gradient, momentum), or AdamW.
 
+    The tree of its state depends on ``optimizer.name`` alone.
+
     What it gives is still to be scaled by minus the learning rate. The step does that, from its own
     number: a count of Optax's would stand still where an update is left out.
     """
     optimizer = config.optimizer
-    steps = []
+    # always there, so that the tree of a checkpoint is the same with and without clipping
+    clip = optax.identity()
     if optimizer.clip_norm:
-        steps.append(optax.clip_by_global_norm(optimizer.clip_norm))
+        clip = optax.clip_by_global_norm(optimizer.clip_norm)
     decay = optax.identity()
     if optimizer.weight_decay:
         decay = optax.add_decayed_weights(
@@ -58,7 +61,5 @@ def build_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransfor
             lambda params: decay_mask(params, optimizer.decay_biases, config.model.frozen_stages),
         )
     if optimizer.name == "adamw":
-        steps += [optax.scale_by_adam(), decay]
-    else:
-        steps += [decay, optax.trace(decay=optimizer.momentum)]
-    return optax.chain(*steps)
+        return optax.chain(clip, optax.scale_by_adam(), decay)
+    return optax.chain(clip, decay, optax.trace(decay=optimizer.momentum))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tempfile
 from collections.abc import Mapping
@@ -10,11 +11,49 @@ from typing import Any
 
 import ml_collections
 
-from retina_jax.config.values import comparable, differences, from_json, resolve, to_json
+from retina_jax.config.values import (
+    RESOLVED,
+    comparable,
+    differences,
+    from_json,
+    resolve,
+    to_json,
+)
+from retina_jax.data.data_set import Split
 from retina_jax.errors import UserError
 from retina_jax.files import write_json
 
 CONFIG = "config.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Classes:
+    """What the outputs of a network stand for, by label."""
+
+    names: tuple[str, ...]
+    ids: tuple[int, ...]
+    """COCO's category ids."""
+
+    @classmethod
+    def of(cls, split: Split) -> Classes:
+        return cls(tuple(split.class_names), tuple(int(i) for i in split.category_ids))
+
+    def to_json(self) -> dict[str, Any]:
+        """For config.json."""
+        return {"class_names": self.names, "category_ids": self.ids}
+
+    def pairs(self) -> tuple[tuple[int, str], ...]:
+        """Category id and name of each, by label."""
+        return tuple(zip(self.ids, self.names, strict=True))
+
+    def difference(self, other: Classes) -> str:
+        """Where ``other`` differs first, as text; "" where it does not."""
+        if len(self.names) != len(other.names):
+            return f"{len(self.names)} classes against {len(other.names)}"
+        for label, (one, two) in enumerate(zip(self.pairs(), other.pairs(), strict=True)):
+            if one != two:
+                return f"class {label} is {one[1]!a} (id {one[0]}) against {two[1]!a} (id {two[0]})"
+        return ""
 
 
 def write_config(
@@ -22,11 +61,19 @@ def write_config(
 ) -> None:
     """Writes ``config.json``; to be done once the run is known to fit its checkpoints.
 
-    The fields stand there as they were asked for; under "resolved" stands what follows from them,
-    and ``classes``: class_names and category_ids, by label.
+    The fields stand there as they were set; under "resolved" stands what follows from them, and
+    ``classes`` (`Classes.to_json`; None: not known).
     """
     resolved = resolve(config).to_json() | dict(classes or {})
     write_json(folder / CONFIG, to_json(config, resolved))
+
+
+def read_classes(folder: Path) -> Classes | None:
+    """What the outputs of a run's network stand for; None where an earlier version did not say."""
+    resolved = _read(Path(folder)).get(RESOLVED, {})
+    if "class_names" not in resolved or "category_ids" not in resolved:
+        return None
+    return Classes(tuple(resolved["class_names"]), tuple(resolved["category_ids"]))
 
 
 def read_config(folder: Path) -> ml_collections.ConfigDict:
@@ -51,7 +98,7 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def open_workdir(workdir: str | Path, config: ml_collections.ConfigDict) -> tuple[Path, list[str]]:
-    """Makes the folder and says which fields differ from those of its last run.
+    """Makes the folder of a run; also a line for each field that differs from its last run.
 
     Raises `UserError` where the folder cannot be written.
     """
@@ -64,9 +111,14 @@ def open_workdir(workdir: str | Path, config: ml_collections.ConfigDict) -> tupl
         raise UserError(
             f"--workdir={workdir}: {error}; give a folder that can be written"
         ) from None
-    if not (folder / CONFIG).exists():
-        return folder, []
-    changed = differences(comparable(_read(folder)), comparable(config))
+    changed = changed_fields(folder, config)
     return folder, [
         f"config.{name}: {before} before, {now} now" for name, (before, now) in changed.items()
     ]
+
+
+def changed_fields(folder: Path, config: ml_collections.ConfigDict) -> dict[str, tuple[Any, Any]]:
+    """Fields that differ from those of the last run in ``folder``: name to (before, now)."""
+    if not (folder / CONFIG).exists():
+        return {}
+    return differences(comparable(_read(folder)), comparable(config))
