@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import os
 import re
@@ -84,6 +85,33 @@ class Split:
             labels=labels if self._label_of is None else self._label_of[labels],
             is_crowd=np.asarray(objects.get("is_crowd", np.zeros(count)), bool).reshape(count),
             areas=np.asarray(objects.get("area", size.prod(axis=1)), np.float64).reshape(count),
+        )
+
+    @functools.cached_property
+    def object_counts(self) -> np.ndarray:
+        """``[rows]``: boxes but for crowds; all boxes where the index does not tell."""
+        index = self._index
+        if index is None or index.is_crowd is None:
+            return self.box_counts
+        rows = np.repeat(np.arange(len(self)), self.box_counts)
+        return np.bincount(rows[~index.is_crowd], minlength=len(self))
+
+    def label_counts(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Objects and crowds of each class, ``[classes]`` each; None where the index has neither.
+
+        Labels that name no class are left out.
+        """
+        index, classes = self._index, len(self.class_names)
+        if index is None or index.labels is None:
+            return None
+        labels = index.labels
+        if self._label_of is not None:
+            known = (labels >= 0) & (labels < len(self._label_of))
+            labels = np.where(known, self._label_of[np.where(known, labels, 0)], -1)
+        sound = (labels >= 0) & (labels < classes)
+        return tuple(
+            np.bincount(labels[sound & (index.is_crowd == crowd)], minlength=classes)
+            for crowd in (False, True)
         )
 
     def label(self) -> str:

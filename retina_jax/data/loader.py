@@ -194,7 +194,8 @@ class TrainLoader:
         self.split = split
         self._pictures = _Pictures(split, config, augments=True)
         placed = placements(split, config)
-        shown = split.box_counts > 0 if config.data.drop_empty else np.ones(len(split), bool)
+        # as the field says, crowds aside
+        shown = split.object_counts > 0 if config.data.drop_empty else np.ones(len(split), bool)
         if not shown.any():
             raise UserError(
                 f"config.data.drop_empty=True leaves no image of {split.label()}; set "

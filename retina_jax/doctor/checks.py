@@ -19,6 +19,8 @@ NEAR_IDENTICAL = 0.95
 """IoU of two boxes of a class that are most likely one, annotated twice."""
 _MOST_NEIGHBOURS = 2000  # boxes a box is compared with; 100,000 on one image must not take for ever
 _LEAST_FOR_UNITS = 10  # boxes
+_MANY_CROWDS = 0.5
+"""Share of boxes from which it is worth a warning that they are ignored."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,12 +43,8 @@ def percent(share: float) -> str:
 
 
 def check_numbers(split: Split, config: ml_collections.ConfigDict, trains: bool) -> list[Finding]:
-    """No boxes at all, or more on an image than are kept; from the index alone."""
-    found = []
-    if not split.box_counts.sum():
-        level, what = ("error", "nothing can be learnt") if trains else ("warning", "AP is void")
-        message = f"{split.name}: no box on {len(split)} images: {what}; prepare it with its boxes"
-        found.append(Finding(level, "boxes", message))
+    """No objects at all, or more boxes on an image than are kept; from the index alone."""
+    found = _check_objects(split, trains)
     most = int(split.box_counts.max(initial=0))
     if most > config.data.max_boxes:
         image = int(split.image_ids[int(split.box_counts.argmax())])
@@ -55,6 +53,42 @@ def check_numbers(split: Split, config: ml_collections.ConfigDict, trains: bool)
             f"{config.data.max_boxes}; set --config.data.max_boxes={most}"
         )
         found.append(Finding("error", "max_boxes", message))
+    return found
+
+
+def _check_objects(split: Split, trains: bool) -> list[Finding]:
+    """Splits and classes without an object: crowds are ignored, so nothing is learnt from them."""
+    boxes, objects = (
+        int(split.box_counts.sum()),
+        int(getattr(split, "object_counts", split.box_counts).sum()),
+    )
+    level, what = ("error", "nothing can be learned") if trains else ("warning", "it has no AP")
+    if not boxes:
+        message = f"{split.name}: no box on {len(split)} images: {what}; prepare it with its boxes"
+        return [Finding(level, "boxes", message)]
+    if not objects:
+        message = (
+            f"{split.name}: all {boxes} boxes are crowds (or difficult, or ignored), which training "
+            f"ignores: {what}; prepare it with objects"
+        )
+        return [Finding(level, "boxes", message)]
+    found = []
+    if boxes - objects > _MANY_CROWDS * boxes:
+        message = (
+            f"{split.name}: {percent((boxes - objects) / boxes)} of {boxes} boxes are crowds (or "
+            "difficult, or ignored): training ignores them"
+        )
+        found.append(Finding("warning", "boxes", message))
+    counts = split.label_counts() if trains and hasattr(split, "label_counts") else None
+    if counts is not None:
+        only_crowds = (counts[0] == 0) & (counts[1] > 0)
+        if only_crowds.any():
+            names = [split.class_names[i] for i in np.flatnonzero(only_crowds)]
+            message = (
+                f"{split.name}: every box of class {', '.join(names[:8])} is a crowd (or difficult, "
+                "or ignored): nothing can be learned of it; prepare it with objects or without it"
+            )
+            found.append(Finding("error", "boxes", message))
     return found
 
 
