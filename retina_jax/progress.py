@@ -52,10 +52,10 @@ class ProgressBar:
         self._bar = None
         if console.is_terminal:
             self._bar = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[note]}"),
+                TextColumn("{task.fields[note]}", markup=False),
                 TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(),
@@ -84,5 +84,6 @@ class ProgressBar:
             rate = (self._done - self._first) / (self._spoken - self._started)
             left = (self._total - self._done) / rate if rate else 0.0
             self._console.print(
-                f"{self._title} {self._done}/{self._total} {note} {left / 60:.0f} min left"
+                f"{self._title} {self._done}/{self._total} {note} {left / 60:.0f} min left",
+                markup=False,
             )

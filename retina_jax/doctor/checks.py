@@ -58,18 +58,15 @@ def check_numbers(split: Split, config: ml_collections.ConfigDict, trains: bool)
 
 def _check_objects(split: Split, trains: bool) -> list[Finding]:
     """Splits and classes without an object: crowds are ignored, so nothing is learnt from them."""
-    boxes, objects = (
-        int(split.box_counts.sum()),
-        int(getattr(split, "object_counts", split.box_counts).sum()),
-    )
+    boxes, objects = int(split.box_counts.sum()), int(split.object_counts.sum())
     level, what = ("error", "nothing can be learned") if trains else ("warning", "it has no AP")
     if not boxes:
         message = f"{split.name}: no box on {len(split)} images: {what}; prepare it with its boxes"
         return [Finding(level, "boxes", message)]
     if not objects:
         message = (
-            f"{split.name}: all {boxes} boxes are crowds (or difficult, or ignored), which training "
-            f"ignores: {what}; prepare it with objects"
+            f"{split.name}: all {boxes} boxes are crowds (or difficult, or ignored), which "
+            f"training ignores: {what}; prepare it with objects"
         )
         return [Finding(level, "boxes", message)]
     found = []
@@ -79,14 +76,15 @@ def _check_objects(split: Split, trains: bool) -> list[Finding]:
             "difficult, or ignored): training ignores them"
         )
         found.append(Finding("warning", "boxes", message))
-    counts = split.label_counts() if trains and hasattr(split, "label_counts") else None
+    counts = split.label_counts() if trains else None
     if counts is not None:
         only_crowds = (counts[0] == 0) & (counts[1] > 0)
         if only_crowds.any():
             names = [split.class_names[i] for i in np.flatnonzero(only_crowds)]
             message = (
-                f"{split.name}: every box of class {', '.join(names[:8])} is a crowd (or difficult, "
-                "or ignored): nothing can be learned of it; prepare it with objects or without it"
+                f"{split.name}: every box of class {', '.join(names[:8])} is a crowd (or "
+                "difficult, or ignored): nothing can be learned of it; prepare it with objects or "
+                "without it"
             )
             found.append(Finding("error", "boxes", message))
     return found

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
 from retina_jax.doctor.checks import Finding, percent
 from retina_jax.doctor.examine import Report, SplitSummary
@@ -111,7 +112,7 @@ def text_tables(report: Report) -> list[Table]:
         for i, name in enumerate(header):
             table.add_column(name, justify="right" if i else "left")
         for row in cells:
-            table.add_row(*(cell.replace("[", r"\[") for cell in row))
+            table.add_row(*map(Text, row))
         drawn.append(table)
     return drawn
 

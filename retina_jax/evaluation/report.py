@@ -13,7 +13,8 @@ from retina_jax.evaluation.coco import METRICS
 
 def print_table(console: Console, metrics: dict[str, Any]) -> None:
     """COCO's numbers, precision above recall, then AP and AP50 of each class."""
-    console.print(f"COCO metrics on {metrics['images']} images, step {metrics['step']}")
+    heading = f"COCO metrics on {metrics['images']} images, step {metrics['step']}"
+    console.print(heading, markup=False)
     for names in (METRICS[:6], METRICS[6:]):  # twelve columns would not fit 80 characters
         summary = Table()
         for name in names:

@@ -28,12 +28,13 @@ def run(config: ml_collections.ConfigDict, workdir: str, console: Console) -> in
     from retina_jax.progress import Reporter
     from retina_jax.runs.evaluate import evaluate
 
-    result = evaluate(config, workdir, Reporter(console))
+    report = Reporter(console)
+    result = evaluate(config, workdir, report)
     if result.signal:
-        console.print(f"stopped by {result.signal.name}: nothing was written")
+        report.say(f"stopped by {result.signal.name}: nothing was written")
         return 128 + result.signal
     print_table(console, result.metrics)
-    console.print(f"all of it: {result.folder}")
+    report.say(f"all of it: {result.folder}")
     return 0
 
 

@@ -23,19 +23,20 @@ def run(config: ml_collections.ConfigDict, workdir: str, console: Console) -> in
     from retina_jax.progress import Reporter
     from retina_jax.runs.train import train
 
-    result = train(config, workdir, Reporter(console))
+    report = Reporter(console)
+    result = train(config, workdir, report)
     if result.signal:
-        console.print(
+        report.say(
             f"stopped by {result.signal.name}: saved in {result.folder}; "
             "run the same command to continue"
         )
         return 128 + result.signal
     print_table(console, result.metrics)
     if config.eval.pictures:
-        console.print(f"detections: {result.evaluation / 'detections.png'}")
+        report.say(f"detections: {result.evaluation / 'detections.png'}")
     if result.curves:
-        console.print(f"curves:     {result.curves}")
-    console.print(f"all of it:  {result.folder} (checkpoints, eval, metrics.jsonl, tensorboard)")
+        report.say(f"curves:     {result.curves}")
+    report.say(f"all of it:  {result.folder} (checkpoints, eval, metrics.jsonl, tensorboard)")
     return 0
 
 
