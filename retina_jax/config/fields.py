@@ -80,6 +80,10 @@ SOME = numbers("must contain at least one number", lambda v: len(v) > 0)
 SOME_POSITIVE = numbers(
     "must contain at least one number, all above 0", lambda v: len(v) > 0 and min(v) > 0
 )
+LIMITS = numbers(
+    "must be three whole numbers above 0, in ascending order",
+    lambda v: len(v) == 3 and all(isinstance(x, int) for x in v) and 0 < v[0] < v[1] < v[2],
+)
 SIDES = numbers("must be pixels, 1 or more", lambda v: all(x >= 1 for x in v), (640, 800))
 FACTORS = numbers("must be two factors, low and high", lambda v: len(v) == 2 and 0 < v[0] <= v[1])
 JITTER = numbers(
@@ -255,6 +259,8 @@ FIELDS = (
     Field("eval.cut_boxes", "before_nms", "to the image: before_nms, or after_nms (Detectron2)",
           one_of("before_nms", "after_nms"), S),
     Field("eval.max_detections", 100, "of an image", ABOVE_0, S),
+    Field("eval.limits", (1, 10, 100), "detections of a class and image that COCO's metrics count; "
+          "AP takes the last", LIMITS, S),
     Field("eval.engine", "hotcoco", "hotcoco, or pycocotools, the arbiter",
           one_of("hotcoco", "pycocotools")),
     Field("eval.pictures", 12, "images drawn with ground truth beside detections; 0: none", FROM_0),

@@ -32,6 +32,7 @@ from retina_jax.doctor.anchor_recall import (
 from retina_jax.doctor.buckets import BucketRow, bucket_rows, check_buckets, check_shrinking
 from retina_jax.doctor.checks import Finding, percent
 from retina_jax.doctor.contents import Contents, read_contents, spread_rows
+from retina_jax.ops.anchors import LEVELS, level_sizes
 
 SIZES = ("small", "medium", "large")
 """COCO's: areas under 32² and 96² pixels, and above."""
@@ -232,6 +233,7 @@ def check_recall(
             + (suggestion.text() if suggestion else "check the boxes and data.short_side")
         )
         found.append(Finding("error", "anchor_recall", message))
+    found += _check_smallest_anchor(name, matched, config)
     nearly = group_recall(matched.iou >= least, groups)
     short = {g: r for g, r in group_recall(matched.iou >= wanted, groups).items() if r < ENOUGH}
     worst = sorted(short.items(), key=lambda item: item[1])[:_MOST_GROUPS]
@@ -249,6 +251,22 @@ def check_recall(
         message = f"{name}: and {len(short) - _MOST_GROUPS} more groups of boxes are out of reach"
         found.append(Finding("warning", "anchor_recall", message))
     return found, suggestion
+
+
+def _check_smallest_anchor(
+    name: str, matched: BoxMatch, config: ml_collections.ConfigDict
+) -> list[Finding]:
+    """Boxes smaller at the input than every anchor."""
+    anchors = config.anchors
+    smallest = min(level_sizes(LEVELS[0], anchors.scale, anchors.octaves, anchors.truncate_sizes))
+    below = float((np.sqrt(_input_areas(matched)) < smallest).mean())
+    if not below:
+        return []
+    message = (
+        f"{name}: {percent(below)} of {len(matched.places)} boxes are smaller than the smallest "
+        f"anchor, {smallest:g} px at the input"
+    )
+    return [Finding("note", "anchor_recall", message)]
 
 
 def _ordered(findings: list[Finding]) -> tuple[Finding, ...]:

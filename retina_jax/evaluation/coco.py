@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import io
 from collections.abc import Sequence
@@ -13,10 +14,17 @@ from retina_jax.data.data_set import Split
 from retina_jax.ops.boxes import xyxy_to_coco_xywh
 from retina_jax.types import Detections
 
-METRICS = (
-    "AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"
-)  # fmt: skip
-"""Names of COCO's twelve numbers, in its order."""
+LIMITS = (1, 10, 100)
+"""COCO's own: the most detections of a class and image that recall and, the last, AP count."""
+
+
+def metric_names(limits: Sequence[int] = LIMITS) -> tuple[str, ...]:
+    """Names of COCO's twelve numbers, in its order."""
+    recalls = (f"AR{limit}" for limit in limits)
+    return ("AP", "AP50", "AP75", "APs", "APm", "APl", *recalls, "ARs", "ARm", "ARl")
+
+
+METRICS = metric_names()
 
 
 def ground_truth(split: Split) -> dict[str, Any]:
@@ -75,9 +83,12 @@ def results(
 
 
 def score(
-    truth: dict[str, Any], detections: list[dict[str, Any]], engine: str = "hotcoco"
+    truth: dict[str, Any],
+    detections: list[dict[str, Any]],
+    engine: str = "hotcoco",
+    limits: Sequence[int] = LIMITS,
 ) -> dict[str, Any]:
-    """`METRICS` beside ``per_class`` and ``per_class_AP50`` (class name to AP).
+    """`metric_names` beside ``per_class`` and ``per_class_AP50`` (class name to AP).
 
     None where there is no ground truth to score against.
 
@@ -85,6 +96,7 @@ def score(
       truth: a COCO data set, as `ground_truth` gives it.
       detections: COCO results.
       engine: "hotcoco" or "pycocotools", its arbiter; both give the same numbers.
+      limits: the most detections of a class and image that count, ascending.
     """
     if engine == "hotcoco":
         from hotcoco import COCO, COCOeval
@@ -104,13 +116,25 @@ def score(
             coco.createIndex()
             data_sets.append(coco)
         evaluation = COCOeval(*data_sets, "bbox")
+        parameters = evaluation.params
+        parameters.maxDets = list(limits)
+        evaluation.params = parameters
         evaluation.evaluate()
         evaluation.accumulate()
-        evaluation.summarize()
-    stats = [float(value) if value > -1 else None for value in evaluation.stats]
-    metrics: dict[str, Any] = dict(zip(METRICS, stats, strict=True))
-    # [IoU, recall, class, area range, most detections]
-    precision = np.asarray(evaluation.eval["precision"])[:, :, :, 0, -1]
+    # [IoU, recall, class, area range, limit]; [IoU, class, area range, limit]
+    precisions, recalls = (np.asarray(evaluation.eval[n]) for n in ("precision", "recall"))
+    # not from summarize(), which knows the limit 100 alone
+    every = [
+        *(precisions[some, :, :, 0, -1] for some in (slice(None), slice(0, 1), slice(5, 6))),
+        *(precisions[..., area, -1] for area in (1, 2, 3)),
+        *(recalls[..., 0, limit] for limit in range(3)),
+        *(recalls[..., area, -1] for area in (1, 2, 3)),
+    ]
+    metrics: dict[str, Any] = {
+        name: _mean_where_defined(values)
+        for name, values in zip(metric_names(limits), every, strict=True)
+    }
+    precision = precisions[:, :, :, 0, -1]
     names = {c["id"]: c["name"] for c in truth["categories"]}
     for name, values in (("per_class", precision), ("per_class_AP50", precision[:1])):
         metrics[name] = {
@@ -118,6 +142,15 @@ def score(
             for k, category_id in enumerate(evaluation.params.catIds)
         }
     return metrics
+
+
+def beyond_limit(truth: dict[str, Any], limit: int) -> tuple[int, int]:
+    """Images with more than ``limit`` objects of one class, and the most of one class on an image."""
+    pairs = collections.Counter(
+        (a["image_id"], a["category_id"]) for a in truth["annotations"] if not a["iscrowd"]
+    )
+    images = {image_id for (image_id, _), count in pairs.items() if count > limit}
+    return len(images), max(pairs.values(), default=0)
 
 
 def _mean_where_defined(precision: np.ndarray) -> float | None:

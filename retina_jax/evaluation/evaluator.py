@@ -41,6 +41,30 @@ class Evaluator:
         """Images of the split."""
         return len(self._split)
 
+    def notices(self) -> list[str]:
+        """What the limits of the metrics leave out, a line each; reads the ground truth."""
+        limit, most_kept = self._config.eval.limits[-1], self._config.eval.max_detections
+        images, most = coco.beyond_limit(self._ground_truth(), limit)
+        found = []
+        if images:
+            found.append(
+                f"{images} of {len(self._split)} images have more than {limit} objects of one class "
+                f"(at most {most}), and COCO's metrics count the best {limit} detections of a class "
+                f"and image: a perfect detector scores below 1; set --config.eval.limits="
+                f"'(1,10,{most})'"
+            )
+        if most > most_kept:
+            found.append(
+                f"eval.max_detections={most_kept} is below the {most} objects of one class on an "
+                f"image; set --config.eval.max_detections={most}"
+            )
+        return found
+
+    def _ground_truth(self) -> dict[str, Any]:
+        if self._truth is None:
+            self._truth = coco.ground_truth(self._split)
+        return self._truth
+
     def detect(
         self, variables: Any, advance: Callable[[], bool] = lambda: True
     ) -> list[dict[str, Any]] | None:
@@ -80,10 +104,10 @@ class Evaluator:
         detections = self.detect(variables, advance)
         if detections is None:
             return None
-        if self._truth is None:
-            self._truth = coco.ground_truth(self._split)
-        metrics = coco.score(self._truth, detections, self._config.eval.engine)
+        options = self._config.eval
+        metrics = coco.score(self._ground_truth(), detections, options.engine, options.limits)
         metrics |= {"step": step, "images": len(self._split), "detections": len(detections)}
+        metrics["limits"] = list(options.limits)
         write_json(folder / "detections.json", detections)
         if self._config.eval.pictures:
             draw_split(

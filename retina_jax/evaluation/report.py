@@ -8,14 +8,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from retina_jax.evaluation.coco import METRICS
+from retina_jax.evaluation.coco import LIMITS, metric_names
 
 
 def print_table(console: Console, metrics: dict[str, Any]) -> None:
     """COCO's numbers, precision above recall, then AP and AP50 of each class."""
     heading = f"COCO metrics on {metrics['images']} images, step {metrics['step']}"
     console.print(heading, markup=False)
-    for names in (METRICS[:6], METRICS[6:]):  # twelve columns would not fit 80 characters
+    every = metric_names(metrics.get("limits", LIMITS))
+    for names in (every[:6], every[6:]):  # twelve columns would not fit 80 characters
         summary = Table()
         for name in names:
             summary.add_column(name, justify="right", min_width=6)

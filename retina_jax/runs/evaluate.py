@@ -73,6 +73,8 @@ def evaluate(
     report.say(f"evaluating step {step} of {folder} on {len(split)} images ({directory})")
     variables = devices.replicate(variables)
     target = folder / "eval" / evaluation_name(folder, step, config, split)
+    for line in evaluator.notices():
+        report.note(line)
     advice = f"lower --config.eval.batch_size={config.eval.batch_size}"
     with StopRequest() as stop, parallel.memory_named(advice):
         metrics = evaluate_variables(evaluator, variables, step, target, stop, report)

@@ -100,7 +100,8 @@ def train(
         state = _start_from(state, config, train_split, report)
     write_config(folder, config, classes.to_json())
     _introduce(config, folder, devices, loader, train_split, eval_split, state, report)
-    for line in [*notices(config), *(f.message for f in findings if f.level == "warning")]:
+    warnings = [f.message for f in findings if f.level == "warning"]
+    for line in [*notices(config), *warnings, *evaluator.notices()]:
         report.note(line)
     if first_step:
         report.say(f"resuming from step {first_step} of {config.train.steps}")
