@@ -145,7 +145,7 @@ def score(
 
 
 def beyond_limit(truth: dict[str, Any], limit: int) -> tuple[int, int]:
-    """Images with more than ``limit`` objects of one class, and the most of one class on an image."""
+    """Images with more than ``limit`` objects of a class, and the most of a class on one image."""
     pairs = collections.Counter(
         (a["image_id"], a["category_id"]) for a in truth["annotations"] if not a["iscrowd"]
     )

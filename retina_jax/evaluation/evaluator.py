@@ -10,6 +10,7 @@ import ml_collections
 import numpy as np
 
 from retina_jax import parallel
+from retina_jax.config.shell import field_flag
 from retina_jax.data.data_set import Split
 from retina_jax.data.loader import EvaluationLoader
 from retina_jax.evaluation import coco
@@ -48,10 +49,10 @@ class Evaluator:
         found = []
         if images:
             found.append(
-                f"{images} of {len(self._split)} images have more than {limit} objects of one class "
-                f"(at most {most}), and COCO's metrics count the best {limit} detections of a class "
-                f"and image: a perfect detector scores below 1; set --config.eval.limits="
-                f"'(1,10,{most})'"
+                f"{images} of {len(self._split)} images have more than {limit} objects of one "
+                f"class (at most {most}), and COCO's metrics count the best {limit} detections of a "
+                "class and image: a perfect detector scores below 1; set "
+                f"{field_flag('eval.limits', (1, 10, most))}"
             )
         if most > most_kept:
             found.append(
