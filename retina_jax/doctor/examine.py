@@ -17,7 +17,7 @@ from jaxtyping import Float
 from retina_jax.config import resolve
 from retina_jax.data.data_set import Split
 from retina_jax.data.loader import placements
-from retina_jax.data.plan import padding_share
+from retina_jax.data.plan import Placements, padding_share
 from retina_jax.doctor import checks
 from retina_jax.doctor.anchor_recall import (
     ENOUGH,
@@ -228,19 +228,18 @@ def summarise(
     )
 
 
-def _bucket_rows(split: Split, placed: list, config) -> tuple[BucketRow, ...]:
-    bucket_of = np.array([p.bucket for p in placed])
+def _bucket_rows(split: Split, placed: Placements, config) -> tuple[BucketRow, ...]:
     # the longer side tells the scale best: rounding moves it least
     longest = split.sizes.max(axis=1)
-    scales = np.array([max(p.height, p.width) for p in placed]) / longest
+    scales = np.maximum(placed.height, placed.width) / longest
     found = []
     buckets = resolve(config).buckets
     for number, (height, width) in enumerate(buckets):
-        members = np.flatnonzero(bucket_of == number)
+        members = np.flatnonzero(placed.bucket == number)
         if not len(members):
             found.append(BucketRow(height, width, 0, None, None, None))
             continue
-        padding = padding_share([placed[i] for i in members], buckets)
+        padding = padding_share(placed.of(members), buckets)
         low, high = float(scales[members].min()), float(scales[members].max())
         found.append(BucketRow(height, width, len(members), padding, low, high))
     return tuple(found)
