@@ -36,6 +36,8 @@ class Batch:
     """RGB; pixels beyond ``sizes`` are zeros."""
     sizes: Int[Array, "*n 2"]
     """Height and width of the picture inside the padded image."""
+    original_sizes: Int[Array, "*n 2"]
+    """Height and width of the image before it was scaled, pixels; a filler has its own size."""
     ground_truth: GroundTruth
     index: Int[Array, "*n"]
     """Row of the image in its split."""

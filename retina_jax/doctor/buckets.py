@@ -10,7 +10,7 @@ import numpy as np
 
 from retina_jax.config import resolve
 from retina_jax.data.data_set import Split
-from retina_jax.data.plan import padding_share, scale_of
+from retina_jax.data.plan import Placements, padding_share, scale_of
 from retina_jax.doctor.checks import Finding, percent
 
 _MOST_PADDING = 0.35
@@ -31,19 +31,19 @@ class BucketRow:
     largest_scale: float | None
 
 
-def bucket_rows(split: Split, placed: list, config) -> tuple[BucketRow, ...]:
-    bucket_of = np.array([p.bucket for p in placed])
+def bucket_rows(split: Split, placed: Placements, config) -> tuple[BucketRow, ...]:
+    """Images, padding and scale of each bucket, for a split placed as the loader does."""
     # the longer side tells the scale best: rounding moves it least
     longest = split.sizes.max(axis=1)
-    scales = np.array([max(p.height, p.width) for p in placed]) / longest
+    scales = np.maximum(placed.height, placed.width) / longest
     found = []
     buckets = resolve(config).buckets
     for number, (height, width) in enumerate(buckets):
-        members = np.flatnonzero(bucket_of == number)
+        members = np.flatnonzero(placed.bucket == number)
         if not len(members):
             found.append(BucketRow(height, width, 0, None, None, None))
             continue
-        padding = padding_share([placed[i] for i in members], buckets)
+        padding = padding_share(placed.of(members), buckets)
         low, high = float(scales[members].min()), float(scales[members].max())
         found.append(BucketRow(height, width, len(members), padding, low, high))
     return tuple(found)
