@@ -65,10 +65,14 @@ def decoding_threads(workers: int) -> int:
     return min(_MOST_THREADS, max(1, cores // max(1, workers)))
 
 
-def check_split(split: Split, config: ml_collections.ConfigDict) -> None:
-    """`UserError` for a split that this config cannot read."""
+def check_not_empty(split: Split) -> None:
+    """`UserError` for a split without images."""
     if not len(split):
         raise UserError(f"{split.label()} is empty; prepare it from annotations with images")
+
+
+def check_boxes(split: Split, config: ml_collections.ConfigDict) -> None:
+    """`UserError` for a split with more boxes on an image than training keeps."""
     most = int(split.box_counts.max())
     if most > config.data.max_boxes:
         image_id = int(split.image_ids[int(split.box_counts.argmax())])
@@ -100,6 +104,7 @@ class _Pictures:
         augments: bool,
         threads: int,
     ):
+        """``augments``: for training; evaluation keeps every box, however many."""
         self._split = split
         self._placements = placed
         self._data = types.SimpleNamespace(**config.data.to_dict())
@@ -107,6 +112,8 @@ class _Pictures:
         self._augments = augments
         self._buckets = resolve(config).buckets
         self._max_boxes = config.data.max_boxes
+        if not augments:
+            self._max_boxes = max(self._max_boxes, int(split.box_counts.max()))
         self._threads = threads
         self._pool = self._new_pool()
 
@@ -251,7 +258,8 @@ class TrainLoader:
         processes: int = 1,
     ):
         """Raises `UserError` for a split that cannot be read, or no room for workers' batches."""
-        check_split(split, config)
+        check_not_empty(split)
+        check_boxes(split, config)
         self.split = split
         placed = placements(split, config)
         # as the field says, crowds aside
@@ -330,7 +338,7 @@ class EvaluationLoader:
         process: int = 0,
         processes: int = 1,
     ):
-        check_split(split, config)
+        check_not_empty(split)
         placed = placements(split, config)
         threads = decoding_threads(0)
         self._pictures = _Pictures(split, config, placed, augments=False, threads=threads)

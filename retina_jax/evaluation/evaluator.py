@@ -50,8 +50,8 @@ class Evaluator:
         if images:
             found.append(
                 f"{images} of {len(self._split)} images have more than {limit} objects of one "
-                f"class (at most {most}), and COCO's metrics count the best {limit} detections of a "
-                "class and image: a perfect detector scores below 1; set "
+                f"class (at most {most}), and COCO's metrics count the best {limit} detections of "
+                "a class and image: a perfect detector scores below 1; set "
                 f"{field_flag('eval.limits', (1, 10, most))}"
             )
         if most > most_kept:

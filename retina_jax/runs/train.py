@@ -36,7 +36,7 @@ from retina_jax.training.loop import TrainingLoop
 from retina_jax.training.optimizer import build_optimizer, learning_rate_schedule
 from retina_jax.training.step import init_state, make_train_step, state_shapes
 from retina_jax.training.stop import StopRequest
-from retina_jax.training.workdir import Classes, open_workdir, write_config
+from retina_jax.training.workdir import Classes, changed_fields, open_workdir, write_config
 from retina_jax.types import TrainState
 
 
@@ -79,6 +79,7 @@ def train(
     optimizer = build_optimizer(config)
 
     folder, changed = open_workdir(workdir, config)
+    before = changed_fields(folder, config)
     checkpoints = Checkpoints(folder, config.train.keep_checkpoints)
     latest_step = checkpoints.latest_step()
     first_step = latest_step or 0
@@ -107,6 +108,12 @@ def train(
         report.say(f"resuming from step {first_step} of {config.train.steps}")
         for line in changed:
             report.note(line, label="changed since the last run")
+        if config.optimizer.schedule == "cosine" and "train.steps" in before:
+            report.note(
+                f"optimizer.schedule=cosine ends at train.steps: from here on the learning rate "
+                f"follows the curve of {config.train.steps} steps, not that of "
+                f"{before['train.steps'][0]}"
+            )
 
     with StopRequest() as stop:
 

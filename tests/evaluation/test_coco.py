@@ -59,8 +59,8 @@ def test_hotcoco_equals_pycocotools(seed):
         assert ours[name] == pytest.approx(arbiter[name], abs=1e-12), name
     for name in ("per_class", "per_class_AP50"):
         assert ours[name] == pytest.approx(arbiter[name], abs=1e-12)
-    assert ours["per_class"]["class 90"] == -1
-    defined = [v for v in ours["per_class"].values() if v >= 0]
+    assert ours["per_class"]["class 90"] is None
+    defined = [v for v in ours["per_class"].values() if v is not None]
     assert ours["AP"] == pytest.approx(np.mean(defined))
 
 
@@ -102,3 +102,46 @@ def test_results_are_in_the_data_sets_own_ids_and_pixels():
         "bbox": [5.0, 40.0, 10.0, 80.0],
         "score": 0.75,
     }
+
+
+def perfect_boxes(count):
+    """An image of ``count`` equal small boxes, and detections that are these."""
+    boxes = [[12 * (i % 20), 12 * (i // 20), 10, 10] for i in range(count)]
+    truth = {
+        "images": [{"id": 1, "height": 500, "width": 500}],
+        "categories": [{"id": 1, "name": "cell"}],
+        "annotations": [
+            {"id": i, "image_id": 1, "category_id": 1, "bbox": box, "area": 100, "iscrowd": 0}
+            for i, box in enumerate(boxes, 1)
+        ],
+    }
+    found = [
+        {"image_id": 1, "category_id": 1, "bbox": box, "score": 1 - i / 1000}
+        for i, box in enumerate(boxes)
+    ]
+    return truth, found
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_limit_of_detections_is_a_field_and_both_engines_agree(engine):
+    truth, found = perfect_boxes(150)
+    metrics = coco.score(truth, found, engine)
+    # 100 of 150 found: recall 2/3, of the 101 places of recall 67 are reached
+    assert metrics["AP"] == pytest.approx(67 / 101)
+    assert metrics["AR100"] == pytest.approx(100 / 150)
+    metrics = coco.score(truth, found, engine, (1, 10, 300))
+    assert metrics["AP"] == pytest.approx(1.0)
+    assert metrics["AR300"] == pytest.approx(1.0)
+    assert metrics["AR1"] == pytest.approx(1 / 150)
+    assert coco.beyond_limit(truth, 100) == (1, 150)
+    assert coco.beyond_limit(truth, 150) == (0, 150)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_without_ground_truth_there_is_no_number(engine):
+    truth, found = perfect_boxes(3)
+    truth["annotations"] = []
+    metrics = coco.score(truth, found, engine)
+    assert [metrics[name] for name in coco.METRICS] == [None] * 12
+    assert metrics["per_class"] == {"cell": None}
+    json.dumps(metrics, allow_nan=False)

@@ -1,10 +1,16 @@
 """Checkpoints: what is kept, what is refused, what a damaged folder does."""
 
+import itertools
+
+import jax
 import numpy as np
+import optax
 import pytest
 
+from retina_jax.config import default_config
 from retina_jax.errors import UserError
 from retina_jax.training.checkpoint import Checkpoints, weights_of
+from retina_jax.training.optimizer import build_optimizer
 from retina_jax.types import TrainState
 
 
@@ -72,3 +78,54 @@ def test_a_half_written_checkpoint_is_not_seen(tmp_path):
 def test_a_folder_without_checkpoints_is_no_start(tmp_path):
     with pytest.raises(UserError, match="is not a workdir with checkpoints"):
         weights_of(str(tmp_path))
+
+
+@pytest.mark.parametrize("clips_now", [0.0, 10.0])
+@pytest.mark.parametrize("clipped_then", [False, True])
+def test_checkpoints_of_earlier_versions_restore_with_and_without_clipping(
+    tmp_path, clipped_then, clips_now
+):
+    """Their optimiser had a part more where gradients were clipped."""
+    rng = np.random.default_rng(0)
+    params = {"backbone": {"kernel": rng.normal(size=(2, 3)).astype(np.float32)}}
+    trace = {"backbone": {"kernel": rng.normal(size=(2, 3)).astype(np.float32)}}
+    parts = [optax.add_decayed_weights(1e-4), optax.trace(0.9)]
+    if clipped_then:
+        parts.insert(0, optax.clip_by_global_norm(1.0))
+    opt_state = optax.chain(*parts).init(params)
+    opt_state = (*opt_state[:-1], opt_state[-1]._replace(trace=trace))
+    state = TrainState(
+        step=np.int32(5), params=params, batch_stats={}, opt_state=opt_state,
+        loss_normalizer=np.float32(7),
+    )  # fmt: skip
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state)
+    checkpoints.wait()
+    config = default_config()
+    config.optimizer.clip_norm = clips_now
+    template = state.replace(opt_state=build_optimizer(config).init(params))
+    restored = checkpoints.restore(template, 5)
+    checkpoints.close()
+    np.testing.assert_array_equal(
+        restored.opt_state[-1].trace["backbone"]["kernel"], trace["backbone"]["kernel"]
+    )
+    assert jax.tree.structure(restored) == jax.tree.structure(template)
+    assert int(restored.step) == 5
+
+
+def test_the_optimizers_tree_does_not_change_with_a_field():
+    params = {"backbone": {"kernel": np.zeros((2, 2), np.float32)}}
+    for name in ("sgd", "adamw"):
+        trees = set()
+        for clip_norm, weight_decay, schedule in itertools.product(
+            (0.0, 10.0), (0.0, 1e-4), ("step", "cosine")
+        ):
+            config = default_config()
+            config.optimizer.update(
+                {"name": name, "clip_norm": clip_norm, "weight_decay": weight_decay,
+                 "schedule": schedule}
+            )  # fmt: skip
+            state = build_optimizer(config).init(params)
+            leaves = jax.tree_util.tree_leaves_with_path(state)
+            trees.add(tuple(jax.tree_util.keystr(path) for path, _ in leaves))
+        assert len(trees) == 1
