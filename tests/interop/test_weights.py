@@ -8,7 +8,7 @@ from retina_jax.config import leaves
 from retina_jax.errors import UserError
 from retina_jax.interop.export import export_names, note_of
 from retina_jax.interop.files import read_arrays, write_arrays
-from retina_jax.interop.weights import FROM_RUN, read_weights
+from retina_jax.interop.weights import made_for, read_weights
 
 GOLDEN = {
     "torchvision_v1": ("torchvision RetinaNet", "P5", "none"),
@@ -232,9 +232,10 @@ def test_our_own_files_say_what_their_weights_were_made_for(
     imported = read_weights(path)
     assert_same_trees(tree, imported.tree)
     assert imported.unknown == ()
-    for name in FROM_RUN:
-        assert imported.expects[name] == leaves(config)[name]
-    assert {"model.p6_from", "model.norm_eps", "data.pixel_order", "anchors.order"} < {*FROM_RUN}
+    named = {"model.p6_from", "model.norm_eps", "data.pixel_order", "anchors.order"}
+    assert named < made_for(leaves(config)).keys()
+    for name, value in made_for(leaves(config)).items():
+        assert imported.expects[name] == value
 
 
 def test_other_systems_names_come_without_a_note(config_of):
