@@ -1,9 +1,9 @@
 """RetinaNet of the paper on COCO: ResNet-50-FPN, 800 px, batch 16, 90,000 steps.
 
-    python scripts/prepare.py coco --out DATA \\
+    retina-jax prepare coco --out DATA \\
         --images train2017 --annotations annotations/instances_train2017.json \\
         --images val2017 --annotations annotations/instances_val2017.json
-    python -m retina_jax.main --config=experiments/coco.py --config.data.dir=DATA --workdir=DIR \\
+    retina-jax train --config=experiments/coco.py --config.data.dir=DATA --workdir=DIR \\
         --config.model.init_from=resnet50.pth
 
 Weights: an ImageNet ResNet-50 of torchvision (`resnet50-0676ba61.pth`, a .safetensors of it), whose

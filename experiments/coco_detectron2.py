@@ -1,15 +1,15 @@
 """Detectron2's RetinaNet R_50_FPN on COCO; the schedule is named behind a colon, 1x or 3x.
 
-    python -m retina_jax.main --config=experiments/coco_detectron2.py:3x \\
+    retina-jax train --config=experiments/coco_detectron2.py:3x \\
         --config.data.dir=DATA --workdir=DIR --config.model.init_from=R-50.pkl
 
 and for 1x `--config=experiments/coco_detectron2.py`. Weights: Detectron2's
 ImageNetPretrained/MSRA/R-50.pkl. To score a detector of its model zoo:
 
-    python scripts/import_weights.py --config=experiments/coco_detectron2.py \\
-        --config.data.dir=DATA --weights=model_final_bfca0b.pkl --workdir=DIR
-    python -m retina_jax.main --config=experiments/coco_detectron2.py \\
-        --config.data.dir=DATA --workdir=DIR --mode=evaluate
+    retina-jax import-weights --config=experiments/coco_detectron2.py \\
+        --config.data.dir=DATA --weights=model_final_bfca0b.pkl --out=DIR
+    retina-jax evaluate --config=experiments/coco_detectron2.py \\
+        --config.data.dir=DATA --workdir=DIR
 
 Hardware: 8 GPUs or TPU cores, two images each. Expected on val2017: AP 37.4 (1x), 38.7 (3x)
 (Detectron2's model zoo). Detectron2 averages the foreground of one GPU's images (two of sixteen),

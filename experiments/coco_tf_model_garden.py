@@ -1,6 +1,6 @@
 """TF Model Garden's retinanet_resnetfpn_coco: 640 × 640, batch 256, 72 epochs on COCO.
 
-    python -m retina_jax.main --config=experiments/coco_tf_model_garden.py \\
+    retina-jax train --config=experiments/coco_tf_model_garden.py \\
         --config.data.dir=DATA --workdir=DIR --config.model.init_from=resnet50.pth
 
 Weights: an ImageNet ResNet-50 (theirs is not read; torchvision's stands in). Hardware: 32 TPU cores

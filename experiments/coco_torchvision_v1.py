@@ -1,15 +1,15 @@
 """torchvision's retinanet_resnet50_fpn on COCO: what it does otherwise than the paper.
 
-    python -m retina_jax.main --config=experiments/coco_torchvision_v1.py \\
+    retina-jax train --config=experiments/coco_torchvision_v1.py \\
         --config.data.dir=DATA --workdir=DIR --config.model.init_from=resnet50.pth
 
 Weights: torchvision's ImageNet ResNet-50. To score its shipped detector instead:
 
-    python scripts/import_weights.py --config=experiments/coco_torchvision_v1.py \\
+    retina-jax import-weights --config=experiments/coco_torchvision_v1.py \\
         --config.model.norm_eps=0 --config.data.dir=DATA \\
-        --weights=retinanet_resnet50_fpn_coco-eeacb38b.pth --workdir=DIR
-    python -m retina_jax.main --config=experiments/coco_torchvision_v1.py \\
-        --config.model.norm_eps=0 --config.data.dir=DATA --workdir=DIR --mode=evaluate
+        --weights=retinanet_resnet50_fpn_coco-eeacb38b.pth --out=DIR
+    retina-jax evaluate --config=experiments/coco_torchvision_v1.py \\
+        --config.model.norm_eps=0 --config.data.dir=DATA --workdir=DIR
 
 Hardware: 8 GPUs or TPU cores, two images each. Expected: AP 36.4 on val2017 (torchvision's model
 page, RetinaNet_ResNet50_FPN_Weights.COCO_V1).

@@ -1,6 +1,6 @@
 """torchvision's retinanet_resnet50_fpn_v2 on COCO: v1 with GroupNorm heads, GIoU and AdamW.
 
-    python -m retina_jax.main --config=experiments/coco_torchvision_v2.py \\
+    retina-jax train --config=experiments/coco_torchvision_v2.py \\
         --config.data.dir=DATA --workdir=DIR --config.model.init_from=resnet50.pth
 
 Weights: torchvision's ImageNet ResNet-50, whose batch norm goes on learning above the frozen

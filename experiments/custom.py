@@ -1,8 +1,8 @@
 """RetinaNet-18 from scratch on your own boxes; classes and paths come from the data set.
 
-    python scripts/prepare.py coco --images DIR --annotations train.json --annotations val.json \\
+    retina-jax prepare coco --images DIR --annotations train.json --annotations val.json \\
         --out DATA
-    python -m retina_jax.main --config=experiments/custom.py --config.data.dir=DATA --workdir=DIR
+    retina-jax train --config=experiments/custom.py --config.data.dir=DATA --workdir=DIR
 
 A few hundred images and no pretrained weights: batch norm in the backbone, group norm in the
 heads, and a learning rate that these two allow.

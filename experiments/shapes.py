@@ -1,6 +1,6 @@
 """A small RetinaNet on the embedded data set: minutes on two CPU cores.
 
-python -m retina_jax.main --config=experiments/shapes.py --workdir=runs/shapes
+retina-jax train --config=experiments/shapes.py --workdir=runs/shapes
 """
 
 from retina_jax.config import default_config

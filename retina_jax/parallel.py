@@ -7,6 +7,7 @@ devices before the call, which donation of an ``in_axes=None`` argument needs.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
@@ -18,6 +19,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from retina_jax.errors import UserError
 
 AXIS = "devices"
+OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
+"""In the message of XLA's error."""
 T = TypeVar("T")
 
 
@@ -81,6 +84,17 @@ class Devices:
     def predict_step(self, step: Callable) -> Callable:
         """``(variables, images, sizes) -> [devices, n / devices, …]``; `fetch` joins them."""
         return jax.pmap(step, axis_name=AXIS, in_axes=(None, 0, 0), devices=self.devices)
+
+
+@contextlib.contextmanager
+def memory_named(advice: str) -> Iterator[None]:
+    """A lack of device memory as `UserError` with ``advice``."""
+    try:
+        yield
+    except Exception as error:
+        if OUT_OF_MEMORY not in str(error):
+            raise
+        raise UserError(f"out of device memory; {advice}") from error
 
 
 def fetch(tree: Any) -> Any:

@@ -36,6 +36,8 @@ class Batch:
     """RGB; pixels beyond ``sizes`` are zeros."""
     sizes: Int[Array, "*n 2"]
     """Height and width of the picture inside the padded image."""
+    original_sizes: Int[Array, "*n 2"]
+    """Height and width of the image before it was scaled, pixels; a filler has its own size."""
     ground_truth: GroundTruth
     index: Int[Array, "*n"]
     """Row of the image in its split."""
@@ -72,7 +74,10 @@ class Candidates:
 
 @flax.struct.dataclass
 class Detections:
-    """What remains of one image after NMS, best first (NumPy, on the host)."""
+    """What remains of one image after NMS, best first (NumPy, on the host).
+
+    From `evaluation.detect` on, boxes are in pixels of the original image.
+    """
 
     boxes: Float[np.ndarray, "k 4"]
     scores: Float[np.ndarray, "k"]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from retina_jax.ablation.logits import count_logits
 from retina_jax.ablation.table import Outcome
 from retina_jax.files import atomic_write
 
@@ -55,77 +56,31 @@ def draw_losses(path: Path) -> None:
     _save(figure, path)
 
 
-def cumulative_share(losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Share of all loss that the least x of the samples make: x and shares, both 0 to 1.
+def cumulative_share(
+    losses: np.ndarray, counts: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Share of all loss that the samples of least loss make up: x and shares, both 0 to 1.
 
-    Losses are sorted from low to high and normalised to sum to 1 (section 5.1).
+    Losses are sorted from low to high and normalised to sum to 1 (section 5.1). ``counts``: samples
+    of each loss; None: one.
     """
-    ordered = np.cumsum(np.sort(losses.astype(np.float64)))
-    shares = np.concatenate([[0.0], ordered / max(ordered[-1], np.finfo(float).tiny)])
-    places = np.unique(np.linspace(0, len(losses), _POINTS).astype(int))
-    return places / len(losses), shares[places]
-
-
-def losses_of_anchors(workdir: Path, gammas=GAMMAS) -> dict[float, tuple[np.ndarray, np.ndarray]]:
-    """γ to the losses of all foreground and of all background logits of the validation split.
-
-    By the latest weights of a run, without α: its normalisation would take it out again.
-    """
-    import jax
-    import jax.numpy as jnp
-
-    from retina_jax import parallel
-    from retina_jax.config.values import target_arguments
-    from retina_jax.data.data_set import open_split
-    from retina_jax.data.loader import EvaluationLoader
-    from retina_jax.models import retinanet
-    from retina_jax.ops.losses import sigmoid_focal_loss
-    from retina_jax.ops.targets import assign_targets
-    from retina_jax.prepare.shapes import open_data_set
-    from retina_jax.training.checkpoint import weights_of
-    from retina_jax.training.workdir import read_config
-
-    config = read_config(workdir)
-    directory = open_data_set(config.data.dir, config.data.name)
-    split = open_split(directory, config.data.eval_split, config.data.labels)
-    model = retinanet.build(config, len(split.class_names))
-    variables = weights_of(workdir)
-    target_options = target_arguments(config)
-
-    @jax.jit
-    def signed_logits(batch):
-        """x_t of each logit, whether it is a label, whether it takes part."""
-        images = retinanet.normalize_images(batch.images, batch.sizes, config.data)
-        logits = jnp.concatenate(model.apply(variables, images, train=False)[0], axis=1)
-        anchors = np.concatenate(retinanet.anchors_for(config, batch.images.shape[1:3]))
-        targets = jax.vmap(lambda truth: assign_targets(anchors, truth, **target_options))(
-            batch.ground_truth
-        )
-        is_label = targets.labels[..., None] == jnp.arange(logits.shape[-1])
-        taken = ~targets.ignore & batch.example_mask[:, None]
-        return jnp.where(is_label, logits, -logits), is_label, taken
-
-    foreground, background = [], []
-    for batch in EvaluationLoader(split, config):
-        signed, is_label, taken = parallel.fetch(signed_logits(batch))
-        foreground.append(signed[is_label & taken[..., None]])
-        background.append(signed[~is_label & taken[..., None]])
-    found = {}
-    for gamma in gammas:
-        parts = []
-        for signed in (np.concatenate(foreground), np.concatenate(background)):
-            labels = np.zeros(len(signed), np.int32)
-            parts.append(np.asarray(sigmoid_focal_loss(signed[:, None], labels, 0.5, gamma)))
-        found[gamma] = tuple(parts)
-    return found
+    counts = np.ones(len(losses), np.int64) if counts is None else counts
+    order = np.argsort(losses, kind="stable")
+    samples = np.concatenate([[0], np.cumsum(counts[order])])
+    summed = np.cumsum(losses[order].astype(np.float64) * counts[order])
+    shares = np.concatenate([[0.0], summed / max(summed[-1], np.finfo(float).tiny)])
+    wanted = np.unique(np.linspace(0, samples[-1], _POINTS).astype(int))
+    return wanted / samples[-1], np.interp(wanted, samples, shares)
 
 
 def draw_cumulative_loss(workdir: Path, path: Path) -> None:
     """Figure 4: how much of the loss the easy foreground and the easy background make."""
     figure, axes = _figure(10, 4, 2)
-    for gamma, parts in losses_of_anchors(workdir).items():
-        for axis, losses in zip(axes, parts, strict=True):
-            axis.plot(*cumulative_share(losses), label=f"γ = {gamma:g}")
+    counted = count_logits(workdir)
+    for gamma in GAMMAS:
+        losses = counted.losses(gamma)
+        for axis, counts in zip(axes, (counted.foreground, counted.background), strict=True):
+            axis.plot(*cumulative_share(losses, counts), label=f"γ = {gamma:g}")
     for axis, kind in zip(axes, ("foreground", "background"), strict=True):
         axis.set(xlabel=f"share of {kind} logits", ylabel="cumulative normalised loss")
         axis.legend()

@@ -10,8 +10,7 @@ import statistics
 from pathlib import Path
 
 from retina_jax.ablation.studies import Row
-from retina_jax.config.fields import BY_NAME, default_config
-from retina_jax.config.values import comparable, differences, tuples
+from retina_jax.config.values import comparable, differences
 from retina_jax.errors import UserError
 from retina_jax.files import write_json
 
@@ -60,22 +59,13 @@ def check_made_with(
     """
     if before is None:
         raise UserError(f"{path} does not say with which flags it was made; give another --out")
-    changed = differences(_as_run(before), _as_run(fields))
+    changed = differences(comparable(before), comparable(fields))
     if changed:
         listed = [f"{name}={was}, now {now}" for name, (was, now) in list(changed.items())[:3]]
         more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise UserError(
             f"{path} was made with other flags ({'; '.join(listed)}{more}); give another --out"
         )
-
-
-def _as_run(fields: dict[str, object]) -> dict[str, object]:
-    """Leaves of a config as `comparable` has them."""
-    config = default_config()
-    for name, value in fields.items():
-        if name in BY_NAME:
-            config.update_from_flattened_dict({name: tuples(value)})
-    return comparable(config)
 
 
 def scores_of(folder: Path, steps: int) -> dict[str, float]:

@@ -8,7 +8,7 @@ import ml_collections
 import numpy as np
 
 from retina_jax.config import resolve
-from retina_jax.data.plan import Placement, padding_share, place
+from retina_jax.data.plan import Placements, padding_share, place_all
 
 IMAGES = 20_000
 _FAMILIES = (
@@ -66,8 +66,8 @@ def compare_padding(config: ml_collections.ConfigDict) -> Iterator[dict]:
     rule = (data.short_side, data.long_side, data.rounding)
     originals = coco_sizes()
 
-    def placed(buckets: Sequence[tuple[int, int]]) -> list[Placement]:
-        return [place(int(h), int(w), buckets, *rule) for h, w in originals]
+    def placed(buckets: Sequence[tuple[int, int]]) -> Placements:
+        return place_all(originals, buckets, *rule)
 
     own = resolve(config).buckets
     long, short = (max(max(b) for b in own), min(min(b) for b in own))
@@ -84,7 +84,7 @@ def compare_padding(config: ml_collections.ConfigDict) -> Iterator[dict]:
         yield {"scheme": name, "buckets": buckets, "waste": round(waste, 4),
                "programs": len(buckets)}  # fmt: skip
     free = placed(((long, long),))
-    sizes = np.array([(p.height, p.width) for p in free])
+    sizes = np.stack([free.height, free.width], axis=1)
     rng = np.random.default_rng(1)
     landscape = (sizes[:, 1] >= sizes[:, 0]).astype(int)
     for batch in sorted({2, config.train.batch_size}):

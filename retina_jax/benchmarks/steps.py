@@ -28,6 +28,7 @@ def random_batch(config, bucket: tuple[int, int], images: int, classes: int):
     return Batch(
         images=rng.integers(0, 256, (images, height, width, 3), dtype=np.uint8),
         sizes=np.tile(np.array([bucket], np.int32), (images, 1)),
+        original_sizes=np.tile(np.array([bucket], np.int32), (images, 1)),
         ground_truth=GroundTruth(
             boxes=np.concatenate([corner, corner + side], axis=-1).astype(np.float32),
             labels=rng.integers(0, classes, (images, most)).astype(np.int32),

@@ -29,5 +29,5 @@ def field_flag(name: str, value: object) -> str:
 def field_value(value: object) -> str:
     """A field's value as a flag takes it: numbers at full precision, tuples quoted."""
     if isinstance(value, tuple):
-        return f"'{value}'"
+        return f"'{value}'".replace(" ", "")
     return shlex.quote(str(value)) if str(value) else "''"

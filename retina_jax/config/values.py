@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,16 +90,17 @@ class Resolved:
 
 def resolve(config: ml_collections.ConfigDict) -> Resolved:
     """Derived values; call it after the flags are in."""
-    optimizer = config.optimizer
+    optimizer, data = config.optimizer, config.data
     scale = 1.0
     if optimizer.learning_rate_batch:
         scale = config.train.batch_size / optimizer.learning_rate_batch
     return Resolved(
         learning_rate=optimizer.learning_rate * scale,
         anchors_per_place=len(config.anchors.octaves) * len(config.anchors.ratios),
-        buckets=_buckets(config.data),
+        buckets=tuple(data.buckets)
+        or following_buckets(data.short_side, data.long_side, data.train_short_sides),
         background_logits=int(config.loss.classification == "softmax_focal"),
-        data_dir=absolute_folder(config.data.dir),
+        data_dir=absolute_folder(data.dir),
     )
 
 
@@ -108,12 +109,12 @@ def absolute_folder(folder: str) -> str:
     return str(Path(folder).expanduser().absolute()) if folder else ""
 
 
-def _buckets(data: Mapping[str, Any]) -> tuple[tuple[int, int], ...]:
-    """``data.buckets``, or landscape and portrait at the largest sides of images."""
-    if data["buckets"]:
-        return tuple(data["buckets"])
-    short = _up(max(data["short_side"], *data["train_short_sides"], 1))
-    long = max(short, _up(data["long_side"]))
+def following_buckets(
+    short_side: int, long_side: int, train_short_sides: Sequence[int]
+) -> tuple[tuple[int, int], ...]:
+    """Landscape and portrait, (height, width), at the largest sides that images are scaled to."""
+    short = _up(max(short_side, *train_short_sides, 1))
+    long = max(short, _up(long_side))
     return ((short, long), (long, short)) if long > short else ((short, short),)
 
 
@@ -138,16 +139,19 @@ def placement_rule(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def comparable(content: ml_collections.ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a config, or of a config.json of any version, with resolved values, as JSON.
+    """Fields of a config, of its leaves, or of a config.json of any version, as JSON.
 
-    Two that compare equal make the same run.
+    Resolved values stand for those that were asked for, and a field that has come since has its
+    default: two that compare equal make the same run.
     """
-    config = content
-    if not isinstance(content, ml_collections.ConfigDict):
-        config = from_json(content)
-    fields = leaves(config) | {
-        name: value for name, value in resolve(config).to_json().items() if name in BY_NAME
-    }
+    given = leaves(content)
+    fields = {field.name: given.get(field.name, field.default) for field in FIELDS}
+    resolved = {} if isinstance(content, ml_collections.ConfigDict) else content.get(RESOLVED, {})
+    if isinstance(fields["data.dir"], str):
+        fields["data.dir"] = resolved.get("data.dir") or absolute_folder(fields["data.dir"])
+    if not fields["data.buckets"]:
+        sides = (fields[f"data.{n}"] for n in ("short_side", "long_side", "train_short_sides"))
+        fields["data.buckets"] = following_buckets(*sides)
     return json.loads(json.dumps(fields))
 
 

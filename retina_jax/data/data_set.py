@@ -6,14 +6,14 @@ import dataclasses
 import io
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from retina_jax.config.shell import command
-from retina_jax.data.records import Index
+from retina_jax.data.records import Index, IndexRow
 from retina_jax.errors import UserError
 from retina_jax.ops.boxes import tfds_yxyx_to_xyxy
 
@@ -47,6 +47,7 @@ class Split:
     _records: Sequence[Any]
     _label_of: np.ndarray | None = None
     """Label of each class as stored; None: itself."""
+    _index: Index | None = None
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -54,10 +55,36 @@ class Split:
     def __getitem__(self, row: int) -> Example:
         """The record of a row; `UserError` where the disk no longer has it."""
         record = read_record(self._records, row, self.label())
-        example = _example(record, int(self.image_ids[row]), *(int(v) for v in self.sizes[row]))
-        if self._label_of is None:
-            return example
-        return dataclasses.replace(example, labels=self._label_of[example.labels])
+        return self._example(row, record["image"], record["objects"])
+
+    def annotations(self, row: int) -> Example:
+        """The record of a row without its image, which is not read where the index has the rest."""
+        index = self._index
+        if index is None or index.boxes is None:
+            return dataclasses.replace(self[row], image=b"")
+        part = slice(index.first_box[row], index.first_box[row + 1])
+        objects = {
+            "bbox": index.boxes[part],
+            "label": index.labels[part],
+            "is_crowd": index.is_crowd[part],
+            "area": index.areas[part],
+        }
+        return self._example(row, b"", objects)
+
+    def _example(self, row: int, image: bytes, objects: Mapping[str, Any]) -> Example:
+        height, width = (int(v) for v in self.sizes[row])
+        boxes = np.asarray(objects["bbox"], np.float32).reshape(-1, 4)
+        boxes = tfds_yxyx_to_xyxy(boxes, height, width)
+        count, size = len(boxes), boxes[:, 2:] - boxes[:, :2]
+        labels = np.asarray(objects["label"], np.int32).reshape(count)
+        return Example(
+            image_id=int(self.image_ids[row]),
+            image=image,
+            boxes=boxes,
+            labels=labels if self._label_of is None else self._label_of[labels],
+            is_crowd=np.asarray(objects.get("is_crowd", np.zeros(count)), bool).reshape(count),
+            areas=np.asarray(objects.get("area", size.prod(axis=1)), np.float64).reshape(count),
+        )
 
     def label(self) -> str:
         """For messages."""
@@ -134,7 +161,8 @@ def open_split(directory: Path, split: str, labels: str = "dense") -> Split:
         )
     if split not in builder.info.splits:
         raise UserError(
-            f"{directory} has no split {split!r}; it has {', '.join(builder.info.splits)}"
+            f"{directory} has no split {split!r}; it has {', '.join(builder.info.splits)}; set "
+            "--config.data.train_split or --config.data.eval_split to one of them"
         )
     if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
         raise UserError(
@@ -177,6 +205,7 @@ def open_split(directory: Path, split: str, labels: str = "dense") -> Split:
         file_names=index.file_names,
         _records=records,
         _label_of=label_of,
+        _index=index,
     )
 
 
@@ -213,27 +242,23 @@ def image_id_of(record: dict, row: int) -> int:
         return row
 
 
-def _measure(row: int, record: dict) -> tuple[int, int, int, int, str]:
+def _measure(row: int, record: dict) -> IndexRow:
     from PIL import Image
 
     with Image.open(io.BytesIO(record["image"])) as image:  # reads the header alone
         width, height = image.size
     name = record.get("image/filename", b"")
-    name = name.decode() if isinstance(name, bytes) else str(name)
-    return image_id_of(record, row), height, width, len(record["objects"]["bbox"]), name
-
-
-def _example(record: dict, image_id: int, height: int, width: int) -> Example:
     objects = record["objects"]
     boxes = np.asarray(objects["bbox"], np.float32).reshape(-1, 4)
-    boxes = tfds_yxyx_to_xyxy(boxes, height, width)
-    count = len(boxes)
-    size = boxes[:, 2:] - boxes[:, :2]
-    return Example(
-        image_id=image_id,
-        image=record["image"],
+    pixels = tfds_yxyx_to_xyxy(boxes, height, width)
+    count, size = len(boxes), pixels[:, 2:] - pixels[:, :2]
+    return IndexRow(
+        image_id=image_id_of(record, row),
+        height=height,
+        width=width,
+        file_name=name.decode() if isinstance(name, bytes) else str(name),
         boxes=boxes,
-        labels=np.asarray(objects["label"], np.int32).reshape(count),
+        labels=np.asarray(objects["label"]).reshape(count),
         is_crowd=np.asarray(objects.get("is_crowd", np.zeros(count)), bool).reshape(count),
         areas=np.asarray(objects.get("area", size.prod(axis=1)), np.float64).reshape(count),
     )

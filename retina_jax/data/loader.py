@@ -1,46 +1,68 @@
-"""Rows of a split to batches in host memory. Grain does workers, prefetch and order."""
+"""Rows of a split to batches in host memory. Grain does workers, prefetch and order.
+
+A batch's pictures are decoded side by side, on the process's share of the cores; so few batches
+need to be under way, and memory does not grow with the cores.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-import re
 import signal
 import threading
 import types
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
+import cv2
 import grain
 import jax
 import ml_collections
 import numpy as np
-from absl import flags
 
 from retina_jax.config import resolve
 from retina_jax.config.values import placement_rule
-from retina_jax.data import handover
+from retina_jax.data import grain_private, handover
 from retina_jax.data.augment import View, draw_view, jitter_colors, move_boxes, show, whole
 from retina_jax.data.data_set import Split
 from retina_jax.data.images import decode_image
 from retina_jax.data.plan import (
     Draw,
-    Placement,
+    Placements,
     TrainPlan,
     evaluation_batches,
     padding_share,
-    place,
+    place_all,
 )
 from retina_jax.data.transforms import mirror_boxes
 from retina_jax.errors import RunError, UserError
 from retina_jax.types import Batch, GroundTruth
 
+_MOST_THREADS = 16
+"""Of one process: with more, the parts of Python between decodings queue for its lock."""
+_AT_ONCE = 2
+"""Batches that Grain has read side by side: while one ends, the next keeps the threads busy."""
+_AHEAD = 4
+"""Batches of one process that may be under way or wait to be taken."""
+_IN_QUEUE = 2
+"""Of these, in Grain's queue from a worker and in the hand of the one who fills it."""
 
-def placements(split: Split, config: ml_collections.ConfigDict) -> list[Placement]:
+
+def placements(split: Split, config: ml_collections.ConfigDict) -> Placements:
     """Where each row of a split lies in its bucket."""
-    sizes, inverse = np.unique(split.sizes, axis=0, return_inverse=True)
-    rule = placement_rule(config)
-    placed = [place(*map(int, size), **rule) for size in sizes]
-    return [placed[i] for i in inverse.reshape(-1)]
+    return place_all(split.sizes, **placement_rule(config))
+
+
+def decoding_threads(workers: int) -> int:
+    """Threads that decode pictures in each process that does: its share of the cores, at most 16.
+
+    The processes are the loader's workers, or the program itself where there are none.
+    """
+    cores = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):  # a batch system may grant less than the machine has
+        cores = min(cores, len(os.sched_getaffinity(0)))
+    return min(_MOST_THREADS, max(1, cores // max(1, workers)))
 
 
 def check_split(split: Split, config: ml_collections.ConfigDict) -> None:
@@ -56,45 +78,84 @@ def check_split(split: Split, config: ml_collections.ConfigDict) -> None:
         )
 
 
+class _Facts(NamedTuple):
+    """What a batch holds of one picture beside its pixels; fields as in `Batch`."""
+
+    sizes: np.ndarray
+    original_sizes: np.ndarray
+    ground_truth: GroundTruth
+    index: np.int32
+    example_mask: np.bool_
+    cut_away: np.int32
+
+
 class _Pictures:
     """Rows to batches; picklable, for workers."""
 
-    def __init__(self, split: Split, config: ml_collections.ConfigDict, augments: bool):
+    def __init__(
+        self,
+        split: Split,
+        config: ml_collections.ConfigDict,
+        placed: Placements,
+        augments: bool,
+        threads: int,
+    ):
         self._split = split
-        self._placements = placements(split, config)
+        self._placements = placed
         self._data = types.SimpleNamespace(**config.data.to_dict())
         self._seed = config.seed
         self._augments = augments
         self._buckets = resolve(config).buckets
         self._max_boxes = config.data.max_boxes
+        self._threads = threads
+        self._pool = self._new_pool()
 
-    def batch(self, bucket: int, draws: Sequence[Draw | None], shared: bool = False) -> Batch:
-        """A batch; None is a filler, black, where an evaluation batch has no row.
+    def _new_pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self._threads, "decode")  # starts no thread before it has work
 
-        ``shared``: in memory that another process opens without a copy (Grain does).
-        """
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_pool"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._pool = self._new_pool()
+
+    def layout(self, bucket: int, rows: int) -> tuple[tuple[int, int, int, int], type]:
+        """Shape and type of a batch's pixels."""
         kind = np.float32 if self._data.float_pixels else np.uint8
-        # decoded pictures are scaled into their places: nothing is stacked afterwards
-        shape = (len(draws), *self._buckets[bucket], 3)
-        images = handover.zeros(shape, kind) if shared else np.zeros(shape, kind)
-        rest = [
-            self._filler(image) if draw is None else self._read(draw, image)
-            for draw, image in zip(draws, np.asarray(images), strict=True)
-        ]
-        return jax.tree.map(lambda *parts: np.stack(parts), *rest).replace(images=images)
+        return (rows, *self._buckets[bucket], 3), kind
 
-    def _filler(self, out: np.ndarray) -> Batch:
-        return Batch(
-            images=None,
-            sizes=np.array(out.shape[:2], np.int32),
+    def largest_batch(self, rows: int) -> int:
+        """Bytes of the pixels of ``rows`` pictures in the largest bucket."""
+        layouts = [self.layout(bucket, rows) for bucket in range(len(self._buckets))]
+        return max(int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in layouts)
+
+    def batch(self, draws: Sequence[Draw | None], images: np.ndarray) -> Batch:
+        """A batch in ``images``, zeros of `layout`; None is a filler, black.
+
+        Fillers stand where an evaluation batch has no row.
+        """
+        # decoded pictures are scaled into their places: nothing is stacked afterwards
+        facts = self._pool.map(self._fill, draws, images)
+        stacked = jax.tree.map(lambda *parts: np.stack(parts), *facts)
+        return Batch(images=images, **stacked._asdict())
+
+    def _fill(self, draw: Draw | None, out: np.ndarray) -> _Facts:
+        """Writes a picture's pixels into ``out``, its place, and returns the rest."""
+        return self._filler(out) if draw is None else self._read(draw, out)
+
+    def _filler(self, out: np.ndarray) -> _Facts:
+        size = np.array(out.shape[:2], np.int32)
+        return _Facts(
+            sizes=size,
+            original_sizes=size,
             ground_truth=self._pad(np.zeros((0, 4)), np.zeros(0, np.int32), np.zeros(0, bool)),
             index=np.int32(-1),
             example_mask=np.bool_(False),
             cut_away=np.int32(0),
         )
 
-    def _read(self, draw: Draw, out: np.ndarray) -> Batch:
-        """All of a picture but its pixels, which are written into ``out``, its place."""
+    def _read(self, draw: Draw, out: np.ndarray) -> _Facts:
         example = self._split[draw.row]
         image = decode_image(example.image)
         original = tuple(int(v) for v in self._split.sizes[draw.row])
@@ -113,9 +174,9 @@ class _Pictures:
         boxes, kept = move_boxes(example.boxes, original, view, least)
         if mirrored:
             boxes = mirror_boxes(boxes, view.window[1])
-        return Batch(
-            images=None,
+        return _Facts(
             sizes=np.array(view.window, np.int32),
+            original_sizes=np.array(original, np.int32),
             ground_truth=self._pad(boxes[kept], example.labels[kept], example.is_crowd[kept]),
             index=np.int32(draw.row),
             example_mask=np.bool_(True),
@@ -165,7 +226,7 @@ def _begin_worker(worker: int, workers: int) -> None:
     del worker, workers
     # Ctrl-C reaches every process of a terminal; the parent must be able to save
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    handover.free_at_exit()
+    cv2.setNumThreads(1)  # its own, beside those that decode, would be other workers' cores
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -175,9 +236,8 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _read_options() -> grain.ReadOptions:
-    threads = min(16, os.cpu_count() or 1)
-    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 2)
+def _read_options(ahead: int) -> grain.ReadOptions:
+    return grain.ReadOptions(num_threads=_AT_ONCE, prefetch_buffer_size=ahead)
 
 
 class TrainLoader:
@@ -190,9 +250,9 @@ class TrainLoader:
         process: int = 0,
         processes: int = 1,
     ):
+        """Raises `UserError` for a split that cannot be read, or no room for workers' batches."""
         check_split(split, config)
         self.split = split
-        self._pictures = _Pictures(split, config, augments=True)
         placed = placements(split, config)
         shown = split.box_counts > 0 if config.data.drop_empty else np.ones(len(split), bool)
         if not shown.any():
@@ -202,18 +262,26 @@ class TrainLoader:
             )
         self.left_out = int((~shown).sum())
         """Images without a box that ``data.drop_empty`` keeps from training."""
-        self.padding_share = padding_share(
-            [p for p, show in zip(placed, shown, strict=True) if show], resolve(config).buckets
-        )
-        bucket_of = np.where(shown, [p.bucket for p in placed], -1)
+        self.padding_share = padding_share(placed.of(shown), resolve(config).buckets)
+        bucket_of = np.where(shown, placed.bucket, -1)
         self.plan = TrainPlan(bucket_of, config.seed, config.train.batch_size)
         rows = config.train.batch_size // processes
         self._share = slice(process * rows, (process + 1) * rows)
         self._workers = config.data.num_workers
+        threads = decoding_threads(self._workers)
+        self._pictures = _Pictures(split, config, placed, augments=True, threads=threads)
+        self._hands_over = self._workers > 0 and handover.available()
+        if self._hands_over:
+            handover.check_room(self._workers, _AHEAD, self._pictures.largest_batch(rows))
 
-    def _read(self, step: int) -> Batch:
+    def _read(self, step: int) -> Batch | handover.Parcel:
         bucket, draws = self.plan.batch_at(step)
-        return self._pictures.batch(bucket, draws[self._share], shared=self._workers > 0)
+        draws = draws[self._share]
+        shape, kind = self._pictures.layout(bucket, len(draws))
+        if not self._hands_over:  # Grain copies what workers read into shared memory of its own
+            return self._pictures.batch(draws, np.zeros(shape, kind))
+        block = handover.Block(shape, kind)
+        return handover.Parcel(self._pictures.batch(draws, block.array), block)
 
     def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
         """The batches of steps ``first_step`` to ``last_step - 1``, in order.
@@ -222,28 +290,33 @@ class TrainLoader:
         worker died.
         """
         # whole batches are the elements: workers share elements out in turn, and so keep the order
-        steps = grain.MapDataset.range(first_step, last_step)
-        batches = steps.map(self._read).to_iter_dataset(_read_options())
+        steps = grain.MapDataset.range(first_step, last_step).map(self._read)
         if self._workers:
-            if not flags.FLAGS.is_parsed():  # Grain reads flags of its own in a program without
-                flags.FLAGS.mark_as_parsed()
+            grain_private.parse_flags()
             options = grain.MultiprocessingOptions(num_workers=self._workers)
+            batches = steps.to_iter_dataset(_read_options(_AHEAD - _IN_QUEUE))
             batches = batches.mp_prefetch(options, worker_init_fn=_begin_worker)
+        else:
+            batches = steps.to_iter_dataset(_read_options(_AHEAD))
         iterator = iter(batches)
         try:
             for batch in iterator:
-                yield handover.receive(batch)
+                yield handover.received(batch)
+        except handover.SenderDiedError as error:
+            raise self._death(handover.exit_code(error.pid)) from None
         except RuntimeError as error:
-            if "terminated unexpectedly" not in str(error):
+            if not grain_private.is_death_of_worker(error):
                 raise
-            code = re.search(r"exit code (-?\d+)", str(error))
-            raise RunError(
-                f"a worker of the loader died (exit code {code[1] if code else 'unknown'}; -9 is "
-                "most often want of memory, -7 a full /dev/shm); run the same command again, with "
-                f"a lower --config.data.num_workers={self._workers} if it comes back"
-            ) from None
+            raise self._death(grain_private.exit_code_in(error)) from None
         finally:
             iterator.close()  # ends the workers and frees what they had ready
+
+    def _death(self, code: int | None) -> RunError:
+        return RunError(
+            f"a worker of the loader died (exit code {'unknown' if code is None else code}; -9 is "
+            "most often want of memory); run the same command again, with a lower "
+            f"--config.data.num_workers={self._workers} if it comes back"
+        )
 
 
 class EvaluationLoader:
@@ -257,11 +330,10 @@ class EvaluationLoader:
         processes: int = 1,
     ):
         check_split(split, config)
-        self._pictures = _Pictures(split, config, augments=False)
         placed = placements(split, config)
-        self._batches = evaluation_batches(
-            np.array([p.bucket for p in placed]), config.eval.batch_size
-        )
+        threads = decoding_threads(0)
+        self._pictures = _Pictures(split, config, placed, augments=False, threads=threads)
+        self._batches = evaluation_batches(placed.bucket, config.eval.batch_size)
         rows = config.eval.batch_size // processes
         self._share = slice(process * rows, (process + 1) * rows)
 
@@ -271,8 +343,8 @@ class EvaluationLoader:
     def _read(self, number: int) -> Batch:
         bucket, rows = self._batches[number]
         draws = [None if row is None else Draw(row, 0) for row in rows[self._share]]
-        return self._pictures.batch(bucket, draws)
+        return self._pictures.batch(draws, np.zeros(*self._pictures.layout(bucket, len(draws))))
 
     def __iter__(self) -> Iterator[Batch]:
-        numbers = grain.MapDataset.range(len(self._batches))
-        return iter(numbers.map(self._read).to_iter_dataset(_read_options()))
+        numbers = grain.MapDataset.range(len(self._batches)).map(self._read)
+        return iter(numbers.to_iter_dataset(_read_options(_AHEAD)))

@@ -69,6 +69,54 @@ def place(
 
 
 @dataclasses.dataclass(frozen=True)
+class Placements(Sequence[Placement]):
+    """How every row of a split lies in its input; an entry of each array per row."""
+
+    bucket: np.ndarray
+    height: np.ndarray
+    width: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.bucket)
+
+    def __getitem__(self, row: int) -> Placement:
+        return Placement(int(self.bucket[row]), int(self.height[row]), int(self.width[row]))
+
+    def of(self, rows: np.ndarray) -> Placements:
+        """Those of some rows, by number or mask."""
+        return Placements(self.bucket[rows], self.height[rows], self.width[rows])
+
+
+def place_all(
+    sizes: np.ndarray,
+    buckets: Sequence[tuple[int, int]],
+    short_side: int,
+    long_side: int,
+    rounding: str = "nearest",
+) -> Placements:
+    """`place` for ``sizes [rows, 2]`` (height, width), with the same result for every row."""
+    height, width = np.asarray(sizes, np.int64).reshape(-1, 2).T
+    rule = np.minimum(short_side / np.minimum(height, width), long_side / np.maximum(height, width))
+    scales = np.stack([np.minimum(rule, np.minimum(r / height, c / width)) for r, c in buckets])
+    largest = scales.max(axis=0)
+    smallest_first = sorted(range(len(buckets)), key=lambda b: (buckets[b][0] * buckets[b][1], b))
+    bucket = np.array(smallest_first)[(scales == largest)[smallest_first].argmax(axis=0)]
+    # place() rounds scales to nine digits before it compares them
+    close = ((scales < largest) & (scales > largest - 2e-9)).any(axis=0)
+    for row in np.flatnonzero(close):
+        size = int(height[row]), int(width[row])
+        bucket[row] = place(*size, buckets, short_side, long_side, rounding).bucket
+    scale = scales[bucket, np.arange(len(bucket))]
+    up = 0.5 if rounding == "nearest" else 0.0
+    limits = np.array(buckets)[bucket]
+    shown = [
+        np.minimum(limit, np.maximum(1, (side * scale + up).astype(np.int64)))
+        for side, limit in zip((height, width), limits.T, strict=True)
+    ]
+    return Placements(bucket, *shown)
+
+
+@dataclasses.dataclass(frozen=True)
 class Draw:
     """One place of a batch: a row of the split in one of its epochs."""
 
@@ -143,8 +191,8 @@ def evaluation_batches(
     return batches
 
 
-def padding_share(placements: Sequence[Placement], buckets: Sequence[tuple[int, int]]) -> float:
+def padding_share(placements: Placements, buckets: Sequence[tuple[int, int]]) -> float:
     """Share of the input's pixels that no picture covers, over one epoch."""
-    shown = sum(p.height * p.width for p in placements)
-    paid = sum(buckets[p.bucket][0] * buckets[p.bucket][1] for p in placements)
-    return 1 - shown / paid
+    areas = np.array([rows * columns for rows, columns in buckets])
+    shown = int((placements.height * placements.width).sum())
+    return 1 - shown / int(areas[placements.bucket].sum())

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -36,41 +38,92 @@ class Record:
     """What was found and mended on the way, by its description."""
 
 
+class IndexRow(NamedTuple):
+    """What the index has of a row."""
+
+    image_id: int
+    height: int
+    width: int
+    file_name: str
+    boxes: Sequence[Sequence[float]]
+    """As stored: normalised yxyx."""
+    labels: Sequence[int]
+    is_crowd: Sequence[bool]
+    areas: Sequence[float]
+
+
 @dataclasses.dataclass(frozen=True)
 class Index:
-    """What is known of a split's rows without reading them; each field has a row's entry."""
+    """What is known of a split's rows without reading them.
+
+    The first four fields have an entry per row, the last four one per box, row after row; these are
+    None in an index that an earlier version wrote.
+    """
 
     image_ids: np.ndarray
     sizes: np.ndarray
     """``[rows, 2]``: height and width, pixels."""
     box_counts: np.ndarray
     file_names: np.ndarray
-    """Of the picture that a row was made from; "" where it is not known."""
+    """Of the image file that a row was made from; "" where it is not known."""
+    boxes: np.ndarray | None = None
+    """``[boxes, 4]`` float32, as stored: normalised yxyx."""
+    labels: np.ndarray | None = None
+    is_crowd: np.ndarray | None = None
+    areas: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.image_ids)
 
+    @functools.cached_property
+    def first_box(self) -> np.ndarray:
+        """``[rows + 1]``: where the boxes of each row begin."""
+        return np.concatenate([[0], np.cumsum(self.box_counts)])
+
     @classmethod
-    def of(cls, rows: Iterable[tuple[int, int, int, int, str]]) -> Index:
-        """From (image id, height, width, boxes, file name)."""
+    def of(cls, rows: Iterable[IndexRow]) -> Index:
         rows = list(rows)
-        numbers = np.array([row[:4] for row in rows], np.int64).reshape(-1, 4)
-        names = np.array([row[4] for row in rows], str)
-        return cls(numbers[:, 0], numbers[:, 1:3].astype(np.int32), numbers[:, 3], names)
+
+        def per_box(field: str, dtype: type, *shape: int) -> np.ndarray:
+            parts = [np.asarray(getattr(row, field), dtype).reshape(-1, *shape) for row in rows]
+            return np.concatenate([np.zeros((0, *shape), dtype), *parts])
+
+        return cls(
+            image_ids=np.array([row.image_id for row in rows], np.int64),
+            sizes=np.array([(r.height, r.width) for r in rows], np.int32).reshape(-1, 2),
+            box_counts=np.array([len(row.labels) for row in rows], np.int64),
+            file_names=np.array([row.file_name for row in rows], str),
+            boxes=per_box("boxes", np.float32, 4),
+            labels=per_box("labels", np.int32),
+            is_crowd=per_box("is_crowd", np.bool_),
+            areas=per_box("areas", np.float64),
+        )
 
     def save(self, directory: Path, split: str) -> None:
         """Whole or not at all."""
         with atomic_write(index_path(directory, split)) as temporary:
-            np.savez_compressed(temporary, **dataclasses.asdict(self))
+            there = {n: v for n, v in dataclasses.asdict(self).items() if v is not None}
+            np.savez_compressed(temporary, **there)
 
     @classmethod
     def load(cls, directory: Path, split: str) -> Index | None:
         """None where there is none that can be read."""
         try:
             with np.load(index_path(directory, split)) as arrays:
-                return cls(**{field.name: arrays[field.name] for field in dataclasses.fields(cls)})
+                index = cls(
+                    **{
+                        field.name: arrays[field.name]
+                        for field in dataclasses.fields(cls)
+                        if field.default is dataclasses.MISSING or field.name in arrays
+                    }
+                )
         except (OSError, ValueError, KeyError, zipfile.BadZipFile):
             return None
+        of_boxes = (index.boxes, index.labels, index.is_crowd, index.areas)
+        total = int(index.box_counts.sum())
+        if any(values is None or len(values) != total for values in of_boxes):
+            return dataclasses.replace(index, boxes=None, labels=None, is_crowd=None, areas=None)
+        return index
 
 
 def index_path(directory: Path, split: str) -> Path:
@@ -101,23 +154,42 @@ def features(class_names: Sequence[str]) -> tfds.features.FeaturesDict:
     )
 
 
+def index_row(record: Record) -> IndexRow:
+    """What the index keeps of a record."""
+    return IndexRow(
+        image_id=int(record.image_id),
+        height=int(record.height),
+        width=int(record.width),
+        file_name=record.file_name,
+        boxes=_normalised_yxyx(record).tolist(),
+        labels=record.labels.tolist(),
+        is_crowd=record.is_crowd.tolist(),
+        areas=record.areas.astype(np.float32).tolist(),  # as they are stored
+    )
+
+
 def example_of(record: Record) -> dict:
-    """A record as TFDS encodes it: boxes yxyx, over the picture's sides."""
-    normalised = record.boxes / [record.width, record.height, record.width, record.height]
+    """A record as TFDS encodes it."""
+    row = index_row(record)
+    objects = zip(row.boxes, row.labels, row.is_crowd, row.areas, strict=True)
     return {
         "image": record.image,
-        "image/id": record.image_id,
-        "image/filename": record.file_name,
+        "image/id": row.image_id,
+        "image/filename": row.file_name,
         "objects": [
             {
-                # TFDS takes Python floats alone
+                # TFDS accepts only Python floats
                 "bbox": tfds.features.BBox(ymin=y1, xmin=x1, ymax=y2, xmax=x2),
-                "label": int(label),
-                "is_crowd": bool(crowd),
-                "area": float(area),
+                "label": label,
+                "is_crowd": crowd,
+                "area": area,
             }
-            for (x1, y1, x2, y2), label, crowd, area in zip(
-                normalised.tolist(), record.labels, record.is_crowd, record.areas, strict=True
-            )
+            for (y1, x1, y2, x2), label, crowd, area in objects
         ],
     }
+
+
+def _normalised_yxyx(record: Record) -> np.ndarray:
+    """Boxes ``[n, 4]`` as TFDS stores them: yxyx, over the image's sides; float64."""
+    sides = [record.width, record.height, record.width, record.height]
+    return (record.boxes / sides)[:, [1, 0, 3, 2]]

@@ -53,14 +53,11 @@ def at_input(
 
     Without augmentation: at ``data.short_side``.
     """
-    sizes, inverse = np.unique(split.sizes[rows], axis=0, return_inverse=True)
-    # placements asks for sizes alone; a sample need not pay for all rows
-    placed = placements(dataclasses.replace(split, sizes=sizes), config)
-    shown = np.array([(p.bucket, p.height, p.width) for p in placed], np.int64).reshape(-1, 3)
-    shown = shown[inverse.reshape(-1)]
-    limits = shown[:, [2, 1, 2, 1]].astype(np.float64)
+    # placements asks for sizes alone
+    placed = placements(dataclasses.replace(split, sizes=split.sizes[rows]), config)
+    limits = np.stack([placed.width, placed.height] * 2, axis=1).astype(np.float64)
     factors = limits / split.sizes[rows][:, [1, 0, 1, 0]]
-    return InputBoxes(np.clip(boxes * factors, 0, limits), shown[:, 0])
+    return InputBoxes(np.clip(boxes * factors, 0, limits), placed.bucket)
 
 
 def best_anchor_iou(

@@ -29,6 +29,7 @@ from retina_jax.doctor.anchor_recall import (
     group_recall,
     suggest,
 )
+from retina_jax.doctor.buckets import BucketRow, bucket_rows, check_buckets, check_shrinking
 from retina_jax.doctor.checks import Finding, percent
 from retina_jax.doctor.contents import Contents, read_contents, spread_rows
 
@@ -36,8 +37,6 @@ SIZES = ("small", "medium", "large")
 """COCO's: areas under 32² and 96² pixels, and above."""
 _SIZE_LIMITS = (32.0**2, 96.0**2)
 _LEAST_RECALL = 0.1
-_MOST_PADDING = 0.35
-_MOST_SCALE = 4.0
 _MOST_GROUPS = 5  # out of reach, named one by one
 
 
@@ -71,20 +70,6 @@ class SizeRow:
 
 
 @dataclasses.dataclass(frozen=True)
-class BucketRow:
-    """Images that an input shape shows."""
-
-    height: int
-    width: int
-    images: int
-    padding: float | None
-    """Share of its pixels that no picture covers."""
-    least_scale: float | None
-    """Input pixels for one of the original, of the image that is shrunk most."""
-    largest_scale: float | None
-
-
-@dataclasses.dataclass(frozen=True)
 class SplitSummary:
     """A split in numbers."""
 
@@ -102,7 +87,7 @@ class SplitSummary:
 
 
 @dataclasses.dataclass(frozen=True)
-class Match:
+class BoxMatch:
     """How well anchors fit the boxes of a split that training matches."""
 
     places: np.ndarray
@@ -124,7 +109,7 @@ class Report:
     background_iou: float
     contents: tuple[Contents, ...]
     """Of the training and the evaluation split: what plots are made of."""
-    matches: tuple[Match, ...]
+    matches: tuple[BoxMatch, ...]
 
     def failed(self) -> bool:
         return any(finding.level == "error" for finding in self.findings)
@@ -142,13 +127,13 @@ class Report:
         }  # fmt: skip
 
 
-def match(contents: Contents, config: ml_collections.ConfigDict) -> Match:
+def match(contents: Contents, config: ml_collections.ConfigDict) -> BoxMatch:
     """The best anchor of every box that training matches."""
     valid_label = (contents.labels >= 0) & (contents.labels < len(contents.split.class_names))
     places = np.flatnonzero(contents.sound & valid_label)
     shown = at_input(contents.split, contents.row_of[places], contents.cut[places], config)
     iou = best_anchor_iou(shown, resolve(config).buckets, config.anchors)
-    return Match(places, shown, iou)
+    return BoxMatch(places, shown, iou)
 
 
 def size_of(areas: Float[np.ndarray, "n"]) -> np.ndarray:
@@ -156,7 +141,7 @@ def size_of(areas: Float[np.ndarray, "n"]) -> np.ndarray:
     return np.searchsorted(_SIZE_LIMITS, areas, side="right")
 
 
-def _input_areas(matched: Match) -> Float[np.ndarray, "n"]:
+def _input_areas(matched: BoxMatch) -> Float[np.ndarray, "n"]:
     return (matched.shown.boxes[:, 2:] - matched.shown.boxes[:, :2]).prod(axis=1)
 
 
@@ -170,7 +155,7 @@ def size_group(name: str) -> str:
     return f"{name} boxes (at the input)"
 
 
-def groups_of(contents: Contents, matched: Match) -> dict[str, np.ndarray]:
+def groups_of(contents: Contents, matched: BoxMatch) -> dict[str, np.ndarray]:
     """Masks over the matched boxes: one for each class, one for each size at the input."""
     labels, sizes = contents.labels[matched.places], size_of(_input_areas(matched))
     by_class = {
@@ -181,7 +166,7 @@ def groups_of(contents: Contents, matched: Match) -> dict[str, np.ndarray]:
 
 
 def summarise(
-    contents: Contents, matched: Match, config: ml_collections.ConfigDict
+    contents: Contents, matched: BoxMatch, config: ml_collections.ConfigDict
 ) -> SplitSummary:
     """A split in numbers."""
     split, iou = contents.split, matched.iou
@@ -224,66 +209,12 @@ def summarise(
         padding=padding_share(placed, resolve(config).buckets),
         classes=tuple(classes),
         sizes=tuple(sizes),
-        buckets=_bucket_rows(split, placed, config),
+        buckets=bucket_rows(split, placed, config),
     )
 
 
-def _bucket_rows(split: Split, placed: list, config) -> tuple[BucketRow, ...]:
-    bucket_of = np.array([p.bucket for p in placed])
-    # the longer side tells the scale best: rounding moves it least
-    longest = split.sizes.max(axis=1)
-    scales = np.array([max(p.height, p.width) for p in placed]) / longest
-    found = []
-    buckets = resolve(config).buckets
-    for number, (height, width) in enumerate(buckets):
-        members = np.flatnonzero(bucket_of == number)
-        if not len(members):
-            found.append(BucketRow(height, width, 0, None, None, None))
-            continue
-        padding = padding_share([placed[i] for i in members], buckets)
-        low, high = float(scales[members].min()), float(scales[members].max())
-        found.append(BucketRow(height, width, len(members), padding, low, high))
-    return tuple(found)
-
-
-def check_buckets(summary: SplitSummary, config: ml_collections.ConfigDict) -> list[Finding]:
-    """Inputs that are mostly padding, buckets of hardly any images, pictures shown far off size."""
-    found = []
-    for row in summary.buckets:
-        where = f"{summary.name}: bucket {row.height}×{row.width}"
-        if not row.images:
-            found.append(Finding("note", "buckets", f"{where} shows no image"))
-            continue
-        if row.images < config.train.batch_size and row.images < summary.images:
-            message = (
-                f"{where} shows {row.images} of {summary.images} images, fewer than "
-                f"train.batch_size={config.train.batch_size}: one batch holds an image twice; "
-                "leave it out of --config.data.buckets"
-            )
-            found.append(Finding("warning", "buckets", message))
-        if row.padding > _MOST_PADDING:
-            message = (
-                f"{where} is {percent(row.padding)} padding over {row.images} images; set "
-                "--config.data.buckets nearer to their shapes"
-            )
-            found.append(Finding("warning", "buckets", message))
-        if row.least_scale < 1 / _MOST_SCALE:
-            message = (
-                f"{where} shows pictures shrunk up to {1 / row.least_scale:.3g} times; raise "
-                f"--config.data.short_side={config.data.short_side} and its buckets, or cut them up"
-            )
-            found.append(Finding("warning", "buckets", message))
-        if row.largest_scale > _MOST_SCALE:
-            message = (
-                f"{where} shows pictures enlarged up to {row.largest_scale:.3g} times; lower "
-                f"--config.data.short_side={config.data.short_side} and its buckets"
-            )
-            found.append(Finding("warning", "buckets", message))
-    return found
-
-
 def check_recall(
-    contents: Contents, matched: Match, config: ml_collections.ConfigDict
+    contents: Contents, matched: BoxMatch, config: ml_collections.ConfigDict
 ) -> tuple[list[Finding], Suggestion | None]:
     """Classes and sizes that the anchors cannot match, with what would help."""
     if not len(matched.places):
@@ -355,7 +286,9 @@ def examine(
         findings += checks.check_image_ids(split, scores=not trains)
         findings += _check_boxes(read, trains)
         findings += checks.check_pictures(read)
-        findings += check_buckets(summary, config) if trains else []
+        if trains:
+            findings += check_buckets(split.name, len(split), summary.buckets, config)
+            findings += check_shrinking(split, config)
         contents.append(read)
         matches.append(matched)
         summaries.append(summary)
@@ -388,6 +321,7 @@ def short_form(
         findings += checks.check_labels(read) + checks.check_units(read)
         findings += checks.check_shapes(read)
         if trains:
+            findings += check_shrinking(split, config)
             findings += check_recall(read, match(read, config), config)[0]
     if (train.directory, train.name) == (evaluation.directory, evaluation.name):
         message = (

@@ -8,7 +8,7 @@ import ml_collections
 import numpy as np
 
 from retina_jax.doctor.anchor_recall import ENOUGH
-from retina_jax.doctor.examine import Match, Report, SplitSummary, class_group
+from retina_jax.doctor.examine import BoxMatch, Report, SplitSummary, class_group
 from retina_jax.ops.anchors import LEVELS, level_sizes
 
 _MOST_CLASSES = 40
@@ -72,7 +72,7 @@ def _class_counts(summaries: tuple[SplitSummary, ...]) -> bytes:
     return _png(figure)
 
 
-def _against_anchors(matched: Match, wanted: float, config: ml_collections.ConfigDict) -> bytes:
+def _against_anchors(matched: BoxMatch, wanted: float, config: ml_collections.ConfigDict) -> bytes:
     """Sizes and aspects at the network's input, within reach or not; lines are the anchors'."""
     anchors = config.anchors
     width, height = (matched.shown.boxes[:, 2:] - matched.shown.boxes[:, :2]).T

@@ -20,10 +20,13 @@ METRICS = (
 
 
 def ground_truth(split: Split) -> dict[str, Any]:
-    """The split as a COCO data set: xywh in pixels of the original images."""
+    """The split as a COCO data set: xywh in pixels of the original images.
+
+    No image is read where the index has the annotations.
+    """
     images, annotations = [], []
     for row in range(len(split)):
-        example = split[row]
+        example = split.annotations(row)
         height, width = (int(v) for v in split.sizes[row])
         images.append({"id": example.image_id, "height": height, "width": width})
         rows = zip(
@@ -54,12 +57,10 @@ def categories(split: Split) -> list[dict[str, Any]]:
 
 
 def results(
-    image_id: int, detections: Detections, scale: tuple[float, float], category_ids: Sequence[int]
+    image_id: int, detections: Detections, category_ids: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """COCO's results of one image; ``scale`` is (vertical, horizontal), original over input."""
-    y, x = scale
-    boxes = detections.boxes.astype(np.float64) * [x, y, x, y]
-    boxes = xyxy_to_coco_xywh(boxes).round(3)
+    """COCO's results of one image, whose boxes are in pixels of the original."""
+    boxes = xyxy_to_coco_xywh(detections.boxes.astype(np.float64)).round(3)
     return [
         {
             "image_id": image_id,

@@ -21,10 +21,10 @@ WRAPPERS = ("model", "state_dict", "model_state", "model_state_dict", "blobs")
 PREFIXES = ("module.", "_orig_mod.")
 """What torch's DataParallel and compile put before every name."""
 NOTE = "retina_jax"
-"""Key of a `Contents.note`, as JSON: beside ``model``, or in the metadata of a .safetensors."""
+"""Key of a `WeightFile.note`, as JSON: beside ``model``, or in the metadata of a .safetensors."""
 
 
-class Contents(NamedTuple):
+class WeightFile(NamedTuple):
     """Arrays by name, and what this program wrote of them beside them."""
 
     arrays: dict[str, np.ndarray]
@@ -36,7 +36,7 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
     return read_file(path).arrays
 
 
-def read_file(path: str | Path) -> Contents:
+def read_file(path: str | Path) -> WeightFile:
     """The arrays of a file by name: floats as float32, all else as it is; and its note, or {}.
 
     Wrappers such as ``{"model": …}`` and prefixes such as ``module.`` are taken off. Raises
@@ -67,7 +67,7 @@ def read_file(path: str | Path) -> Contents:
     for prefix in PREFIXES:
         if all(name.startswith(prefix) for name in arrays):
             arrays = {name.removeprefix(prefix): value for name, value in arrays.items()}
-    return Contents({name: _plain(path, name, value) for name, value in arrays.items()}, note)
+    return WeightFile({name: _plain(path, name, value) for name, value in arrays.items()}, note)
 
 
 def write_arrays(

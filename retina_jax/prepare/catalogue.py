@@ -187,7 +187,8 @@ def _records(name: str, builder, split: str) -> Sequence[Any]:
 def _wants_tensorflow(name: str, error: Exception) -> Exception:
     if isinstance(error, ImportError) or "tensorflow" in str(error).lower():
         return UserError(
-            f"{name} needs TensorFlow to be read, this once: pip install -e '.[catalogue]'"
+            f"{name} needs TensorFlow to be read, this once: pip install tensorflow "
+            "importlib_resources (in a checkout: pip install -e '.[catalogue]')"
         )
     return error
 

@@ -27,10 +27,12 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from retina_jax.data.records import (
     VERSION,
     Index,
+    IndexRow,
     Record,
     data_set_directory,
     example_of,
     features,
+    index_row,
 )
 from retina_jax.errors import UserError
 from retina_jax.files import atomic_write, write_json, write_text
@@ -40,6 +42,8 @@ REPORT = "prepare_report.json"
 _READERS = max(4, 2 * (os.cpu_count() or 1))
 _READ_AHEAD = 4 * _READERS
 _MOST_FAULTS = 20
+_NOTE_FORMAT = 2
+"""Of the notes beside shards; those of another format are written anew."""
 
 
 class Rows(Protocol):
@@ -92,7 +96,7 @@ def write_data_set(
     directory = data_set_directory(data_dir, name)
     partial = directory.with_name(f"incomplete.{VERSION}")
     shape = features(class_names)
-    recipe = json.dumps([list(class_names), list(category_ids)])
+    recipe = json.dumps([_NOTE_FORMAT, list(class_names), list(category_ids)])
     try:
         partial.mkdir(parents=True, exist_ok=True)
         with _alone(partial):
@@ -178,7 +182,7 @@ class _Shard:
     def __init__(self, path: Path, size: int, index: list, counts: Mapping[str, int]):
         self.path = path
         self.size = size
-        self.index = [tuple(row) for row in index]
+        self.index = [IndexRow(*row) for row in index]
         self.counts = collections.Counter(counts)
 
     def write_note(self, fingerprint: str) -> None:
@@ -257,10 +261,7 @@ def _write_shard(path: Path, records: Iterator[Record], shape, advance) -> _Shar
         try:
             for record in records:
                 writer.write(shape.serialize_example(shape.encode_example(example_of(record))))
-                boxes = len(record.boxes)
-                index.append(
-                    (record.image_id, record.height, record.width, boxes, record.file_name)
-                )
+                index.append(index_row(record))
                 counts += record.counts
                 advance(1)
         finally:

@@ -13,14 +13,13 @@ import ml_collections
 from retina_jax import parallel
 from retina_jax.data.data_set import Split, open_split
 from retina_jax.errors import UserError
-from retina_jax.evaluation.loop import Evaluator
+from retina_jax.evaluation.evaluator import Evaluator
 from retina_jax.interop.graft import graft
 from retina_jax.models import retinanet
 from retina_jax.prepare.shapes import open_data_set
 from retina_jax.progress import Reporter
 from retina_jax.training.checkpoint import FOLDER, Checkpoints
-from retina_jax.training.optimizer import build_optimizer
-from retina_jax.training.step import init_state
+from retina_jax.training.step import variable_shapes
 from retina_jax.training.stop import StopRequest
 from retina_jax.training.workdir import CONFIG
 
@@ -51,9 +50,6 @@ def evaluate(
     split = open_split(directory, config.data.eval_split, config.data.labels)
     model = retinanet.build(config, len(split.class_names))
     evaluator = Evaluator(model, split, config, devices)
-    state = init_state(model, build_optimizer(config), config)
-    fresh = {"params": state.params, "batch_stats": state.batch_stats}
-
     folder = Path(workdir).expanduser().absolute()
     step = None
     if (folder / FOLDER).is_dir():
@@ -64,7 +60,7 @@ def evaluate(
         raise UserError(f"--workdir={workdir} holds no checkpoint to evaluate; train there first")
     weights = checkpoints.restore_weights(step)
     source = f"checkpoint of step {step} in {folder}"
-    variables, stayed = graft(fresh, weights, source)
+    variables, stayed = graft(variable_shapes(model), weights, source)
     if stayed:
         raise UserError(
             f"{source} has another number of classes than {directory} ({len(split.class_names)}); "
@@ -73,7 +69,8 @@ def evaluate(
     report.say(f"evaluating step {step} of {folder} on {len(split)} images ({directory})")
     variables = devices.replicate(variables)
     target = folder / "eval" / f"{step}{_of_other_data(folder, config, split)}"
-    with StopRequest() as stop:
+    advice = f"lower --config.eval.batch_size={config.eval.batch_size}"
+    with StopRequest() as stop, parallel.memory_named(advice):
         metrics = evaluate_variables(evaluator, variables, step, target, stop, report)
     checkpoints.close()
     return EvaluationResult(target, metrics, stop.signal)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import json
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,12 @@ import numpy as np
 
 from retina_jax import parallel
 from retina_jax.config import notices
+from retina_jax.config.shell import field_flag
 from retina_jax.data.data_set import Split, open_split
 from retina_jax.data.loader import TrainLoader
 from retina_jax.doctor.examine import short_form
-from retina_jax.errors import UserError
-from retina_jax.evaluation.loop import Evaluator
+from retina_jax.errors import RunError, UserError
+from retina_jax.evaluation.evaluator import Evaluator
 from retina_jax.interop.graft import graft
 from retina_jax.interop.start import start_from
 from retina_jax.models import retinanet
@@ -30,7 +34,7 @@ from retina_jax.training.checkpoint import Checkpoints
 from retina_jax.training.curves import draw_curves
 from retina_jax.training.loop import TrainingLoop
 from retina_jax.training.optimizer import build_optimizer, learning_rate_schedule
-from retina_jax.training.step import init_state, make_train_step
+from retina_jax.training.step import init_state, make_train_step, state_shapes
 from retina_jax.training.stop import StopRequest
 from retina_jax.training.workdir import open_workdir, write_config
 from retina_jax.types import TrainState
@@ -84,10 +88,13 @@ def train(
             f"config.train.steps={config.train.steps}; set --config.train.steps={first_step} or "
             "more, or give another --workdir"
         )
-    state = init_state(model, optimizer, config)
-    if latest_step is not None:
-        state = _restore(state, checkpoints, latest_step, folder, report)
-    elif config.model.init_from:
+    if latest_step:
+        state = checkpoints.restore(state_shapes(model, optimizer, config), latest_step)
+    else:
+        state = init_state(model, optimizer, config)
+    if latest_step == 0:
+        state = _start_from_step_0(state, checkpoints, folder, report)
+    elif latest_step is None and config.model.init_from:
         state = _start_from(state, config, train_split, report)
     classes = {
         "class_names": train_split.class_names,
@@ -112,10 +119,11 @@ def train(
         loop = TrainingLoop(config, folder, devices, evaluate, checkpoints, stop, report)
         schedule = learning_rate_schedule(config)
         step_fn = devices.train_step(make_train_step(model, optimizer, schedule, config))
-        try:
-            metrics = loop.run(devices.replicate(state), step_fn, loader, first_step)
-        finally:
-            checkpoints.close()
+        with _faults_named(config, folder):
+            try:
+                metrics = loop.run(devices.replicate(state), step_fn, loader, first_step)
+            finally:
+                checkpoints.close()
     if stop:
         return TrainingResult(folder, signal=stop.signal)
     evaluation = folder / "eval" / str(config.train.steps)
@@ -123,6 +131,25 @@ def train(
         report.say(f"already trained to step {config.train.steps}; raise --config.train.steps")
         metrics = json.loads((evaluation / "metrics.json").read_text())
     return TrainingResult(folder, metrics, None, evaluation, draw_curves(folder))
+
+
+@contextlib.contextmanager
+def _faults_named(config: ml_collections.ConfigDict, folder: Path) -> Iterator[None]:
+    """A full disk and a lack of device memory, with the fields or the folder to change."""
+    advice = (
+        f"lower --config.train.batch_size={config.train.batch_size} or "
+        f"{field_flag('data.short_side', config.data.short_side)}"
+    )
+    try:
+        with parallel.memory_named(advice):
+            yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise RunError(
+            f"the disk of --workdir={folder} is full; the last whole checkpoint is kept: free some "
+            "space and run the same command again"
+        ) from error
 
 
 def _start_from(
@@ -140,16 +167,14 @@ def _start_from(
     return state.replace(params=tree["params"], batch_stats=tree["batch_stats"])
 
 
-def _restore(
-    state: TrainState, checkpoints: Checkpoints, step: int, folder: Path, report: Reporter
+def _start_from_step_0(
+    state: TrainState, checkpoints: Checkpoints, folder: Path, report: Reporter
 ) -> TrainState:
-    """``state`` as it was at ``step``; at step 0 its weights alone, for there was no update yet.
+    """``state`` with the weights of a checkpoint of step 0, for there was no update yet.
 
-    So a workdir that holds nothing but imported weights can be trained with any optimiser, and
-    on other classes.
+    So a workdir that holds only imported weights can be trained with any optimiser, and on other
+    classes.
     """
-    if step:
-        return checkpoints.restore(state, step)
     fresh = {"params": state.params, "batch_stats": state.batch_stats}
     source = f"checkpoint of step 0 in {folder}"
     merged, stayed = graft(fresh, checkpoints.restore_weights(0), source)

@@ -72,7 +72,11 @@ class Checkpoints:
         self._manager.save(step, args=ocp.args.StandardSave(host), metrics=metrics, force=True)
 
     def restore(self, template: TrainState, step: int) -> TrainState:
-        """The state of a step as NumPy, bit for bit; ``template`` gives its tree and shapes."""
+        """The state of a step as NumPy, bit for bit.
+
+        ``template`` gives its tree and shapes (`training.step.state_shapes`). Raises `UserError`
+        for a checkpoint of other shapes.
+        """
         saved = self._saved_shapes(step)
         wanted = _shapes(template)
         if saved != wanted:
@@ -88,7 +92,7 @@ class Checkpoints:
                 f"checkpoint {self._folder / str(step)} does not fit this config ({len(differ)} "
                 f"arrays differ, such as {shown}); use another --workdir or the config that made it"
             )
-        host = jax.tree.map(np.asarray, template)
+        host = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template)
         return self._manager.restore(step, args=ocp.args.StandardRestore(host))
 
     def _saved_shapes(self, step: int) -> dict[str, tuple[int, ...]]:

@@ -1,6 +1,7 @@
 """(state, batch) -> (state, metrics): pure; it knows an axis name and nothing else of devices."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +22,38 @@ def init_state(
     config: ml_collections.ConfigDict,
 ) -> TrainState:
     """Fresh weights of ``config.seed`` and a step of 0."""
-    images = jnp.zeros((1, 64, 64, 3))
-    init = jax.jit(lambda key: model.clone(axis_name=None).init(key, images, train=False))
-    variables = init(jax.random.key(config.seed))
+    init = jax.jit(lambda key: _init_variables(model, key))
+    return _state_of(init(jax.random.key(config.seed)), optimizer, config)
+
+
+def state_shapes(
+    model: RetinaNet,
+    optimizer: optax.GradientTransformation,
+    config: ml_collections.ConfigDict,
+) -> TrainState:
+    """`init_state` as `jax.ShapeDtypeStruct`: nothing is computed, nothing is on a device."""
+
+    def init(key):
+        return _state_of(_init_variables(model, key), optimizer, config)
+
+    return jax.eval_shape(init, jax.random.key(config.seed))
+
+
+def variable_shapes(model: RetinaNet) -> dict[str, Any]:
+    """``{"params": …, "batch_stats": …}`` of a network as `jax.ShapeDtypeStruct`."""
+    variables = jax.eval_shape(lambda key: _init_variables(model, key), jax.random.key(0))
+    return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+
+
+def _init_variables(model: RetinaNet, key: jax.Array) -> dict[str, Any]:
+    return model.clone(axis_name=None).init(key, jnp.zeros((1, 64, 64, 3)), train=False)
+
+
+def _state_of(
+    variables: dict[str, Any],
+    optimizer: optax.GradientTransformation,
+    config: ml_collections.ConfigDict,
+) -> TrainState:
     params = variables["params"]
     return TrainState(
         step=jnp.zeros((), jnp.int32),

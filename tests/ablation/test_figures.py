@@ -9,8 +9,8 @@ from retina_jax.ablation.figures import (
     draw_cumulative_loss,
     draw_losses,
     draw_speed,
-    losses_of_anchors,
 )
+from retina_jax.ablation.logits import count_logits
 from retina_jax.ablation.studies import Row
 from retina_jax.ablation.table import Outcome
 
@@ -57,23 +57,20 @@ def test_the_loss_figure_is_drawn(tmp_path, drawn):
     np.testing.assert_allclose(loss, np.log1p(np.exp(-(2 * x + 1))) / 2, rtol=1e-3, atol=1e-6)
 
 
-def test_the_losses_of_a_runs_anchors(finished_run, tmp_path, drawn):
-    losses = losses_of_anchors(finished_run)
-    assert list(losses) == [0.0, 0.5, 1.0, 2.0]
-    foreground, background = losses[0.0]
-    assert 10 <= len(foreground) < len(background) / 100  # ten images, each with a box
-    # near the prior, a background logit costs next to nothing and a foreground one much
-    assert np.median(background) < 0.1 < 1 < np.median(foreground)
-    for gamma, parts in losses.items():
-        for loss, half in zip(parts, losses[0.0], strict=True):
-            # α = 0.5 halves all: p_t = exp(-CE), and half of (1 - p_t)^γ · CE
-            expected = (-np.expm1(-2 * half)) ** gamma * half
-            np.testing.assert_allclose(loss, expected, rtol=1e-3, atol=1e-6)
+def test_the_logits_of_a_runs_anchors(finished_run, tmp_path, drawn):
+    """Every logit of the validation split is counted but those of ignored anchors."""
+    counted = count_logits(finished_run)
+    images, classes = 10, 5
+    cells = sum(side**2 for side in (16, 8, 4, 2, 1))
+    every = images * cells * 9 * classes
+    total = counted.foreground.sum() + counted.background.sum()
+    assert 0.9 * every < total <= every
+    assert 0 < counted.foreground.sum() < 0.05 * total
     draw_cumulative_loss(finished_run, tmp_path / "cumulative.png")
     assert (tmp_path / "cumulative.png").exists()
-    for axis, part in zip(drawn, (0, 1), strict=True):
+    for axis, counts in zip(drawn, (counted.foreground, counted.background), strict=True):
         for name, gamma in (("γ = 0", 0.0), ("γ = 2", 2.0)):
-            expected = np.stack(cumulative_share(losses[gamma][part]), axis=1)
+            expected = np.stack(cumulative_share(counted.losses(gamma), counts), axis=1)
             np.testing.assert_allclose(lines_of(axis)[name], expected, rtol=1e-5)
 
 

@@ -85,9 +85,7 @@ def test_fields_that_exclude_each_other():
 def test_fixes_that_are_offered_work():
     config = default_config()
     config.data.buckets = ((800, 1333), (20, 33))
-    with pytest.raises(
-        UserError, match=r"set --config.data.buckets='\(\(800, 1344\), \(32, 64\)\)'"
-    ):
+    with pytest.raises(UserError, match=r"set --config.data.buckets='\(\(800,1344\),\(32,64\)\)'"):
         validate(config)
 
 

@@ -1,11 +1,16 @@
 """Batches: the same on any number of hosts and workers, from any step."""
 
+import os
+import pickle
+import threading
+
 import jax
 import numpy as np
 import pytest
 
+from retina_jax.data import loader as loader_module
 from retina_jax.data.data_set import open_split
-from retina_jax.data.loader import EvaluationLoader, TrainLoader
+from retina_jax.data.loader import EvaluationLoader, TrainLoader, decoding_threads
 from retina_jax.errors import UserError
 from retina_jax.prepare.shapes import open_data_set
 
@@ -107,3 +112,121 @@ def test_images_without_boxes_are_left_out_if_asked_and_counted(two_aspects):
     assert set(drawn) == set(np.flatnonzero(split.box_counts > 0))
     seen = [b.index[b.example_mask] for b in EvaluationLoader(split, config)]
     assert len(np.concatenate(seen)) == len(split)  # evaluation shows all
+
+
+def test_batches_know_the_sizes_of_their_images(two_aspects):
+    from experiments.custom import get_config
+
+    config = get_config()
+    config.data.dir = str(two_aspects)
+    config.data.short_side, config.data.long_side = 96, 128
+    config.data.buckets = ((96, 128), (128, 96))
+    config.eval.batch_size = 16
+    split = open_split(open_data_set(str(two_aspects), ""), "train")
+    fillers = 0
+    for loader in (TrainLoader(split, config).batches(0, 3), EvaluationLoader(split, config)):
+        for batch in loader:
+            real = batch.example_mask
+            np.testing.assert_array_equal(
+                batch.original_sizes[real], split.sizes[batch.index[real]]
+            )
+            assert batch.original_sizes.dtype == np.int32
+            np.testing.assert_array_equal(batch.original_sizes[~real], batch.sizes[~real])
+            fillers += int((~real).sum())
+    assert fillers
+
+
+def patch_cores(monkeypatch, cores):
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(cores), raising=False)
+
+
+@pytest.mark.parametrize(
+    ("cores", "workers", "threads"),
+    [(1, 0, 1), (2, 0, 2), (16, 0, 16), (100, 0, 16), (2, 2, 1), (2, 4, 1), (16, 2, 8),
+     (100, 2, 16), (100, 10, 10)],
+)  # fmt: skip
+def test_a_process_decodes_on_its_share_of_the_cores(monkeypatch, cores, workers, threads):
+    patch_cores(monkeypatch, cores)
+    assert decoding_threads(workers) == threads
+    monkeypatch.setattr(os, "cpu_count", lambda: 1000)  # fewer are granted than there are
+    assert decoding_threads(workers) == threads
+
+
+@pytest.mark.parametrize(
+    ("cores", "workers", "threads"),
+    [(2, 0, 2), (16, 0, 16), (100, 0, 16), (16, 2, 8), (100, 2, 16), (2, 2, 1)],
+)
+def test_a_batch_is_decoded_by_that_many_threads(
+    train_split, tiny_config, monkeypatch, cores, workers, threads
+):
+    patch_cores(monkeypatch, cores)
+    tiny_config.data.num_workers = workers
+    tiny_config.train.batch_size = 16
+    loader = pickle.loads(pickle.dumps(TrainLoader(train_split, tiny_config)))  # as to a worker
+    decode, meeting = loader_module.decode_image, threading.Barrier(threads)
+    seen = set()
+
+    def meet(encoded):
+        seen.add(threading.current_thread().name)
+        meeting.wait()  # passes when as many pictures are being decoded at once
+        return decode(encoded)
+
+    monkeypatch.setattr(loader_module, "decode_image", meet)
+    for step in range(3):
+        loader._read(step)
+    assert len(seen) == threads
+
+
+@pytest.mark.parametrize("cores", [1, 3, 16])
+def test_threads_change_nothing(train_split, tiny_config, monkeypatch, cores):
+    tiny_config.data.train_short_sides = (96, 128)
+    tiny_config.data.scale_range = (0.5, 2.0)
+    tiny_config.data.color_jitter = (0.4, 0.4, 0.4, 0.1)
+    patch_cores(monkeypatch, 2)
+    expected = list(TrainLoader(train_split, tiny_config).batches(0, 6))
+    patch_cores(monkeypatch, cores)
+    for batch, other in zip(
+        TrainLoader(train_split, tiny_config).batches(0, 6), expected, strict=True
+    ):
+        assert_same(batch, other)
+
+
+@pytest.mark.parametrize("cores", [2, 16, 100])
+@pytest.mark.parametrize("kind", [TrainLoader, EvaluationLoader])
+def test_four_batches_are_ready_whatever_the_cores(
+    train_split, tiny_config, monkeypatch, cores, kind
+):
+    patch_cores(monkeypatch, cores)
+    tiny_config.eval.batch_size = tiny_config.train.batch_size = 1
+    loader = kind(train_split, tiny_config)
+    begun, finished = [], threading.Semaphore(0)
+    read = loader._read
+
+    def counted(number):
+        begun.append(number)
+        batch = read(number)
+        finished.release()
+        return batch
+
+    loader._read = counted
+    batches = loader.batches(0, 24) if kind is TrainLoader else iter(loader)
+    for taken in range(1, 20):
+        next(batches)
+        finished.acquire()
+        # four more end, so four were asked for, and no fifth was
+        ready = [finished.acquire() for _ in range(4)]
+        assert len(begun) == taken + len(ready)
+        finished.release(len(ready))
+
+
+def test_where_pictures_lie_is_computed_once_for_a_loader(train_split, tiny_config, monkeypatch):
+    calls = []
+    place_all = loader_module.place_all
+    monkeypatch.setattr(
+        loader_module, "place_all", lambda *a, **k: calls.append(1) or place_all(*a, **k)
+    )
+    TrainLoader(train_split, tiny_config)
+    assert len(calls) == 1
+    EvaluationLoader(train_split, tiny_config)
+    assert len(calls) == 2

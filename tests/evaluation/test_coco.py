@@ -81,21 +81,21 @@ def test_the_truth_itself_scores_one(engine, shapes_dir):
         example = split[row]
         some = ~example.is_crowd
         found = Detections(
-            boxes=example.boxes[some] / 2,  # as if the input were half as large
+            boxes=example.boxes[some],
             scores=np.full(some.sum(), 0.9),
             labels=example.labels[some],
         )
-        results += coco.results(example.image_id, found, (2.0, 2.0), split.category_ids)
+        results += coco.results(example.image_id, found, split.category_ids)
     assert coco.score(truth, results, engine)["AP"] == pytest.approx(1.0)
 
 
 def test_results_are_in_the_data_sets_own_ids_and_pixels():
     found = Detections(
-        boxes=np.array([[10.0, 20, 30, 60]], np.float32),
+        boxes=np.array([[5.0, 40, 15, 120]]),
         scores=np.array([0.75], np.float32),
         labels=np.array([1]),
     )
-    (result,) = coco.results(42, found, (2.0, 0.5), (1, 7))
+    (result,) = coco.results(42, found, (1, 7))
     assert json.loads(json.dumps(result)) == {
         "image_id": 42,
         "category_id": 7,

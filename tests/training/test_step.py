@@ -24,6 +24,7 @@ def batch_of(seed, images=8, boxes_in=(0, 7, 1, 0, 3, 8, 0, 2), size=64, most=8)
     return Batch(
         images=rng.integers(0, 256, (images, size, size, 3)).astype(np.uint8),
         sizes=np.tile(np.array([[size, size]], np.int32), (images, 1)),
+        original_sizes=np.tile(np.array([[size, size]], np.int32), (images, 1)),
         ground_truth=GroundTruth(
             boxes=boxes.astype(np.float32),
             labels=rng.integers(0, 5, (images, most)).astype(np.int32),

@@ -1,0 +1,86 @@
+"""The logits of a run over its evaluation split, as histograms: their number does not matter."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from retina_jax import parallel
+from retina_jax.config.values import target_arguments
+from retina_jax.data.data_set import open_split
+from retina_jax.data.loader import EvaluationLoader
+from retina_jax.models import retinanet
+from retina_jax.ops.losses import sigmoid_focal_loss
+from retina_jax.ops.targets import assign_targets
+from retina_jax.prepare.shapes import open_data_set
+from retina_jax.training.checkpoint import weights_of
+from retina_jax.training.workdir import read_config
+from retina_jax.types import Array
+
+LARGEST = 32.0
+"""Size of a logit beyond which all count as this: its loss is as good as linear, or nothing."""
+BINS = 1 << 14
+
+
+@dataclasses.dataclass(frozen=True)
+class LogitCounts:
+    """How many logits lie in each bin of ``x_t = y · x``, section 3's signed logit."""
+
+    foreground: Int[np.ndarray, "bins"]
+    """Of the classes of foreground anchors."""
+    background: Int[np.ndarray, "bins"]
+
+    @property
+    def signed(self) -> Float[np.ndarray, "bins"]:
+        """The middle of each bin."""
+        edges = np.linspace(-LARGEST, LARGEST, len(self.foreground) + 1)
+        return (edges[1:] + edges[:-1]) / 2
+
+    def losses(self, gamma: float) -> Float[np.ndarray, "bins"]:
+        """The focal loss in the middle of each bin, without α."""
+        labels = np.zeros(len(self.foreground), np.int32)
+        signed = jnp.asarray(self.signed[:, None], jnp.float32)
+        return np.asarray(sigmoid_focal_loss(signed, labels, 0.5, gamma))
+
+
+def count_bins(
+    signed: Float[Array, "*n"], counted: Bool[Array, "*n"], bins: int = BINS
+) -> Int[Array, "bins"]:
+    """Histogram of the ``counted`` values over ± `LARGEST`; int32, so up to 2³¹ values."""
+    place = jnp.floor((signed + LARGEST) * (bins / (2 * LARGEST)))
+    place = jnp.clip(place, 0, bins - 1).astype(jnp.int32)
+    place = jnp.where(counted, place, bins)  # beyond the last: dropped
+    return jnp.bincount(place.reshape(-1), length=bins + 1)[:-1]
+
+
+def count_logits(workdir: Path) -> LogitCounts:
+    """Logits of the best (or else the latest) weights of a run, over its evaluation split."""
+    config = read_config(workdir)
+    directory = open_data_set(config.data.dir, config.data.name)
+    split = open_split(directory, config.data.eval_split, config.data.labels)
+    model = retinanet.build(config, len(split.class_names))
+    variables = weights_of(workdir)
+    target_options = target_arguments(config)
+
+    @jax.jit
+    def count(batch):
+        images = retinanet.normalize_images(batch.images, batch.sizes, config.data)
+        logits = jnp.concatenate(model.apply(variables, images, train=False)[0], axis=1)
+        anchors = np.concatenate(retinanet.anchors_for(config, batch.images.shape[1:3]))
+        targets = jax.vmap(lambda truth: assign_targets(anchors, truth, **target_options))(
+            batch.ground_truth
+        )
+        is_label = targets.labels[..., None] == jnp.arange(logits.shape[-1])
+        taken = (~targets.ignore & batch.example_mask[:, None])[..., None]
+        signed = jnp.where(is_label, logits, -logits)
+        return count_bins(signed, is_label & taken), count_bins(signed, ~is_label & taken)
+
+    totals = np.zeros((2, BINS), np.int64)
+    for batch in EvaluationLoader(split, config):
+        totals += np.stack(parallel.fetch(count(batch)))
+    return LogitCounts(*totals)

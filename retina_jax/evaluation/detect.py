@@ -1,0 +1,82 @@
+"""Detections as a stream: the network on the device, suppression in threads beside it."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from retina_jax import parallel
+from retina_jax.evaluation.nms import cut_to_picture, suppress
+from retina_jax.evaluation.predict_step import make_predict_step
+from retina_jax.models.retinanet import RetinaNet
+from retina_jax.types import Batch, Candidates, Detections
+
+NMS_THREADS = 4
+Detect = Callable[[Any, Iterable[Batch]], Iterator[tuple[int, Detections]]]
+"""What `make_detect` makes."""
+
+
+def make_detect(
+    model: RetinaNet, config: ml_collections.ConfigDict, devices: parallel.Devices
+) -> Detect:
+    """``detect(variables, batches)``: ``(row, detections)`` of every image, in the batches' order.
+
+    Compiled once per bucket, however many streams it serves.
+
+    - ``variables``: of the network, replicated over the devices.
+    - ``batches``: of ``eval.batch_size`` images over all hosts; the stream may be endless.
+      ``index`` gives the rows; fillers are left out.
+
+    Boxes are in pixels of the original image, xyxy, float64, best first. While a batch is
+    suppressed on the host, the device works on the next ones. Raises `UserError` where the
+    devices cannot share a batch.
+    """
+    devices.check_batch(config.eval.batch_size, "eval.batch_size")
+    predict = devices.predict_step(make_predict_step(model, config))
+    options = config.eval
+
+    def finish(candidates: Candidates, size: np.ndarray, original: np.ndarray) -> Detections:
+        """NMS of one image, and its boxes in pixels of the original."""
+        detections = suppress(candidates, options.nms_iou, options.max_detections)
+        if options.cut_boxes == "after_nms":
+            detections = cut_to_picture(detections, *size)
+        y, x = original / size
+        return detections.replace(boxes=detections.boxes.astype(np.float64) * [x, y, x, y])
+
+    def detect(variables: Any, batches: Iterable[Batch]) -> Iterator[tuple[int, Detections]]:
+        def begin(batch: Batch) -> tuple[Batch, Any]:
+            images, sizes = devices.shard((batch.images, batch.sizes))
+            return batch, predict(variables, images, sizes)
+
+        pending: collections.deque[list[tuple[int, Future[Detections]]]] = collections.deque()
+        with ThreadPoolExecutor(NMS_THREADS) as threads:
+            try:
+                for batch, outputs in parallel.ahead(batches, begin):
+                    candidates = parallel.join(parallel.fetch(outputs))
+                    images = []
+                    for i in np.flatnonzero(batch.example_mask):
+                        one = jax.tree.map(lambda values, i=i: values[i], candidates)
+                        sizes = batch.sizes[i], batch.original_sizes[i]
+                        images.append((int(batch.index[i]), threads.submit(finish, one, *sizes)))
+                    pending.append(images)
+                    if len(pending) > 1:
+                        yield from _results(pending.popleft())
+                while pending:
+                    yield from _results(pending.popleft())
+            finally:  # also where the stream is closed before its end
+                for images in pending:
+                    for _, future in images:
+                        future.cancel()
+
+    return detect
+
+
+def _results(images: list[tuple[int, Future[Detections]]]) -> Iterator[tuple[int, Detections]]:
+    for row, future in images:
+        yield row, future.result()
