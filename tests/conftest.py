@@ -17,8 +17,8 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 ).strip()
 
-from checked_modules import PURE
 from jaxtyping import install_import_hook
+from support import PURE, compiled_quickly
 
 install_import_hook(PURE, "beartype.beartype")
 
@@ -130,6 +130,30 @@ def finished_run(shapes_dir, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parallel.Devices, "local", lambda: two)
         return train(tiny(shapes_dir), tmp_path_factory.mktemp("finished") / "run").folder
+
+
+@pytest.fixture
+def quick_init(monkeypatch):
+    """Compiles `init_state` quickly, also in ``optimized`` tests; returns it."""
+    import jax
+
+    from retina_jax.runs import train
+    from retina_jax.training.step import init_state
+
+    def initial(*arguments):
+        with compiled_quickly():
+            return jax.block_until_ready(init_state(*arguments))
+
+    monkeypatch.setattr(train, "init_state", initial)
+    return initial
+
+
+@pytest.fixture
+def shallow(monkeypatch):
+    """ResNet-18 with one block a stage, in this process: half as long to compile."""
+    from retina_jax.config.backbones import BACKBONES, Backbone
+
+    monkeypatch.setitem(BACKBONES, "resnet18", Backbone((1, 1, 1, 1), bottleneck=False))
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import importlib
 import jaxtyping
 import numpy as np
 import pytest
-from checked_modules import PURE
+from support import PURE
 
 BOXES, FLAT = np.zeros((3, 4), np.float32), np.zeros(3, np.float32)
 WRONG = {

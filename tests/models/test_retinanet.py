@@ -4,10 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import compiled_quickly
 
 from retina_jax.config import default_config
 from retina_jax.models import retinanet
 from retina_jax.ops.postprocess import class_scores
+
+pytestmark = pytest.mark.usefixtures("shallow")
 
 
 def small(**changes):
@@ -22,11 +25,22 @@ def small(**changes):
     return config
 
 
+def initial(model, size=(64, 64)):
+    """Compiled: operation by operation it takes several times as long."""
+    images = jnp.zeros((2, *size, 3))
+    with compiled_quickly():
+        init = jax.jit(lambda x: model.init(jax.random.key(1), x, train=False))
+        return jax.block_until_ready(init(images))
+
+
+def images_of(size):
+    return jax.random.normal(jax.random.key(0), (2, *size, 3))
+
+
 def outputs(config, size, classes=4):
     model = retinanet.build(config, classes)
-    images = jax.random.normal(jax.random.key(0), (2, *size, 3))
-    variables = model.init(jax.random.key(1), images, train=False)
-    return model.apply(variables, images, train=False)
+    run = jax.jit(lambda v, x: model.apply(v, x, train=False))
+    return run(initial(model), images_of(size))
 
 
 @pytest.mark.parametrize("size", [(64, 64), (96, 160), (32, 224)])
@@ -58,13 +72,13 @@ def test_softmax_begins_with_the_prior_shared_over_classes():
 def test_batch_norm_in_the_heads_is_each_levels_own():
     config = small(**{"model.head_norm": "batch", "model.head_convs": 2})
     model = retinanet.build(config, 4)
-    images = jax.random.normal(jax.random.key(0), (2, 64, 64, 3))
-    variables = model.init(jax.random.key(1), images, train=False)
+    variables = initial(model)
     head = variables["params"]["class_head"]
     norms = {f"level{level}_norm{i}" for level in range(3, 8) for i in range(2)}
     assert set(head) == {"conv0", "conv1", "predict", *norms}
     assert set(head["conv0"]) == {"kernel"}  # a norm stands behind it
-    _, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
+    step = jax.jit(lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"]))
+    _, updated = step(variables, images_of((64, 64)))
     means = [updated["batch_stats"]["class_head"][f"level{k}_norm0"]["mean"] for k in (3, 4)]
     assert not np.allclose(*means)
 
@@ -79,12 +93,18 @@ def test_p6_takes_its_source(source):
     assert shape["params"]["fpn"]["p6"]["kernel"].shape[2] == {"C5": 64, "P5": 16}[source]
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("norm", ["frozen", "batch", "group"])
 @pytest.mark.parametrize("head_norm", ["none", "group", "batch"])
 def test_bfloat16_is_near_float32(norm, head_norm):
     changes = {"model.norm": norm, "model.head_norm": head_norm}
-    full, _ = outputs(small(**changes), (64, 64))
-    half, _ = outputs(small(**changes, **{"train.precision": "bfloat16"}), (64, 64))
+    config = small(**changes)
+    variables = initial(retinanet.build(config, 4))
+    images = images_of((64, 64))
+    # operation by operation: cases share them, and a whole optimized program takes longer
+    full, _ = retinanet.build(config, 4).apply(variables, images, train=False)
+    config.train.precision = "bfloat16"
+    half, _ = retinanet.build(config, 4).apply(variables, images, train=False)
     assert all(x.dtype == jnp.float32 for x in half)
     spread = max(float(np.ptp(x)) for x in full)
     assert all(float(jnp.abs(a - b).max()) < 0.1 * spread + 0.02

@@ -1,25 +1,35 @@
-"""This program's RetinaNet run stage by stage, as the golden cases of other systems are."""
+"""This program's RetinaNet run stage by stage, as the golden cases of other systems are.
+
+Pictures go through the shipped loader; losses, gradients and candidates come from the shipped train
+and predict steps.
+"""
 
 import dataclasses
+import functools
 import importlib.util
+import io
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+from PIL import Image
 
-from retina_jax.config import resolve
-from retina_jax.data.plan import place
-from retina_jax.data.transforms import resize, scale_boxes
+from retina_jax.config.values import resolve, target_arguments
+from retina_jax.data.data_set import open_split
+from retina_jax.data.loader import TrainLoader
+from retina_jax.data.records import Record
 from retina_jax.evaluation.nms import cut_to_picture, suppress
+from retina_jax.evaluation.predict_step import make_predict_step
 from retina_jax.interop.export import export_weights
 from retina_jax.models import retinanet
 from retina_jax.ops.anchors import LEVELS, feature_grid
-from retina_jax.ops.postprocess import class_scores, select_candidates
 from retina_jax.ops.targets import assign_targets
-from retina_jax.training import objective
-from retina_jax.types import GroundTruth, Targets
+from retina_jax.prepare.writer import write_data_set
+from retina_jax.training.step import make_train_step
+from retina_jax.types import GroundTruth, Targets, TrainState
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 EXPORT = {
@@ -38,6 +48,72 @@ def experiment(name: str):
 
 
 @dataclasses.dataclass
+class Pictures:
+    """Pictures and boxes as the rows of a data set; encoded without loss."""
+
+    images: list[np.ndarray]
+    boxes: list[np.ndarray]
+    labels: list[np.ndarray]
+
+    def __len__(self):
+        return len(self.images)
+
+    def read(self, row):
+        image, boxes, count = self.images[row], self.boxes[row], len(self.boxes[row])
+        encoded = io.BytesIO()
+        Image.fromarray(image).save(encoded, "PNG")
+        return Record(
+            image_id=row,
+            file_name=f"{row}.png",
+            image=encoded.getvalue(),
+            height=image.shape[0],
+            width=image.shape[1],
+            boxes=boxes,
+            labels=self.labels[row],
+            is_crowd=np.zeros(count, bool),
+            areas=np.ones(count),
+        )
+
+    def fingerprint(self, row):
+        return str(row)
+
+
+class OnStoredStatistics:
+    """A network that trains on its stored statistics, as the cases of other systems do."""
+
+    axis_name = None
+
+    def __init__(self, model):
+        self._model = model
+
+    def apply(self, variables, images, train, mutable):
+        del train, mutable
+        statistics = {"batch_stats": variables["batch_stats"]}
+        return self._model.apply(variables, images, train=False), statistics
+
+
+class Known:
+    """Stands in for a network whose outputs are known."""
+
+    axis_name = None
+
+    def __init__(self, logits, deltas):
+        """By level: ``[n, a, classes]`` and ``[n, a, 1, 4]``."""
+        self._outputs = (logits, deltas)
+
+    def apply(self, variables, images, train, mutable=None):
+        del variables, images, train
+        return (self._outputs, {}) if mutable else self._outputs
+
+
+_KEEP_GRADIENT = optax.GradientTransformation(
+    lambda params: jax.tree.map(jnp.zeros_like, params),
+    lambda gradient, state, params: (jax.tree.map(jnp.zeros_like, params), gradient),
+)
+"""An optimizer that moves nothing; its state is the last gradient."""
+
+
+@dataclasses.dataclass
 class Stages:
     """What a system's case has, by this program: an experiment's config and imported weights."""
 
@@ -50,32 +126,47 @@ class Stages:
     def __post_init__(self):
         self.model = retinanet.build(self.config, self.classes)
 
-    def preprocess(self, image, boxes):
-        """Picture, boxes and size as the loader makes them, padded to the bucket."""
-        data = self.config.data
-        size = image.shape[:2]
-        placed = place(*size, data.buckets, data.short_side, data.long_side, data.rounding)
-        image = image.astype(np.float32 if data.float_pixels else np.uint8)
-        scaled = resize(image, placed.height, placed.width, data.antialias)
-        padded = np.zeros((*data.buckets[placed.bucket], 3), image.dtype)
-        padded[: placed.height, : placed.width] = scaled
-        target = (placed.height, placed.width)
-        return padded, scale_boxes(boxes, size, target).astype(np.float32), np.array(target)
+    def load(self, folder, images, boxes, labels):
+        """The training batch of these pictures, in their order, without augmentation.
 
-    def features(self, batch):
-        """P3 to P7, NHWC."""
-        _, kept = jax.jit(
-            lambda tree, x: self.model.apply(
-                tree, x, train=False, capture_intermediates=lambda m, _: m.name == "fpn"
-            )
-        )(self.tree, batch)
-        return kept["intermediates"]["fpn"]["__call__"][0]
-
-    def outputs(self, batch):
-        """Logits ``[n, a, c]`` and deltas ``[n, a, 4]`` over all levels."""
-        logits, deltas = jax.jit(lambda tree, x: self.model.apply(tree, x, train=False))(
-            self.tree, batch
+        ``folder`` gets the data set.
+        """
+        names = [f"thing {i}" for i in range(self.classes)]
+        rows = {"train": Pictures(images, boxes, labels)}
+        directory, _ = write_data_set(
+            folder, "case", rows, names, range(1, self.classes + 1), "made"
         )
+        config = self.config.copy_and_resolve_references()
+        config.data.flip = False
+        config.data.train_short_sides, config.data.scale_range = (), (1.0, 1.0)
+        config.train.batch_size = len(images)
+        (batch,) = TrainLoader(open_split(directory, "train"), config).batches(0, 1)
+        order = np.argsort(batch.index)
+        return jax.tree.map(lambda x: x[order], batch)
+
+    def normalize(self, batch):
+        """What the network sees of a batch."""
+        return retinanet.normalize_images(batch.images, batch.sizes, self.config.data)
+
+    @functools.cached_property
+    def _network(self):
+        """P3 to P7 beside the network's outputs; compiled once per input shape."""
+
+        def network(tree, pixels):
+            (logits, deltas), kept = self.model.apply(
+                tree, pixels, train=False, capture_intermediates=lambda m, _: m.name == "fpn"
+            )
+            return kept["intermediates"]["fpn"]["__call__"][0], logits, deltas
+
+        return jax.jit(network)
+
+    def features(self, pixels):
+        """P3 to P7, NHWC."""
+        return self._network(self.tree, pixels)[0]
+
+    def outputs(self, pixels):
+        """Logits ``[n, a, c]`` and deltas ``[n, a, 4]`` over all levels."""
+        _, logits, deltas = self._network(self.tree, pixels)
         return np.concatenate(logits, 1), np.concatenate(deltas, 1)[:, :, 0]
 
     def anchors(self, input_size):
@@ -83,70 +174,80 @@ class Stages:
 
     def targets(self, anchors, boxes, labels) -> Targets:
         """Of one image."""
-        matching = self.config.matching
+        count = len(boxes)
         truth = GroundTruth(
             boxes=boxes,
             labels=labels.astype(np.int32),
-            valid=np.ones(len(boxes), bool),
-            is_crowd=np.zeros(len(boxes), bool),
+            valid=np.ones(count, bool),
+            is_crowd=np.zeros(count, bool),
         )
-        return jax.jit(assign_targets, static_argnums=(2, 3, 4))(
-            anchors,
-            truth,
-            matching.foreground_iou,
-            matching.background_iou,
-            matching.low_quality,
+        options = target_arguments(self.config)
+        return jax.jit(lambda a, t: assign_targets(a, t, **options))(anchors, truth)
+
+    def train(self, batch, pixels, boxes, outputs=None):
+        """One shipped train step: its metrics, gradient, and normaliser's average.
+
+        Args:
+          batch: as `load` gives it; the labels, order and padding are taken from it.
+          pixels: of the network's input, already normalised.
+          boxes: of each image, in its pixels.
+          outputs: logits and deltas, as `outputs` gives them, in place of the network's.
+        """
+        config = self.config.copy_and_resolve_references()
+        # pixels come as the network sees them
+        config.data.mean, config.data.std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        config.data.pixel_order = "RGB"
+        truth = batch.ground_truth
+        exact = np.array(truth.boxes)
+        for image, own in zip(exact, boxes, strict=True):
+            image[: len(own)] = own
+        batch = batch.replace(
+            images=np.asarray(pixels, np.float32), ground_truth=truth.replace(boxes=exact)
         )
-
-    def losses(self, params, batch, targets):
-        """Both losses and the moving average, with the network on its stored statistics."""
-        logits, deltas = self.model.apply({**self.tree, "params": params}, batch, train=False)
-        sums = objective.image_losses(
-            jnp.concatenate(logits, 1),
-            jnp.concatenate(deltas, 1),
-            targets,
-            self.anchors(batch.shape[1:3]),
-            self.config,
+        model = Known(*self._by_level(*outputs)) if outputs else OnStoredStatistics(self.model)
+        step = make_train_step(model, _KEEP_GRADIENT, lambda count: 1.0, config)
+        params = self.tree.get("params", {})
+        state = TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            batch_stats=self.tree.get("batch_stats", {}),
+            opt_state=_KEEP_GRADIENT.init(params),
+            loss_normalizer=jnp.asarray(config.loss.ema_initial, jnp.float32),
         )
-        ema = jnp.asarray(self.config.loss.ema_initial)
-        return objective.normalize(sums, ema, lambda x: x, self.config.loss)
+        state, metrics = jax.jit(step)(state, batch)
+        return metrics, state.opt_state, float(state.loss_normalizer)
 
-    def losses_and_gradients(self, batch, targets):
-        """Classification, box, the divisor's average, and gradients under the system's names."""
-
-        def total(params):
-            classification, box, ema = self.losses(params, batch, targets)
-            return classification + self.config.loss.box_weight * box, (classification, box, ema)
-
-        (_, parts), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(self.tree["params"])
-        squares = [np.square(np.asarray(g, np.float64)).sum() for g in jax.tree.leaves(gradient)]
-        norm = float(np.sqrt(np.sum(squares)))
+    def named(self, gradient):
+        """A gradient under the system's names."""
         whole = self.config.copy_and_resolve_references()
         whole.model.width = 64  # torchvision has no narrow one; names and layouts are the same
-        named = export_weights(
-            jax.tree.map(np.asarray, {**self.tree, "params": gradient}), whole, EXPORT[self.system]
+        tree = jax.tree.map(np.asarray, {**self.tree, "params": gradient})
+        return export_weights(tree, whole, EXPORT[self.system])
+
+    def _by_level(self, logits, deltas):
+        places = resolve(self.config).anchors_per_place
+        size = self.config.data.buckets[0]
+        counts = [places * np.prod(feature_grid(size, level)) for level in LEVELS]
+        levels = np.cumsum(counts)[:-1]
+        return np.split(logits, levels, 1), np.split(deltas[:, :, None], levels, 1)
+
+    @functools.cached_property
+    def _predict(self):
+        """The predict step on known outputs; compiled once."""
+        images = np.zeros((1, *self.config.data.buckets[0], 3), np.uint8)
+        return jax.jit(
+            lambda logits, deltas, sizes: make_predict_step(Known(logits, deltas), self.config)(
+                {}, images, sizes
+            )
         )
-        return (*map(float, parts), named, norm)
 
     def detections(self, logits, deltas, size, original):
         """Of one image: boxes in pixels of the original, scores, labels; best first."""
+        outputs = self._by_level(logits[None], deltas[None])
+        found = self._predict(*outputs, np.asarray(size, np.int32)[None])
         options = self.config.eval
-        input_size = self.config.data.buckets[0]
-        places = resolve(self.config).anchors_per_place
-        counts = [places * np.prod(feature_grid(input_size, level)) for level in LEVELS]
-        levels = np.cumsum(counts)[:-1]
-        found = jax.jit(select_candidates, static_argnums=(4, 5, 6, 7, 8))(
-            [class_scores(x, softmax=False) for x in np.split(logits, levels)],
-            np.split(deltas[:, None], levels),
-            retinanet.anchors_for(self.config, input_size),
-            np.asarray(size, np.int32),
-            options.score_threshold,
-            options.top_k,
-            tuple(self.config.coder.weights),
-            self.config.coder.clamp,
-            options.cut_boxes == "before_nms",
-        )
-        kept = suppress(jax.tree.map(np.asarray, found), options.nms_iou, options.max_detections)
+        found = jax.tree.map(lambda x: np.asarray(x)[0], found)
+        kept = suppress(found, options.nms_iou, options.max_detections)
         if options.cut_boxes == "after_nms":
             kept = cut_to_picture(kept, *size)
         y, x = np.array(original) / size

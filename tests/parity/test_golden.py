@@ -9,8 +9,8 @@ from stages import Stages, assert_near, experiment, unpaired
 from torchvision_case import sample
 
 from retina_jax.interop.weights import read_weights
-from retina_jax.training import objective
 
+pytestmark = pytest.mark.optimized
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 SYSTEMS = ("torchvision_v1", "torchvision_v2", "detectron2")
 
@@ -33,6 +33,16 @@ def case(request, golden):
     return arrays, Stages(request.param, config, weights.tree, 3)
 
 
+@pytest.fixture
+def loaded(case, tmp_path):
+    """The case's pictures and boxes, as the loader gives them."""
+    arrays, ours = case
+    images, boxes, labels = (
+        [arrays[f"{name}_{i}"] for i in range(2)] for name in ("image", "gt_boxes", "gt_labels")
+    )
+    return ours.load(tmp_path, images, boxes, labels)
+
+
 def targets_of(arrays, ours):
     anchors = ours.anchors(arrays["batch"].shape[1:3])
     images = [
@@ -42,18 +52,18 @@ def targets_of(arrays, ours):
     return jax.tree.map(lambda *x: np.stack(x), *images)
 
 
-def test_preprocessing_within_one_level(case):
+def test_preprocessing_within_one_level(case, loaded):
     arrays, ours = case
-    from retina_jax.models.retinanet import normalize_images
-
+    np.testing.assert_array_equal(loaded.sizes, arrays["image_sizes"])
+    pixels = np.asarray(ours.normalize(loaded))
     for i in range(2):
-        image, boxes, size = ours.preprocess(arrays[f"image_{i}"], arrays[f"gt_boxes_{i}"])
-        np.testing.assert_array_equal(size, arrays["image_sizes"][i])
-        np.testing.assert_allclose(boxes, arrays[f"gt_boxes_resized_{i}"], atol=0.01)
-        pixels = normalize_images(image[None], size[None].astype(np.int32), ours.config.data)[0]
-        levels = np.abs(np.asarray(pixels) - arrays["batch"][i]) * ours.config.data.std
+        boxes, labels = arrays[f"gt_boxes_resized_{i}"], arrays[f"gt_labels_{i}"]
+        valid = loaded.ground_truth.valid[i]
+        np.testing.assert_allclose(loaded.ground_truth.boxes[i][valid], boxes, atol=0.01)
+        np.testing.assert_array_equal(loaded.ground_truth.labels[i][valid], labels)
+        levels = np.abs(pixels[i] - arrays["batch"][i]) * ours.config.data.std
         assert levels.max() <= (0.01 if ours.config.data.float_pixels else 1.001)
-        assert (np.asarray(pixels)[size[0] :] == 0).all()
+        assert (pixels[i][loaded.sizes[i][0] :] == 0).all()
 
 
 def test_anchors_and_matches_are_the_same(case):
@@ -85,20 +95,24 @@ def test_features_logits_and_deltas(case):
     assert_near(deltas, arrays["box_regression"], 1e-4)
 
 
-def test_losses_and_gradients(case):
+def test_losses_and_gradients(case, loaded):
     arrays, ours = case
-    classification, box, ema, gradients, norm = ours.losses_and_gradients(
-        arrays["batch"], targets_of(arrays, ours)
-    )
-    assert classification == pytest.approx(float(arrays["loss_classification"]), rel=1e-5)
-    assert box == pytest.approx(float(arrays["loss_box"]), rel=1e-5)
-    if "loss_normalizer" in arrays:
-        assert ema == pytest.approx(float(arrays["loss_normalizer"]), rel=1e-6)
+    boxes = [arrays[f"gt_boxes_resized_{i}"] for i in range(2)]
+    metrics, gradient, ema = ours.train(loaded, arrays["batch"], boxes)
+    check_losses(metrics, ema, arrays)
     listed = [name for name in arrays if name.startswith("grad/")]
     assert len(listed) > 10
+    named = ours.named(gradient)
     for name in listed:
-        assert_near(gradients[name.removeprefix("grad/")], arrays[name], 1e-3)
-    assert norm == pytest.approx(float(arrays["grad_norm"]), rel=1e-3)
+        assert_near(named[name.removeprefix("grad/")], arrays[name], 1e-3)
+    assert float(metrics["gradient_norm"]) == pytest.approx(float(arrays["grad_norm"]), rel=1e-3)
+
+
+def check_losses(metrics, ema, arrays):
+    for name in ("loss_classification", "loss_box"):
+        assert float(metrics[name]) == pytest.approx(float(arrays[name]), rel=1e-5)
+    if "loss_normalizer" in arrays:
+        assert ema == pytest.approx(float(arrays["loss_normalizer"]), rel=1e-6)
 
 
 def detections_of(arrays, i):
@@ -120,20 +134,16 @@ def test_detections_are_the_same_set(case, start):
         assert unpaired(found, theirs, 0.05, 1e-4) == []
 
 
-def test_detections_from_the_image_on(case):
+def test_detections_from_the_image_on(case, loaded):
     arrays, ours = case
-    from retina_jax.models.retinanet import normalize_images
-
-    prepared = [ours.preprocess(arrays[f"image_{i}"], arrays[f"gt_boxes_{i}"]) for i in range(2)]
-    images = np.stack([p[0] for p in prepared])
-    sizes = np.stack([p[2] for p in prepared]).astype(np.int32)
-    logits, deltas = ours.outputs(normalize_images(images, sizes, ours.config.data))
+    logits, deltas = ours.outputs(ours.normalize(loaded))
     for i in range(2):
-        found = ours.detections(logits[i], deltas[i], sizes[i], arrays[f"image_{i}"].shape[:2])
+        original = arrays[f"image_{i}"].shape[:2]
+        found = ours.detections(logits[i], deltas[i], loaded.sizes[i], original)
         assert unpaired(found, detections_of(arrays, i), 1.0, 0.01, above=0.1) == []
 
 
-def test_uint8_pixels_cost_torchvisions_near_ties_alone(case):
+def test_uint8_pixels_cost_torchvisions_near_ties_alone(case, tmp_path):
     """What `data.float_pixels` is for: rounding decides which of two overlapping boxes stays.
 
     With these random weights 300 boxes stand within a few hundredths of each other's score.
@@ -141,26 +151,23 @@ def test_uint8_pixels_cost_torchvisions_near_ties_alone(case):
     arrays, ours = case
     if not ours.config.data.float_pixels:
         pytest.skip("rounds its own pixels")
-    from retina_jax.models.retinanet import normalize_images
-
     rounded = ours.config.copy_and_resolve_references()
     rounded.data.float_pixels = False
     ours = Stages(ours.system, rounded, ours.tree, 3)
-    image, boxes = arrays["image_0"], arrays["gt_boxes_0"]
-    padded, _, size = ours.preprocess(image, boxes)
-    assert padded.dtype == np.uint8
-    sizes = size[None].astype(np.int32)
-    pixels = normalize_images(padded[None], sizes, rounded.data)
+    image, boxes, labels = (arrays[f"{name}_0"] for name in ("image", "gt_boxes", "gt_labels"))
+    batch = ours.load(tmp_path, [image], [boxes], [labels])
+    assert batch.images.dtype == np.uint8
+    pixels = ours.normalize(batch)
     levels = np.abs(np.asarray(pixels[0]) - arrays["batch"][0]) * rounded.data.std
     assert 0.01 < levels.max() <= 1.001
     logits, deltas = ours.outputs(pixels)
-    found = ours.detections(logits[0], deltas[0], size, image.shape[:2])
+    found = ours.detections(logits[0], deltas[0], batch.sizes[0], image.shape[:2])
     theirs = detections_of(arrays, 0)
     both = (found[1] > 0.1).sum() + (theirs[1] > 0.1).sum()
     assert len(unpaired(found, theirs, 1.0, 0.01, above=0.1)) <= 0.05 * both
 
 
-def test_detectron2_from_its_small_golden_file():
+def test_detectron2_from_its_small_golden_file(tmp_path):
     """Anchors, matches, losses, the normaliser and detections; needs no other folder."""
     case = np.load(Path(__file__).parent / "golden" / "detectron2.npz")
     config = experiment("detectron2")
@@ -169,26 +176,27 @@ def test_detectron2_from_its_small_golden_file():
     ours = Stages("detectron2", config, {}, 3)
     anchors = ours.anchors((height, width))
     np.testing.assert_array_equal(sample(anchors), case["anchors"])
-    targets, outputs = [], []
+    boxes, labels, deltas = [], [], np.zeros((2, len(anchors), 4), np.float32)
     for i in range(2):
-        found = ours.targets(anchors, case[f"gt_boxes_resized_{i}"], case[f"gt_labels_{i}"])
+        boxes.append(case[f"gt_boxes_resized_{i}"])
+        labels.append(case[f"gt_labels_{i}"])
+        found = ours.targets(anchors, boxes[i], labels[i])
         background = np.where(found.ignore, -1, 3)
         np.testing.assert_array_equal(
             np.where(found.foreground, found.labels, background), case[f"anchor_label_{i}"]
         )
-        deltas = np.zeros((len(anchors), 4), np.float32)
-        deltas[case[f"kept_{i}"]] = case[f"box_regression_{i}"]
-        targets.append(found)
-        outputs.append((case["cls_logits"][i], deltas))
-        boxes = ours.detections(*outputs[i], case["image_sizes"][i], case[f"image_size_{i}"])
+        deltas[i][case[f"kept_{i}"]] = case[f"box_regression_{i}"]
+        outputs = case["cls_logits"][i], deltas[i]
+        kept = ours.detections(*outputs, case["image_sizes"][i], case[f"image_size_{i}"])
         theirs = detections_of(case, i)
-        assert len(boxes[0]) == len(theirs[0])
-        assert unpaired(boxes, theirs, 0.05, 1e-4) == []
-    logits, deltas = (np.stack(part) for part in zip(*outputs, strict=True))
-    stacked = jax.tree.map(lambda *x: np.stack(x), *targets)
-    sums = objective.image_losses(logits, deltas[:, :, None], stacked, anchors, config)
-    initial = np.array(config.loss.ema_initial, np.float32)
-    classification, box, ema = objective.normalize(sums, initial, lambda x: x, config.loss)
-    assert float(classification) == pytest.approx(float(case["loss_classification"]), rel=1e-5)
-    assert float(box) == pytest.approx(float(case["loss_box"]), rel=1e-5)
-    assert float(ema) == pytest.approx(float(case["loss_normalizer"]), rel=1e-6)
+        assert len(kept[0]) == len(theirs[0])
+        assert unpaired(kept, theirs, 0.05, 1e-4) == []
+    black = [np.zeros((*size, 3), np.uint8) for size in case["image_sizes"]]
+    inside = [
+        np.minimum(own, np.tile(image.shape[1::-1], 2))
+        for own, image in zip(boxes, black, strict=True)
+    ]  # rounding lets one stick out
+    batch = ours.load(tmp_path, black, inside, labels)
+    outputs = (case["cls_logits"], deltas)
+    metrics, _, ema = ours.train(batch, np.zeros(case["batch_size"]), boxes, outputs)
+    check_losses(metrics, ema, case)

@@ -16,9 +16,9 @@ from retina_jax.interop.export import export_weights
 from retina_jax.interop.weights import import_arrays
 from retina_jax.models.layers import make_norm
 from retina_jax.models.resnet import ResNet
-from retina_jax.models.retinanet import normalize_images
 from retina_jax.ops import box_losses, losses
 
+pytestmark = pytest.mark.optimized
 GOLDEN = Path(__file__).parent / "golden"
 LARGE = ("batch", "feature_", "cls_logits", "box_regression", "grad/")
 """Stages of which the golden files keep a sample."""
@@ -41,39 +41,40 @@ def ours_of(system):
     return stages
 
 
-def compare_preprocessing(stages, case, near):
-    """What comes before the network; ``near(name, ours, bar)`` compares."""
-    image, boxes, labels = picture()
-    padded, resized, size = stages.preprocess(image, boxes)
-    np.testing.assert_array_equal(size, case["image_size"])
-    np.testing.assert_allclose(resized, case["boxes_resized"], atol=1e-3)
-    data = stages.config.data
-    batch = np.asarray(normalize_images(padded[None], size[None].astype(np.int32), data))
-    near("batch", batch, 1e-5)
-    return batch, labels
+def compare_preprocessing(stages, case, folder, near):
+    """The loaded batch and its pixels; ``near(name, ours, bar)`` compares what the network sees."""
+    loaded = stages.load(folder, *([part] for part in picture()))
+    np.testing.assert_array_equal(loaded.sizes[0], case["image_size"])
+    valid = loaded.ground_truth.valid[0]
+    np.testing.assert_allclose(
+        loaded.ground_truth.boxes[0][valid], case["boxes_resized"], atol=1e-3
+    )
+    pixels = np.asarray(stages.normalize(loaded))
+    near("batch", pixels, 1e-5)
+    return loaded, pixels
 
 
-def compare_network(stages, case, batch, labels, near):
+def compare_network(stages, case, batch, loaded, near):
     np.testing.assert_array_equal(stages.anchors(INPUT), case["anchors"])
     for i, feature in enumerate(stages.features(batch)):
         near(f"feature_{i}", feature, 1e-4)
     logits, deltas = stages.outputs(batch)
     near("cls_logits", logits, 1e-4)
     near("box_regression", deltas, 1e-4)
+    labels, matched = picture()[2], case["matched"]
     targets = stages.targets(case["anchors"], case["boxes_resized"], labels)
-    matched = case["matched"]
     np.testing.assert_array_equal(
         np.where(targets.ignore, -2, targets.labels),
         np.where(matched >= 0, labels[np.maximum(matched, 0)], matched),
     )
-    targets = jax.tree.map(lambda x: x[None], targets)
-    classification, box, _, gradients, norm = stages.losses_and_gradients(batch, targets)
-    assert classification == pytest.approx(float(case["loss_classification"]), rel=1e-5)
-    assert box == pytest.approx(float(case["loss_box"]), rel=1e-5)
+    metrics, gradient, _ = stages.train(loaded, batch, [case["boxes_resized"]])
+    for name in ("loss_classification", "loss_box"):
+        assert float(metrics[name]) == pytest.approx(float(case[name]), rel=1e-5)
+    named = stages.named(gradient)
     for name in case:
         if name.startswith("grad/"):
-            near(name, gradients[name.removeprefix("grad/")], 1e-3)
-    assert norm == pytest.approx(float(case["grad_norm"]), rel=1e-3)
+            near(name, named[name.removeprefix("grad/")], 1e-3)
+    assert float(metrics["gradient_norm"]) == pytest.approx(float(case["grad_norm"]), rel=1e-3)
     found, theirs = detections(stages, case, logits, deltas)
     assert len(found[0]) == len(theirs[0])
     assert unpaired(found, theirs, 0.05, 1e-4) == []
@@ -87,7 +88,7 @@ def detections(stages, case, logits, deltas):
 
 @pytest.mark.parametrize("system", ["torchvision_v1", "torchvision_v2"])
 @pytest.mark.parametrize("source", ["golden", "itself"])
-def test_every_stage(system, source):
+def test_every_stage(system, source, tmp_path):
     if source == "itself":
         case = make_case(import_torchvision(), system)
         batch = case["batch"]
@@ -103,9 +104,9 @@ def test_every_stage(system, source):
             assert_near(ours, case[name], bar)
 
     stages = ours_of(system)
-    own_batch, labels = compare_preprocessing(stages, case, near)
-    compare_network(stages, case, batch, labels, near)
-    from_image = detections(stages, case, *stages.outputs(own_batch))
+    loaded, pixels = compare_preprocessing(stages, case, tmp_path, near)
+    compare_network(stages, case, batch, loaded, near)
+    from_image = detections(stages, case, *stages.outputs(pixels))
     assert unpaired(*from_image, 1.0, 0.01, above=0.1) == []
 
 

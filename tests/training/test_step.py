@@ -7,16 +7,10 @@ import pytest
 from retina_jax.models import retinanet
 from retina_jax.parallel import AXIS, Devices, fetch
 from retina_jax.training.optimizer import build_optimizer, learning_rate_schedule
-from retina_jax.training.step import init_state, make_train_step
+from retina_jax.training.step import make_train_step
 from retina_jax.types import Batch, GroundTruth
 
-
-@pytest.fixture(autouse=True)
-def _compile_quickly():
-    """Steps of these tests are compiled for longer than they run: LLVM need not optimise them."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("shallow")
 
 
 def batch_of(seed, images=8, boxes_in=(0, 7, 1, 0, 3, 8, 0, 2), size=64, most=8):
@@ -43,7 +37,17 @@ def batch_of(seed, images=8, boxes_in=(0, 7, 1, 0, 3, 8, 0, 2), size=64, most=8)
     )
 
 
-def one_step(config, batch, devices=1, steps=1):
+@pytest.fixture
+def one_step(quick_init):
+    """Takes steps: the state before and after, and the last step's metrics; NumPy."""
+
+    def take(*arguments, **options):
+        return take_steps(quick_init, *arguments, **options)
+
+    return take
+
+
+def take_steps(init_state, config, batch, devices=1, steps=1):
     devices = Devices.local(devices)
     model = retinanet.build(config, 5, AXIS)
     optimizer = build_optimizer(config)
@@ -56,8 +60,9 @@ def one_step(config, batch, devices=1, steps=1):
     return before, fetch(state), fetch(metrics)
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize(("norm", "counts"), [("frozen", (2,)), ("batch", (2, 8)), ("group", (8,))])
-def test_1_2_and_8_devices_take_the_same_step(tiny_config, norm, counts):
+def test_1_2_and_8_devices_take_the_same_step(one_step, tiny_config, norm, counts):
     config = tiny_config
     config.model.norm = norm
     batch = batch_of(0)
@@ -71,6 +76,18 @@ def test_1_2_and_8_devices_take_the_same_step(tiny_config, norm, counts):
         )
 
 
+@pytest.mark.optimized
+def test_bfloat16_steps_near_float32(one_step, tiny_config):
+    batch = batch_of(5)
+    _, full, metrics = one_step(tiny_config, batch)
+    tiny_config.train.precision = "bfloat16"
+    _, half, half_metrics = one_step(tiny_config, batch)
+    np.testing.assert_allclose(half_metrics["loss"], metrics["loss"], rtol=0.02)
+    assert all(x.dtype == np.float32 for x in jax.tree.leaves(half.params))
+    assert all(x.dtype == y.dtype for x, y in zip(jax.tree.leaves(half), jax.tree.leaves(full),
+                                                  strict=True))  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -82,7 +99,9 @@ def test_1_2_and_8_devices_take_the_same_step(tiny_config, norm, counts):
     ],
     ids=lambda changes: "-".join(map(str, changes.values())),
 )
-def test_2_devices_take_the_same_step_with_every_normaliser_and_loss(tiny_config, changes):
+def test_2_devices_take_the_same_step_with_every_normaliser_and_loss(
+    one_step, tiny_config, changes
+):
     tiny_config.update_from_flattened_dict(changes)
     tiny_config.optimizer.learning_rate = 0.01
     batch = batch_of(0)
@@ -97,7 +116,7 @@ def test_2_devices_take_the_same_step_with_every_normaliser_and_loss(tiny_config
     assert alone.loss_normalizer == shared.loss_normalizer
 
 
-def test_the_average_of_the_normaliser_is_state(tiny_config):
+def test_the_average_of_the_normaliser_is_state(one_step, tiny_config):
     tiny_config.loss.normalizer = "ema"
     before, after, metrics = one_step(tiny_config, batch_of(0))
     assert before.loss_normalizer == 100
@@ -105,7 +124,7 @@ def test_the_average_of_the_normaliser_is_state(tiny_config):
     np.testing.assert_allclose(after.loss_normalizer, expected, rtol=1e-6)
 
 
-def test_frozen_stages_stay_bit_for_bit(tiny_config):
+def test_frozen_stages_stay_bit_for_bit(one_step, tiny_config):
     tiny_config.model.frozen_stages = 3
     before, after, _ = one_step(tiny_config, batch_of(1), steps=2)
     for part in ("params", "batch_stats"):
@@ -117,7 +136,7 @@ def test_frozen_stages_stay_bit_for_bit(tiny_config):
             assert same == module.startswith(("stem", "stage2", "stage3")), module
 
 
-def test_every_parameter_learns(tiny_config):
+def test_every_parameter_learns(one_step, tiny_config):
     # group norm of a 1x1 map with one channel a group is 0: at 64 px P7 could not learn
     tiny_config.model.head_norm = "none"
     before, after, _ = one_step(tiny_config, batch_of(1))
@@ -133,14 +152,14 @@ def test_every_parameter_learns(tiny_config):
     assert still == []
 
 
-def test_frozen_norms_do_not_move(tiny_config):
+def test_frozen_norms_do_not_move(one_step, tiny_config):
     tiny_config.model.norm = "frozen"
     before, after, _ = one_step(tiny_config, batch_of(1))
     norm_of = lambda state: state.params["backbone"]["stage2_block0"]["norm1"]  # noqa: E731
     jax.tree.map(np.testing.assert_array_equal, norm_of(before), norm_of(after))
 
 
-def test_padding_and_order_of_boxes_change_nothing(tiny_config):
+def test_padding_and_order_of_boxes_change_nothing(one_step, tiny_config):
     batch = batch_of(2)
     truth = batch.ground_truth
 
@@ -161,7 +180,7 @@ def test_padding_and_order_of_boxes_change_nothing(tiny_config):
         )
 
 
-def test_images_without_boxes_are_trained_as_background(tiny_config):
+def test_images_without_boxes_are_trained_as_background(one_step, tiny_config):
     empty = batch_of(3, boxes_in=(0,) * 8)
     _, _, metrics = one_step(tiny_config, empty)
     assert metrics["foreground_anchors"] == 0
@@ -170,7 +189,7 @@ def test_images_without_boxes_are_trained_as_background(tiny_config):
     assert metrics["finite"]
 
 
-def test_a_loss_that_is_not_finite_reaches_no_weight(tiny_config):
+def test_a_loss_that_is_not_finite_reaches_no_weight(one_step, tiny_config):
     tiny_config.optimizer.learning_rate = 1e30
     tiny_config.optimizer.clip_norm = 0.0
     _, good, _ = one_step(tiny_config, batch_of(4), steps=1)
@@ -179,14 +198,3 @@ def test_a_loss_that_is_not_finite_reaches_no_weight(tiny_config):
     assert kept.step == 2
     for name in ("params", "batch_stats", "opt_state"):
         jax.tree.map(np.testing.assert_array_equal, getattr(good, name), getattr(kept, name))
-
-
-def test_bfloat16_steps_near_float32(tiny_config):
-    batch = batch_of(5)
-    _, full, metrics = one_step(tiny_config, batch)
-    tiny_config.train.precision = "bfloat16"
-    _, half, half_metrics = one_step(tiny_config, batch)
-    np.testing.assert_allclose(half_metrics["loss"], metrics["loss"], rtol=0.02)
-    assert all(x.dtype == np.float32 for x in jax.tree.leaves(half.params))
-    assert all(x.dtype == y.dtype for x, y in zip(jax.tree.leaves(half), jax.tree.leaves(full),
-                                                  strict=True))  # fmt: skip
