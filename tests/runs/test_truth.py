@@ -169,8 +169,10 @@ def test_evaluate_takes_the_config_from_the_workdir_and_keeps_the_runs_own_score
 
 WITHOUT_A_HOME = """
 import os, sys
+import numba, numpy as np  # the interpreter's own folder may be root's alone
+numba.njit(lambda x: x + 1)(1)
+import retina_jax.types
 os.setgid(65534); os.setuid(65534)
-import numpy as np
 from retina_jax.evaluation.nms import class_wise_nms
 boxes = np.array([[0, 0, 9, 9], [0, 0, 9, 8], [20, 20, 30, 30]], np.float32)
 kept = class_wise_nms(boxes, np.array([.9, .8, .7]), np.zeros(3, np.int32), 0.5, 10)
@@ -192,7 +194,5 @@ def test_neither_a_writable_package_nor_a_home_is_needed(tmp_path):
         [sys.executable, "-c", WITHOUT_A_HOME, package / "none"],
         env=environment, capture_output=True, text=True, cwd="/",
     )  # fmt: skip
-    if "Permission denied" in done.stderr and "nms" not in done.stderr:
-        pytest.skip("the environment itself cannot be read without root")
     assert done.returncode == 0, done.stderr
     assert "and nothing can be written" in done.stdout
