@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from retina_jax.config.shell import command
-from retina_jax.data.records import Index, IndexRow
+from retina_jax.data.records import READS_ALL_MARKS, Index, IndexRow
 from retina_jax.errors import UserError
 from retina_jax.ops.boxes import tfds_yxyx_to_xyxy
 
@@ -49,6 +49,9 @@ class Split:
     _label_of: np.ndarray | None = None
     """Label of each class as stored; None: itself."""
     _index: Index | None = None
+    pixel_scale: tuple[float, float] | None = None
+    """Values of 16-bit and float pictures that ``prepare`` made 0 and 255; None: there were none.
+    Other such pictures of the same source, as in prediction, need the same."""
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -83,7 +86,7 @@ class Split:
             image=image,
             boxes=boxes,
             labels=labels if self._label_of is None else self._label_of[labels],
-            is_crowd=np.asarray(objects.get("is_crowd", np.zeros(count)), bool).reshape(count),
+            is_crowd=ignored(objects, count),
             areas=np.asarray(objects.get("area", size.prod(axis=1)), np.float64).reshape(count),
         )
 
@@ -221,7 +224,8 @@ def open_split(directory: Path, split: str, labels: str = "dense") -> Split:
         names = dict(zip(category_ids, class_names, strict=True))
         category_ids = tuple(range(max(category_ids) + 1))
         class_names = tuple(names.get(i, f"no class {i}") for i in category_ids)
-    index = _index(directory, split, records)
+    scale = metadata.get("pixel_scale")
+    index = _index(directory, split, records, any(field in objects for field in IGNORED[1:]))
     return Split(
         name=split,
         directory=directory,
@@ -234,12 +238,15 @@ def open_split(directory: Path, split: str, labels: str = "dense") -> Split:
         _records=records,
         _label_of=label_of,
         _index=index,
+        pixel_scale=tuple(map(float, scale)) if scale else None,
     )
 
 
-def _index(directory: Path, split: str, records: Sequence[Any]) -> Index:
+def _index(directory: Path, split: str, records: Sequence[Any], foreign: bool) -> Index:
+    """The index on disk, or a new one. ``foreign``: another program's fields mark crowds."""
     index = Index.load(directory, split)
-    if index is not None and len(index) == len(records):
+    whole = index is not None and len(index) == len(records)
+    if whole and (not foreign or index.version >= READS_ALL_MARKS):
         return index
     # a data set that something else wrote: read the sizes once
     label = f"{directory}, split {split}"
@@ -260,6 +267,19 @@ def read_record(records: Sequence[Any], row: int, label: str) -> Any:
         raise UserError(
             f"row {row} of {label} is damaged ({why}); prepare the data set anew"
         ) from None
+
+
+IGNORED = ("is_crowd", "is_difficult", "is_group_of")
+"""Fields of objects in TFDS data sets (COCO, VOC, Open Images) that training and scoring ignore."""
+
+
+def ignored(objects: Mapping[str, Any], count: int) -> np.ndarray:
+    """bool ``[count]``: the objects that any of `IGNORED` marks, of a record as TFDS gives it."""
+    marked = np.zeros(count, bool)
+    for field in IGNORED:
+        if field in objects:
+            marked |= np.asarray(objects[field], bool).reshape(count)
+    return marked
 
 
 def image_id_of(record: dict, row: int) -> int:
@@ -287,6 +307,6 @@ def _measure(row: int, record: dict) -> IndexRow:
         file_name=name.decode() if isinstance(name, bytes) else str(name),
         boxes=boxes,
         labels=np.asarray(objects["label"]).reshape(count),
-        is_crowd=np.asarray(objects.get("is_crowd", np.zeros(count)), bool).reshape(count),
+        is_crowd=ignored(objects, count),
         areas=np.asarray(objects.get("area", size.prod(axis=1)), np.float64).reshape(count),
     )

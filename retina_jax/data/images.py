@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import io
 import warnings
 from pathlib import Path
@@ -15,11 +16,38 @@ import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-SUFFIXES = frozenset(".jpg .jpeg .png .bmp .gif .tif .tiff .webp".split())
+from retina_jax.data.deep import (
+    FEW_LEVELS,
+    PixelScale,
+    deep_mode,
+    deep_values,
+    kind_of,
+    may_be_deep,
+    spans_few_levels,
+    to_8_bit,
+    value_range,
+)
+
+SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .jfif .png .bmp .gif .tif .tiff .webp .avif .jp2 .j2k .jpx".split()
+)
 """Of the files that count as pictures."""
 _ORIENTATION = 0x0112  # EXIF tag
 _KEPT_FORMATS = ("JPEG", "PNG")
-_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")  # others start programs (EPS)
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "AVIF", "JPEG2000")
+"""What Pillow may try, if it was built with it; others start programs (EPS)."""
+_NOT_READ = {
+    b"%!PS": "EPS", b"%PDF": "PDF", b"8BPS": "PSD", b"\xff\x0a": "JPEG XL",
+    b"\0\0\0\x0cJXL ": "JPEG XL", b"v/1\x01": "OpenEXR", b"#?R": "Radiance HDR", b"DDS ": "DDS",
+    b"P1": "PBM", b"P2": "PGM", b"P3": "PPM", b"P4": "PBM", b"P5": "PGM", b"P6": "PPM",
+    b"<svg": "SVG", b"<?xml": "XML", b"SIMPLE  =": "FITS", b"\x93NUMPY": "NumPy",
+    b"\x89HDF": "HDF5", b"\0\0\x01\0": "ICO", b"PK\x03\x04": "ZIP", b"\x1f\x8b": "gzip",
+    b"<!DOC": "HTML", b"<html": "HTML", b"version https://git-lfs": "a Git LFS pointer",
+}  # fmt: skip
+"""Formats by the bytes that they begin with."""
+_BRANDS = {b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIF",
+           b"msf1": "HEIF", b"hevc": "HEIC", b"crx ": "Canon raw"}  # fmt: skip
+_END_OF_JPEG = b"\xff\xd9"
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -50,13 +78,14 @@ class PictureError(Exception):
 
 
 @contextlib.contextmanager
-def _faults_named():
+def _faults_named(head: bytes):
+    """Whatever Pillow raises as `PictureError`; ``head``: the file's first bytes."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # bombs are refused by size; the rest is not ours
             yield
     except UnidentifiedImageError:
-        raise PictureError("cannot be decoded: is no picture") from None
+        raise PictureError(f"cannot be decoded: {_unread_format(head)}") from None
     except Image.DecompressionBombError:
         raise PictureError(f"has over {MOST_PIXELS} pixels; shrink it") from None
     except MemoryError:
@@ -68,16 +97,69 @@ def _faults_named():
         raise PictureError(f"cannot be decoded: {text}") from None
 
 
-def header_size(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
-    """(width, height) as stored and as shown upright, of the header alone; `PictureError`."""
-    with _faults_named(), Image.open(path, formats=_FORMATS) as picture:
-        width, height = picture.size
+def _unread_format(head: bytes) -> str:
+    name = next((name for start, name in _NOT_READ.items() if head.startswith(start)), None)
+    if head[4:8] == b"ftyp":
+        name = _BRANDS.get(head[8:12], "video or HEIF")
+    if head[128:132] == b"DICM":
+        name = "DICOM"
+    if name is None:
+        return "is no picture"
+    return f"is no picture of a format that is read, but {name}; convert it to PNG or JPEG"
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """What a first pass over a data set learns of a picture."""
+
+    size: tuple[int, int]
+    """Width and height, shown upright."""
+    kind: str | None = None
+    """Of the values of a picture with more than 8 bits a channel, as `deep.kind_of`."""
+    values: tuple[float, float] | None = None
+    """Their least and greatest."""
+
+
+def look(encoded: bytes, with_values: bool) -> Look:
+    """The size, and with ``with_values`` the range of 16-bit or float values; `PictureError`."""
+    with _faults_named(encoded), _open(encoded) as picture:
+        size = picture.size
         turned = picture.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-    return (width, height), ((height, width) if turned else (width, height))
+        upright = size[::-1] if turned else size
+        if not (with_values and may_be_deep(encoded) and deep_mode(picture, encoded)):
+            return Look(upright)
+        _check_sides(picture)
+        picture.load()
+        values = deep_values(picture, encoded)
+        return Look(upright, kind_of(values), value_range(values))
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """(width, height) as shown upright, of the header alone; `PictureError`, `OSError`."""
+    with path.open("rb") as file:
+        head = file.read(256)
+        file.seek(0)
+        with _faults_named(head), Image.open(file, formats=_FORMATS) as picture:
+            width, height = picture.size
+            turned = picture.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+    return (height, width) if turned else (width, height)
+
+
+def _open(encoded: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(encoded), formats=_FORMATS)
+
+
+def _check_sides(picture: Image.Image) -> None:
+    if max(picture.size) > _LONGEST_SIDE:
+        raise PictureError(f"has a side of over {_LONGEST_SIDE} pixels; cut it")
 
 
 def upright_rgb(
-    encoded: bytes, named: tuple[int | None, int | None], counts: collections.Counter[str]
+    encoded: bytes,
+    named: tuple[int | None, int | None],
+    counts: collections.Counter[str],
+    pixel_scale: PixelScale | None = None,
+    allow_truncated: bool = False,
 ) -> tuple[bytes, int, int]:
     """The picture's own bytes where they are fit to be read, else a PNG of it; height, width.
 
@@ -85,18 +167,39 @@ def upright_rgb(
       named: width and height that the annotations give; they tell which frame the boxes of an
         EXIF-rotated picture belong to: the upright one, unless they fit only the stored one.
       counts: what was mended is added.
+      pixel_scale: of the data set, for pictures of 16 bits or floats; None: the whole range.
+      allow_truncated: end a cut JPEG where it was cut; the decoder fills the rest with grey.
 
     Raises `PictureError` for what cannot be decoded to its end, or has another size than named.
     """
-    with _faults_named(), Image.open(io.BytesIO(encoded), formats=_FORMATS) as picture:
-        if max(picture.size) > _LONGEST_SIDE:
-            raise PictureError(f"has a side of over {_LONGEST_SIDE} pixels; cut it")
+    try:
+        return _upright_rgb(encoded, named, counts, pixel_scale)
+    except PictureError as error:
+        cut = "truncated" in str(error) and encoded.startswith(b"\xff\xd8")
+        if not (cut and allow_truncated):
+            raise
+    ended = _upright_rgb(encoded + _END_OF_JPEG, named, counts, pixel_scale)
+    counts["cut JPEGs, kept as far as they go"] += 1
+    return ended
+
+
+def _upright_rgb(
+    encoded: bytes,
+    named: tuple[int | None, int | None],
+    counts: collections.Counter[str],
+    pixel_scale: PixelScale | None,
+) -> tuple[bytes, int, int]:
+    with _faults_named(encoded), _open(encoded) as picture:
+        _check_sides(picture)
         # GIF, APNG, WebP and TIFF may hold several; before load(), which may move on
         frames = getattr(picture, "n_frames", 1)
-        kept_format = picture.format in _KEPT_FORMATS and frames == 1
+        mode = deep_mode(picture, encoded)
+        kept_format = picture.format in _KEPT_FORMATS and frames == 1 and mode is None
         picture.load()  # the whole of it: a cut file must not pass
         orientation = picture.getexif().get(_ORIENTATION, 1)
         format_name, raw = picture.format, picture.copy()
+        if mode:
+            raw = _scaled(deep_values(picture, encoded), pixel_scale, counts)
     turned = orientation in _UPRIGHT
     upright = raw
     if turned:
@@ -112,13 +215,14 @@ def upright_rgb(
         raise PictureError(f"has {width}×{height} pixels, the file says {named[0]}×{named[1]}")
     if frames > 1:
         counts["animated or many-page pictures, first frame kept"] += 1
-    if upright.mode == "L":
+    if upright.mode == "L" and mode is None:
         counts["grey pictures, read as RGB"] += 1
     if kept_format and not turned and upright.mode in ("L", "RGB"):
         return encoded, height, width
-    if upright.mode not in ("L", "RGB"):
-        counts[f"pictures of mode {upright.mode}, written as 8-bit RGB"] += 1
-        upright = _to_rgb(upright)
+    mode = mode or upright.mode
+    if mode not in ("L", "RGB"):
+        counts[f"pictures of mode {mode}, written as 8-bit RGB"] += 1
+        upright = upright.convert("RGB")
     elif not turned and frames == 1:
         counts[f"pictures of format {format_name}, written as PNG"] += 1
     buffer = io.BytesIO()
@@ -126,10 +230,9 @@ def upright_rgb(
     return buffer.getvalue(), height, width
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    """CMYK, 16-bit, palette, alpha … to 8-bit RGB; 16-bit keeps its high byte."""
-    if picture.mode in ("I", "I;16", "I;16B", "I;16L", "F"):
-        values = np.nan_to_num(np.asarray(picture).astype(np.float64))
-        high = np.clip(values / 256 if values.max(initial=0) > 255 else values, 0, 255)
-        return Image.fromarray(high.astype(np.uint8)).convert("RGB")
-    return picture.convert("RGB")
+def _scaled(
+    values: np.ndarray, pixel_scale: PixelScale | None, counts: collections.Counter[str]
+) -> Image.Image:
+    levels = to_8_bit(values, pixel_scale)
+    counts[FEW_LEVELS] += spans_few_levels(levels)
+    return Image.fromarray(levels)

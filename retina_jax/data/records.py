@@ -16,6 +16,9 @@ import tensorflow_datasets as tfds
 from retina_jax.files import atomic_write
 
 VERSION = "1.0.0"
+READS_ALL_MARKS = 2
+"""`Index.version` from which an index of another program's data set has its difficult objects as
+crowds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +59,7 @@ class IndexRow(NamedTuple):
 class Index:
     """What is known of a split's rows without reading them.
 
-    The first four fields have an entry per row, the last four one per box, row after row; these are
+    The first four fields have an entry per row, the next four one per box, row after row; these are
     None in an index that an earlier version wrote.
     """
 
@@ -71,6 +74,8 @@ class Index:
     labels: np.ndarray | None = None
     is_crowd: np.ndarray | None = None
     areas: np.ndarray | None = None
+    version: int = 0
+    """Of the code that made it."""
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -97,6 +102,7 @@ class Index:
             labels=per_box("labels", np.int32),
             is_crowd=per_box("is_crowd", np.bool_),
             areas=per_box("areas", np.float64),
+            version=READS_ALL_MARKS,
         )
 
     def save(self, directory: Path, split: str) -> None:
@@ -117,7 +123,8 @@ class Index:
                         if field.default is dataclasses.MISSING or field.name in arrays
                     }
                 )
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+                index = dataclasses.replace(index, version=int(index.version))
+        except (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile):
             return None
         of_boxes = (index.boxes, index.labels, index.is_crowd, index.areas)
         total = int(index.box_counts.sum())

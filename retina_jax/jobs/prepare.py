@@ -11,6 +11,12 @@ COCO: each annotation file becomes a split named after it: …train… is train,
 …test… is test; write SPLIT=FILE to name it yourself; --split of the others likewise. The result is
 OUT/NAME/1.0.0. Every record is read and every image decoded; after a stop, the same command
 continues where it was.
+
+What cannot be used (a cut JPEG, a missing file, a box that is no box) stops the command, with file
+and record, and no data set is written. --on-bad=skip leaves such records out instead, as long as
+they are no more than --max-bad of all; left_out.txt in the data set lists them with the reason, and
+the command exits with code 3. Pictures of 16 bits or floats become 8 bits by one scale for the
+whole data set, --pixel-range; it stands in the data set, so that prediction can use it too.
 """
 
 from __future__ import annotations
@@ -22,6 +28,8 @@ from typing import TYPE_CHECKING
 
 from retina_jax.config.flags import ArgumentParser
 from retina_jax.config.shell import command, field_flag
+from retina_jax.errors import DONE, LEFT_OUT, UserError
+from retina_jax.prepare.handling import ADVICE, Handling, RecordError
 
 if TYPE_CHECKING:
     from retina_jax.prepare.build import Prepared
@@ -33,6 +41,32 @@ def parse(argv: list[str]) -> argparse.Namespace:
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--out", type=Path, required=True, help="folder of data sets")
     shared.add_argument("--name", default="", help="name of the data set (default: the format's)")
+    shared.add_argument(
+        "--on-bad",
+        choices=("stop", "skip"),
+        default="stop",
+        help="what to do about records that cannot be used (default: stop)",
+    )
+    shared.add_argument(
+        "--max-bad",
+        type=float,
+        default=Handling.max_bad,
+        metavar="SHARE",
+        help="with --on-bad=skip: stop all the same above this share of all records (default: "
+        "%(default)s)",
+    )
+    shared.add_argument(
+        "--allow-truncated",
+        action="store_true",
+        help="keep cut JPEGs that can be decoded; what is missing becomes grey",
+    )
+    shared.add_argument(
+        "--pixel-range",
+        default="",
+        metavar="LOW,HIGH",
+        help="values of 16-bit and float pictures that become 0 and 255, such as 0,4095 (default: "
+        "the smallest of 8, 10, 12, 14 and 16 bits, or 0 to 1 of floats, that holds all of them)",
+    )
     formats = parser.add_subparsers(dest="format", required=True)
     coco = formats.add_parser("coco", parents=[shared], help="COCO JSON and a folder of images")
     coco.add_argument(
@@ -71,22 +105,52 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def run(options: argparse.Namespace, report: Reporter) -> Prepared:
     """Prepares what ``options``, of `parse`, describe."""
+    from retina_jax.prepare.writer import RecordsError
+
+    handling = Handling(
+        options.on_bad == "skip",
+        options.max_bad,
+        options.allow_truncated,
+        _pixel_range(options.pixel_range),
+    )
+    try:
+        return _run(options, handling, report)
+    except (RecordError, RecordsError) as error:
+        if handling.skip_bad:
+            raise
+        raise UserError(f"{error}; {ADVICE}", error.details) from None
+
+
+def _run(options: argparse.Namespace, handling: Handling, report: Reporter) -> Prepared:
     from retina_jax.prepare import build
 
+    skip = handling.skip_bad
     out = build.home_of(options.out)
     name = options.name or _name_of(options)
     build.check_target(out, name)
     if options.format == "coco":
-        source = build.coco_source(options.images, options.annotations, options.follow_links)
+        source = build.coco_source(options.images, options.annotations, options.follow_links, skip)
     elif options.format == "voc":
-        source = build.voc_source(options.tree, options.split, options.follow_links)
+        source = build.voc_source(options.tree, options.split, options.follow_links, skip)
     elif options.format == "yolo":
-        source = build.yolo_source(options.tree, options.follow_links)
+        source = build.yolo_source(options.tree, options.follow_links, skip)
     else:
         source = build.tfds_source(
             options.catalogue, options.directory, options.split, options.catalogue_dir
         )
-    return build.prepare(source, out, name, report)
+    return build.prepare(source, out, name, report, handling)
+
+
+def _pixel_range(text: str) -> tuple[float, float] | None:
+    if not text:
+        return None
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        raise UserError(
+            f"--pixel-range={text} must be two numbers, the smaller first, such as 0,4095"
+        ) from None
+    return low, high
 
 
 def main(argv: list[str]) -> int:
@@ -100,7 +164,10 @@ def main(argv: list[str]) -> int:
     for words in ("doctor --config=experiments/custom.py",
                   "train --config=experiments/custom.py --workdir=runs/custom"):  # fmt: skip
         report.say(f"  {command(*words.split())} {' '.join(fields)}")
-    return 0
+    if prepared.left_out:
+        report.note(f"{prepared.left_out} records were left out", "warning")
+        return LEFT_OUT
+    return DONE
 
 
 def _name_of(options: argparse.Namespace) -> str:

@@ -5,13 +5,21 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 
 from retina_jax.errors import UserError
+from retina_jax.prepare.handling import LeftOut, RecordError
+from retina_jax.prepare.names import clean
 
+TURNED = "boxes with a rotation, stored as the hull of the turned box"
+_USED_OF_ANNOTATIONS = set("id image_id category_id bbox area iscrowd ignore attributes".split())
+_USED_OF_IMAGES = set(
+    "id file_name width height license coco_url flickr_url date_captured url".split()
+)
 _ENOUGH_BOXES = 10  # to tell the units of boxes by
 
 
@@ -20,7 +28,7 @@ class Annotations:
     """One split's records, cross-checked; images in the order of the file.
 
     Images have id, file_name and perhaps width and height; annotations have bbox (x, y, width,
-    height in pixels), category_id and perhaps iscrowd and area: COCO's own terms.
+    height in pixels), category_id, iscrowd and perhaps id and area: COCO's own terms.
     """
 
     path: Path
@@ -29,15 +37,24 @@ class Annotations:
     annotations: dict[int, list[dict[str, Any]]]
     """By image id."""
     categories: dict[int, str]
+    counts: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    """What the file says beyond boxes and classes: how it is read, or that it is not used."""
+    left_out: tuple[str, ...] = ()
+    """Records that cannot be used, a line each; only where they may be left out."""
 
 
-def refuse(path: Path, record: str, problem: str) -> UserError:
+def refuse(path: Path, record: str, problem: str) -> RecordError:
     """The error that names file and record."""
-    return UserError(f"{path}: {record}: {problem}")
+    return RecordError(f"{path}: {record}: {problem}")
 
 
-def check(path: Path, content: Any) -> Annotations:
-    """COCO's structure as `Annotations`; `UserError` names file and record."""
+def check(path: Path, content: Any, left_out: LeftOut | None = None) -> Annotations:
+    """COCO's structure as `Annotations`; `UserError` names file and record.
+
+    ``left_out`` takes the records that cannot be used. An image goes with any annotation of its:
+    training would take the object for background.
+    """
+    left_out = LeftOut() if left_out is None else left_out
     if not isinstance(content, dict):
         raise UserError(f"{path}: not COCO JSON (a {type(content).__name__}, not an object)")
     for key in ("images", "annotations", "categories"):
@@ -46,82 +63,173 @@ def check(path: Path, content: Any) -> Annotations:
                 f"{path}: no list {key!r}; a COCO file has images, annotations, categories"
             )
     categories = _categories(path, content["categories"])
-    images = _images(path, content["images"])
+    images, bad_images = _images(path, content["images"], left_out)
     annotations: dict[int, list[dict[str, Any]]] = collections.defaultdict(list)
+    counts: collections.Counter[str] = collections.Counter()
     for i, annotation in enumerate(content["annotations"]):
-        image_id = _whole(path, f"annotations[{i}]", annotation, "image_id")
-        record = f"annotation {_short(annotation['id']) if 'id' in annotation else f'number {i}'}"
-        if image_id not in images:
-            raise refuse(path, record, f"image_id {image_id} is in no image")
-        category_id = _whole(path, record, annotation, "category_id")
-        if category_id not in categories:
-            known = ", ".join(map(str, sorted(categories)[:20]))
-            raise refuse(path, record, f"unknown category_id {category_id}; known are {known}")
-        box = _field(path, record, annotation, "bbox")
-        if not (isinstance(box, list) and len(box) == 4 and all(is_finite(v) for v in box)):
-            problem = f"bbox {_short(box)} is not four finite numbers [x, y, w, h]"
-            raise refuse(path, record, problem)
-        crowd = annotation.get("iscrowd", 0)
-        if crowd not in (0, 1) or isinstance(crowd, float):
-            raise refuse(path, record, f"iscrowd {_short(crowd)} is neither 0 nor 1")
-        annotations[image_id].append(annotation)
-    found = Annotations(path, list(images.values()), dict(annotations), categories)
-    _check_units(found)
+        image_id = None
+        try:
+            image_id = _whole(path, f"annotations[{i}]", annotation, "image_id")
+            if image_id in bad_images:
+                continue
+            named = "id" in annotation
+            record = f"annotation {_short(annotation['id']) if named else f'number {i}'}"
+            if image_id not in images:
+                raise refuse(path, record, f"image_id {image_id} is in no image")
+            checked = _annotation(path, record, annotation, categories, counts)
+        except RecordError as error:
+            left_out.add(error)
+            bad_images.add(image_id)
+        else:
+            annotations[image_id].append(checked)
+    images = {i: image for i, image in images.items() if i not in bad_images}
+    for image in images.values():
+        _count_unused("images", image, _USED_OF_IMAGES, counts)
+    found = Annotations(
+        path,
+        list(images.values()),
+        {i: of_image for i, of_image in annotations.items() if i in images},
+        categories,
+        counts,
+        tuple(left_out.lines),
+    )
+    check_units(found, {i: (v.get("width"), v.get("height")) for i, v in images.items()})
     return found
+
+
+def _annotation(
+    path: Path,
+    record: str,
+    annotation: dict[str, Any],
+    categories: dict[int, str],
+    counts: collections.Counter[str],
+) -> dict[str, Any]:
+    """An annotation with what is used of it; what else it says is counted."""
+    category_id = _whole(path, record, annotation, "category_id")
+    if category_id not in categories:
+        known = ", ".join(map(str, sorted(categories)[:20]))
+        raise refuse(path, record, f"unknown category_id {category_id}; known are {known}")
+    box = _field(path, record, annotation, "bbox")
+    if not (isinstance(box, list) and len(box) == 4 and all(is_finite(v) for v in box)):
+        problem = f"bbox {_short(box)} is not four finite numbers [x, y, w, h]"
+        raise refuse(path, record, problem)
+    flags = {}
+    for flag in ("iscrowd", "ignore"):
+        value = annotation.get(flag)
+        value = 0 if value is None and flag == "ignore" else annotation.get(flag, 0)
+        if value not in (0, 1) or isinstance(value, float):
+            raise refuse(path, record, f"{flag} {_short(value)} is neither 0 nor 1")
+        flags[flag] = bool(value)
+    counts["boxes marked ignore, kept as crowds"] += flags["ignore"] and not flags["iscrowd"]
+    checked = {
+        "bbox": box,
+        "category_id": category_id,
+        "iscrowd": int(flags["iscrowd"] or flags["ignore"]),
+    }
+    checked |= {name: annotation[name] for name in ("id", "area") if name in annotation}
+    attributes = annotation.get("attributes")
+    if isinstance(attributes, dict):
+        turn = attributes.get("rotation") or 0
+        if not is_finite(turn):
+            problem = f"attributes.rotation {_short(turn)} is not a finite number of degrees"
+            raise refuse(path, record, problem)
+        if turn % 360:
+            counts[TURNED] += 1
+            checked.setdefault("area", max(box[2], 0) * max(box[3], 0))
+            checked["bbox"] = turned_hull(box, turn)
+        _count_unused("attributes of annotations", attributes, {"rotation"}, counts)
+    _count_unused("annotations", annotation, _USED_OF_ANNOTATIONS, counts)
+    return checked
+
+
+def turned_hull(box: Sequence[float], degrees: float) -> list[float]:
+    """The upright hull, xywh, of an xywh box turned about its centre."""
+    x, y, width, height = map(float, box)
+    cosine, sine = abs(math.cos(math.radians(degrees))), abs(math.sin(math.radians(degrees)))
+    across, down = width * cosine + height * sine, width * sine + height * cosine
+    return [x + (width - across) / 2, y + (height - down) / 2, across, down]
+
+
+def _count_unused(
+    what: str, entry: dict[str, Any], used: set[str], counts: collections.Counter[str]
+) -> None:
+    """Counts the fields of an entry that say something and are not used."""
+    for name, value in entry.items():
+        empty = value is None or value is False or value in (0, "", "0") or value in ([], {})
+        if name not in used and not empty:
+            counts[f"{what} with {_short(name)}, which is not used"] += 1
 
 
 def _categories(path: Path, entries: list[Any]) -> dict[int, str]:
     categories: dict[int, str] = {}
     for i, category in enumerate(entries):
         record = f"categories[{i}]"
-        identity = _whole(path, record, category, "id")
+        try:
+            identity = _whole(path, record, category, "id")
+            name = clean(_text(path, record, category, "name"))
+        except RecordError as error:  # no record that could be left out
+            raise UserError(str(error)) from None
         if identity in categories:
-            raise refuse(path, record, f"id {identity} is there twice")
-        name = _text(path, record, category, "name")
+            raise UserError(f"{path}: {record}: id {identity} is there twice")
         if not name or name != " ".join(name.split()):
-            raise refuse(path, record, f"name {_short(name)} is empty or oddly spaced")
+            raise UserError(f"{path}: {record}: name {_short(name)} is empty or oddly spaced")
         same = [other for other, known in categories.items() if known == name]
         if same:
-            raise refuse(path, record, f"ids {same[0]} and {identity} are both named {name!r}")
+            raise UserError(
+                f"{path}: {record}: ids {same[0]} and {identity} are both named {name!r}"
+            )
         categories[identity] = name
     if not categories:
         raise UserError(f"{path}: categories is empty; name at least one class")
     return categories
 
 
-def _images(path: Path, entries: list[Any]) -> dict[int, dict[str, Any]]:
+def _images(
+    path: Path, entries: list[Any], left_out: LeftOut
+) -> tuple[dict[int, dict[str, Any]], set[int | None]]:
+    """Images by id, and the ids of those that were left out."""
     if not entries:
         raise UserError(f"{path}: images is empty; there is nothing to prepare")
     images: dict[int, dict[str, Any]] = {}
     named: dict[str, int] = {}
+    bad: set[int | None] = set()
     for i, image in enumerate(entries):
-        identity = _whole(path, f"images[{i}]", image, "id")
-        record = f"image {identity}"
-        if identity in images:
-            raise refuse(path, f"images[{i}]", f"id {identity} is there twice")
-        name = _text(path, record, image, "file_name")
-        if not name or "\0" in name:
-            raise refuse(path, record, f"file_name {_short(name)} is no name of a file")
-        plain = str(PurePath(name))  # ./a.jpg is a.jpg
-        if plain in named:
-            problem = f"has the file_name {_short(name)} of image {named[plain]}; join the two"
-            raise refuse(path, record, problem)
-        for side in ("width", "height"):
-            if image.get(side) is not None and _whole(path, record, image, side) == 0:
-                raise refuse(path, record, f"{side} is 0")
-        named[plain] = identity
-        images[identity] = image
-    return images
+        identity = None
+        try:
+            identity = _whole(path, f"images[{i}]", image, "id")
+            record = f"image {identity}"
+            if identity in images:
+                raise refuse(path, f"images[{i}]", f"id {identity} is there twice")
+            name = _text(path, record, image, "file_name")
+            if not name or "\0" in name:
+                raise refuse(path, record, f"file_name {_short(name)} is no name of a file")
+            plain = str(PurePath(name))  # ./a.jpg is a.jpg
+            if plain in named:
+                problem = f"has the file_name {_short(name)} of image {named[plain]}; join the two"
+                bad.add(named[plain])
+                raise refuse(path, record, problem)
+            for side in ("width", "height"):
+                if image.get(side) is not None and _whole(path, record, image, side) == 0:
+                    raise refuse(path, record, f"{side} is 0")
+        except RecordError as error:
+            left_out.add(error)
+            bad.add(identity)
+        else:
+            named[plain] = identity
+            images[identity] = image
+    return {i: image for i, image in images.items() if i not in bad}, bad
 
 
-def _check_units(found: Annotations) -> None:
-    """`UserError` for boxes that can hardly be x, y, width, height in pixels."""
+def check_units(found: Annotations, sizes: Mapping[int, tuple[int | None, int | None]]) -> None:
+    """`UserError` for boxes that can hardly be x, y, width, height in pixels.
+
+    ``sizes``: width and height of each image by its id; those that are not known are passed over.
+    """
     boxes, sides = [], []
-    for image in found.images:
-        if image.get("width") and image.get("height"):
-            for annotation in found.annotations.get(image["id"], ()):
-                boxes.append(annotation["bbox"])
-                sides.append((image["width"], image["height"]))
+    for identity, of_image in found.annotations.items():
+        if all(sizes.get(identity, (None,))):
+            boxes += [annotation["bbox"] for annotation in of_image]
+            sides += [sizes[identity]] * len(of_image)
     if not boxes:
         return
     given, sides = np.array(boxes, np.float64), np.array(sides, np.float64)
@@ -131,7 +239,9 @@ def _check_units(found: Annotations) -> None:
             f"{found.path}: all {len(given)} boxes lie between 0 and 1.5: they look normalised; "
             "multiply x and width by the picture's width, y and height by its height"
         )
-    outside = (corner + size > sides + 1).any(axis=1).mean()
+    with np.errstate(over="ignore"):
+        far = corner + size
+    outside = (far > sides + 1).any(axis=1).mean()
     as_corners = ((size > corner) & (size <= sides + 1)).all(axis=1).mean()
     if len(given) >= _ENOUGH_BOXES and outside > 0.2 and as_corners > 0.98:
         raise UserError(

@@ -6,17 +6,22 @@ import collections
 import dataclasses
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from retina_jax.config import default_config
+from retina_jax.data.deep import FEW_LEVELS
 from retina_jax.data.records import Index, data_set_directory
 from retina_jax.errors import UserError
 from retina_jax.prepare.annotations import Annotations
 from retina_jax.prepare.coco_json import read_coco
-from retina_jax.prepare.reader import AnnotationReader, unnamed_pictures
-from retina_jax.prepare.voc_xml import read_voc
-from retina_jax.prepare.writer import REPORT, Rows, check_name, write_data_set
+from retina_jax.prepare.handling import Handling, LeftOut
+from retina_jax.prepare.names import Folder, is_picture
+from retina_jax.prepare.reader import AnnotationReader
+from retina_jax.prepare.survey import survey
+from retina_jax.prepare.voc_xml import picture_folder, read_voc
+from retina_jax.prepare.writer import LEFT_OUT_COUNT, REPORT, Rows, check_name, write_data_set
+from retina_jax.prepare.yolo_tree import SPLITS as YOLO_SPLITS
 from retina_jax.prepare.yolo_tree import read_yolo
 from retina_jax.progress import Reporter
 
@@ -35,6 +40,8 @@ class Source:
     description: str
     found: Mapping[str, int] = dataclasses.field(default_factory=dict)
     """What was counted in the folders."""
+    left_out: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    """By split: records that cannot be used, a line each."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +53,8 @@ class Prepared:
     splits: tuple[str, ...]
     max_boxes: int
     """The most boxes on one image."""
+    left_out: int = 0
+    """Records that could not be used; left_out.txt in the directory lists them."""
 
     def fields(self) -> dict[str, object]:
         """Fields of a config, beside the experiment's, by which training reads it."""
@@ -78,14 +87,16 @@ def home_of(path: Path) -> Path:
         raise UserError(f"{path}: {error}") from None
 
 
-def named_splits(flag: str, arguments: Sequence[str]) -> dict[str, str]:
+def named_splits(
+    flag: str, arguments: Sequence[str], exists: Callable[[str], bool] = lambda what: False
+) -> dict[str, str]:
     """Split to what makes it, in the order given; ``SPLIT=WHAT``, or a name that tells the split.
 
-    ``flag``: for messages.
+    ``flag``: for messages. ``exists``: whether there is such a file; its name may hold a =.
     """
     splits: dict[str, str] = {}
     for argument in arguments:
-        split, what = _split_of(flag, argument)
+        split, what = _split_of(flag, argument, exists)
         if split in splits:
             raise UserError(
                 f"{flag} {what} and {splits[split]} are both split {split!r}; name one yourself: "
@@ -95,23 +106,26 @@ def named_splits(flag: str, arguments: Sequence[str]) -> dict[str, str]:
     return splits
 
 
-def _split_of(flag: str, argument: str) -> tuple[str, str]:
+def _split_of(flag: str, argument: str, exists: Callable[[str], bool]) -> tuple[str, str]:
     name, equals, what = argument.partition("=")
-    if equals:
-        if not re.fullmatch(r"[a-z]\w*", name) or name == "all":
-            raise UserError(
-                f"{flag} {argument}: {name!r} cannot name a split; use for example train="
-            )
+    names_split = re.fullmatch(r"[a-z]\w*", name, re.ASCII) and name != "all"
+    if equals and names_split and (exists(what) or not exists(argument)):
         return name, what
-    stem = Path(argument).stem.lower()
-    for word, split in (("train", "train"), ("val", "validation"), ("test", "test")):
-        if word in stem:
-            return split, argument
+    if equals and not names_split and not re.search(r"[\\/.]", name) and not exists(argument):
+        raise UserError(f"{flag} {argument}: {name!r} cannot name a split; use for example train=")
+    path = Path(argument)
+    for text in (path.stem, path.parent.name):  # train/_annotations.coco.json, as Roboflow has it
+        for word, split in (("train", "train"), ("val", "validation"), ("test", "test")):
+            if word in text.lower():
+                return split, argument
     raise UserError(f"{flag} {argument}: its name does not tell its split; write train={argument}")
 
 
 def coco_source(
-    images: Sequence[Path], annotations: Sequence[str], follow_links: bool = False
+    images: Sequence[Path],
+    annotations: Sequence[str],
+    follow_links: bool = False,
+    skip_bad: bool = False,
 ) -> Source:
     """COCO JSON files, ``annotations`` as `named_splits` reads them, and folders of images.
 
@@ -128,25 +142,32 @@ def coco_source(
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"--images {folder} is not a folder")
-    files = named_splits("--annotations", annotations)
+    files = named_splits("--annotations", annotations, lambda file: home_of(Path(file)).exists())
     splits = {
-        split: (read_coco(home_of(Path(file))), folder)
+        split: (read_coco(home_of(Path(file)), LeftOut(skip_bad)), folder)
         for (split, file), folder in zip(files.items(), folders, strict=True)
     }
-    return _source("coco", splits, follow_links)
+    return _source("coco", splits, follow_links, skip_bad)
 
 
-def voc_source(tree: Path, split: Sequence[str], follow_links: bool = False) -> Source:
+def voc_source(
+    tree: Path, split: Sequence[str], follow_links: bool = False, skip_bad: bool = False
+) -> Source:
     """A Pascal VOC tree; ``split`` names lists of ImageSets/Main."""
     tree = home_of(tree)
-    found = read_voc(tree, named_splits("--split", split), follow_links)
-    splits = {name: (annotations, tree / "JPEGImages") for name, annotations in found.items()}
-    return _source("voc", splits, follow_links)
+    lists = tree / "ImageSets" / "Main"
+    named = named_splits("--split", split, lambda name: (lists / f"{name}.txt").is_file())
+    left_out = {name: LeftOut(skip_bad) for name in named}
+    found = read_voc(tree, named, follow_links, left_out)
+    splits = {name: (annotations, picture_folder(tree)) for name, annotations in found.items()}
+    return _source("voc", splits, follow_links, skip_bad)
 
 
-def yolo_source(tree: Path, follow_links: bool = False) -> Source:
+def yolo_source(tree: Path, follow_links: bool = False, skip_bad: bool = False) -> Source:
     """A YOLO tree with its data.yaml."""
-    return _source("yolo", read_yolo(home_of(tree), follow_links), follow_links)
+    left_out = {split: LeftOut(skip_bad) for split in YOLO_SPLITS.values()}
+    splits = read_yolo(home_of(tree), follow_links, left_out)
+    return _source("yolo", splits, follow_links, skip_bad)
 
 
 def tfds_source(
@@ -163,7 +184,7 @@ def tfds_source(
     return Source(rows, class_names, category_ids, f"TFDS {catalogue or directory}")
 
 
-def _source(kind: str, splits: Folders, follow_links: bool) -> Source:
+def _source(kind: str, splits: Folders, follow_links: bool, skip_bad: bool) -> Source:
     """Annotations of all splits, checked against each other and their folders."""
     annotations = [found for found, _ in splits.values()]
     categories = annotations[0].categories
@@ -179,14 +200,16 @@ def _source(kind: str, splits: Folders, follow_links: bool) -> Source:
         split: AnnotationReader(found, folder, labels, follow_links)
         for split, (found, folder) in splits.items()
     }
-    for reader in readers.values():
-        reader.check_files()
-    named = collections.defaultdict(set)
-    for found, folder in splits.values():
-        named[folder] |= {str(Path(image["file_name"])) for image in found.images}
+    if not skip_bad:
+        for reader in readers.values():
+            reader.check_files()
+    used = collections.defaultdict(set)
+    for split, (_, folder) in splits.items():
+        used[folder] |= readers[split].used_files()
     found_in = {}
-    for folder, names in named.items():
-        unnamed = unnamed_pictures(folder, names)
+    for folder, names in used.items():
+        pictures = (name for name in Folder(folder).files if is_picture(name))
+        unnamed = [name for name in pictures if str(Path(name)) not in names]
         if unnamed:
             found_in[f"pictures in {folder.name} that no annotation names, left out"] = len(unnamed)
     return Source(
@@ -195,6 +218,7 @@ def _source(kind: str, splits: Folders, follow_links: bool) -> Source:
         category_ids=category_ids,
         description=f"{kind}: " + ", ".join(str(found.path) for found in annotations),
         found=found_in,
+        left_out={split: found.left_out for split, (found, _) in splits.items()},
     )
 
 
@@ -206,29 +230,52 @@ def check_target(out: Path, name: str) -> None:
         raise UserError(f"{target} is there already; remove it, or give another --name or --out")
 
 
-def prepare(source: Source, out: Path, name: str, report: Reporter | None = None) -> Prepared:
+def prepare(
+    source: Source,
+    out: Path,
+    name: str,
+    report: Reporter | None = None,
+    handling: Handling | None = None,
+) -> Prepared:
     """Writes the data set ``out/name`` and reports what was found and mended, split by split.
 
     Raises `UserError` that names file and record of what cannot be used, with all of it.
     """
-    report = report or Reporter()
+    report, handling = report or Reporter(), handling or Handling()
     check_target(out, name)
-    with report.progress("preparing", sum(map(len, source.rows.values()))) as bar:
+    total = sum(map(len, source.rows.values()))
+    with report.progress("looking at sizes and bits", total) as bar:
+        scale = survey(
+            source.rows, handling.pixel_scale, lambda count: bar.advance("images", by=count)
+        )
+    handling = dataclasses.replace(handling, pixel_scale=scale)
+    found = {split: dict(rows.counts()) for split, rows in source.rows.items()}
+    for rows in source.rows.values():
+        rows.handling = handling
+    with report.progress("preparing", total) as bar:
         directory, _ = write_data_set(
             out, name, source.rows, source.class_names, source.category_ids, source.description,
             lambda count: bar.advance("images", by=count),
-            {"folders": source.found} if source.found else {},
+            found | ({"folders": source.found} if source.found else {}),
+            handling,
+            source.left_out,
         )  # fmt: skip
-    _say(json.loads((directory / REPORT).read_text()), directory, report)
+    counted = json.loads((directory / REPORT).read_text())
+    _say(counted, directory, handling, report)
     indexes = [Index.load(directory, split) for split in source.rows]
     most = max(int(index.box_counts.max(initial=0)) for index in indexes)
-    return Prepared(directory, tuple(source.rows), most)
+    left_out = sum(counts.get(LEFT_OUT_COUNT, 0) for counts in counted.values())
+    return Prepared(directory, tuple(source.rows), most, left_out)
 
 
-def _say(counted: Mapping[str, Mapping[str, int]], directory: Path, report: Reporter) -> None:
+def _say(
+    counted: Mapping[str, Mapping[str, int]], directory: Path, handling: Handling, report: Reporter
+) -> None:
     common = default_config().data.max_boxes  # above it, the user must set the field
+    few = 0
     for split, counts in counted.items():
         counts = collections.Counter(counts)
+        few += counts.pop(FEW_LEVELS, 0)
         if split == "folders":
             report.say(f"{split}:")
         else:
@@ -240,3 +287,16 @@ def _say(counted: Mapping[str, Mapping[str, int]], directory: Path, report: Repo
                        f"--config.data.max_boxes={most}"] = most  # fmt: skip
         for what, count in counts.items():
             report.say(f"  {count} {what}")
+    if handling.pixel_scale:
+        low, high = handling.pixel_scale
+        report.say(
+            f"values {low:g} to {high:g} of 16-bit and float pictures became 0 to 255 "
+            "(--pixel-range)"
+        )
+    if few:
+        low, high = handling.pixel_scale or (0, 0)
+        report.note(
+            f"{few} {FEW_LEVELS}: they are nearly black or of one grey; if {low:g} to {high:g} is "
+            "not the range of the source, set --pixel-range=LOW,HIGH",
+            "warning",
+        )

@@ -11,28 +11,72 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from retina_jax.data.data_set import image_id_of, read_record, tfds_builder
-from retina_jax.data.images import PictureError, upright_rgb
+from retina_jax.data.data_set import (
+    IGNORED,
+    ignored,
+    image_id_of,
+    read_record,
+    tfds_builder,
+)
+from retina_jax.data.images import Look, PictureError, look, upright_rgb
 from retina_jax.data.records import Record
 from retina_jax.errors import UserError
 from retina_jax.ops.boxes import tfds_yxyx_to_xyxy
+from retina_jax.prepare.handling import Handling, RecordError
 from retina_jax.prepare.reader import boxes_inside
 
 _NO_COCO_CLASS = frozenset((12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
 """Of COCO's ids 1 to 90, those without a class: TFDS keeps none of the ids."""
 
 
+_USED_OF_OBJECTS = {"bbox", "label", "area", "id", *IGNORED}
+
+
 class CatalogueRows:
     """One split, by row; pictures and boxes pass the same checks as everyone's."""
 
-    def __init__(self, name: str, split: str, records: Sequence[Any], version: str = ""):
-        """``version``: changes where the data set does."""
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        records: Sequence[Any],
+        version: str = "",
+        deep: bool = False,
+    ):
+        """``version``: changes where the data set does. ``deep``: more than 8 bits a channel."""
         self._name = f"{name}, split {split}"
         self._version = version
         self._records = records
+        self._deep = deep
+        self.handling = Handling()
 
     def __len__(self) -> int:
         return len(self._records)
+
+    def name(self, row: int) -> str:
+        """For messages."""
+        return f"{self._name}: row {row}"
+
+    def look(self, row: int, with_values: bool) -> Look | None:
+        """The range of a row's values, only where the features say that there are 16-bit ones."""
+        if not (self._deep and with_values):
+            return None
+        if isinstance(self._records, InOrder):
+            raise UserError(
+                f"{self._name} has pictures of 16 bits or floats and can be read only once; set "
+                "--pixel-range=LOW,HIGH to the values that become 0 and 255"
+            )
+        try:
+            return look(read_record(self._records, row, self._name)["image"], with_values)
+        except (PictureError, UserError):  # which read() will raise
+            return None
+
+    def check_units(self, looks: Sequence[Look | None]) -> None:
+        """TFDS's own boxes are normalised."""
+
+    def counts(self) -> collections.Counter[str]:
+        """Nothing beyond the records."""
+        return collections.Counter()
 
     def fingerprint(self, row: int) -> str:
         return f"{self._name} {self._version} {row}"
@@ -40,22 +84,32 @@ class CatalogueRows:
     def read(self, row: int) -> Record:
         record = read_record(self._records, row, self._name)
         counts = collections.Counter(images=1)
+        scale, allow_truncated = self.handling.pixel_scale, self.handling.allow_truncated
         try:
-            encoded, height, width = upright_rgb(record["image"], (None, None), counts)
+            encoded, height, width = upright_rgb(
+                record["image"], (None, None), counts, scale, allow_truncated
+            )
         except PictureError as error:
-            raise UserError(f"{self._name}: row {row}: {error}") from None
+            raise RecordError(f"{self.name(row)}: {error}") from None
         objects = record["objects"]
         corners = tfds_yxyx_to_xyxy(
             np.asarray(objects["bbox"], np.float64).reshape(-1, 4), height, width
         )
         xywh = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
-        ignored = objects.get("is_crowd", objects.get("is_difficult", np.zeros(len(xywh), bool)))
+        difficult = np.asarray(objects.get("is_difficult", np.zeros(len(xywh))), bool)
+        counts["boxes marked difficult, kept as crowds"] += int(difficult.sum())
+        groups = np.asarray(objects.get("is_group_of", np.zeros(len(xywh))), bool)
+        counts["boxes marked group of, kept as crowds"] += int(groups.sum())
+        for field in sorted(set(objects) - _USED_OF_OBJECTS):
+            used = np.asarray(objects[field])
+            marked = int(used.astype(bool).sum()) if used.dtype == bool else len(xywh)
+            counts[f"objects with {field!r}, which is not used"] += marked
         given = [
             {"bbox": box, "label": int(label), "crowd": bool(crowd), "area": float(area)}
             for box, label, crowd, area in zip(
                 xywh,
                 objects["label"],
-                ignored,
+                ignored(objects, len(xywh)),
                 objects.get("area", np.prod(xywh[:, 2:], axis=1)),
                 strict=True,
             )
@@ -160,7 +214,8 @@ def _open(name: str, builder, splits: dict[str, str]):
                 f"{name} has no split {theirs!r}; it has {', '.join(builder.info.splits)}"
             ) from None
         version = f"{builder.info.full_name} {builder.info.dataset_size}"
-        rows[split] = CatalogueRows(name, theirs, records, version)
+        deep = getattr(features["image"], "np_dtype", np.uint8) != np.uint8
+        rows[split] = CatalogueRows(name, theirs, records, version, deep)
     class_names = list(objects["label"].names)
     return rows, class_names, _category_ids(class_names)
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from retina_jax.errors import UserError
 from retina_jax.prepare.annotations import Annotations, check
+from retina_jax.prepare.handling import LeftOut
 
 
-def read_coco(path: Path) -> Annotations:
+def read_coco(path: Path, left_out: LeftOut | None = None) -> Annotations:
     """Reads a COCO JSON file. `UserError` names the file and the record that is wrong."""
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -17,4 +18,4 @@ def read_coco(path: Path) -> Annotations:
         raise UserError(f"--annotations {path}: no such file") from None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not COCO JSON ({error})") from None
-    return check(path, content)
+    return check(path, content, left_out)

@@ -6,20 +6,25 @@ What is mended is counted and said; what cannot be is an error that names file a
 from __future__ import annotations
 
 import collections
+import dataclasses
+import functools
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from retina_jax.data.images import SUFFIXES, PictureError, upright_rgb
+from retina_jax.data.deep import may_be_deep
+from retina_jax.data.images import Look, PictureError, look, upright_rgb, upright_size
 from retina_jax.data.records import Record
-from retina_jax.errors import UserError
 from retina_jax.ops.boxes import coco_xywh_to_xyxy
-from retina_jax.prepare.annotations import Annotations, is_finite, refuse
+from retina_jax.prepare.annotations import Annotations, check_units, is_finite, refuse
+from retina_jax.prepare.handling import Handling, RecordError
 from retina_jax.prepare.linked import is_inside
+from retina_jax.prepare.names import Folder, leads_outside
 
 
 class AnnotationReader:
@@ -33,77 +38,168 @@ class AnnotationReader:
         follow_links: bool = False,
     ):
         """``labels``: category id to label. ``follow_links``: out of the folder, too."""
-        self._annotations = annotations
-        self._folder = image_folder
+        self.annotations = annotations
+        self.handling = Handling()
+        self._folder = Folder(image_folder)
         self._root = image_folder.resolve()
         self._labels = labels
         self._follow_links = follow_links
 
     def __len__(self) -> int:
-        return len(self._annotations.images)
+        return len(self.annotations.images)
 
     def check_files(self) -> None:
-        """`UserError` that names the pictures that are not there, before anything is written."""
+        """`RecordError` that names the pictures that are not there, before anything is written."""
         missing = []
-        for image in self._annotations.images:
-            if not self._is_file(image):
-                missing.append(f"image {image['id']}: {image['file_name']!r}")
+        for image in self.annotations.images:
+            if not self._found(image):
+                missing.append(f"image {image['id']}: {self._missing(image)}")
+                if len(missing) == 5:  # the nearest names take time to find
+                    break
         if missing:
-            more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-            raise UserError(
-                f"{self._annotations.path}: missing in --images {self._folder}: "
-                f"{'; '.join(missing[:5])}{more}"
+            rest = self.annotations.images[self.annotations.images.index(image) + 1 :]
+            others = sum(not self._found(image) for image in rest)
+            more = f" and {others} more" if others else ""
+            raise RecordError(
+                f"{self.annotations.path}: missing in --images {self._folder.path}: "
+                f"{'; '.join(missing)}{more}"
             )
 
-    def _is_file(self, image: dict[str, Any]) -> bool:
-        path = self._path(image)
+    def used_files(self) -> set[str]:
+        """Names, relative to the folder, of the pictures that are read."""
+        return {str(Path(file)) for files in self._files.values() for file in files}
+
+    def counts(self) -> collections.Counter[str]:
+        """What the annotations say beyond boxes, and how files are found by another name."""
+        matched = sum(
+            len(self._files[image["id"]]) == 1
+            and Path(self._files[image["id"]][0]) != Path(image["file_name"])
+            for image in self.annotations.images
+        )
+        other = "pictures whose name in the annotations is spelt differently from the file's"
+        return self.annotations.counts + collections.Counter({other: matched})
+
+    @functools.cached_property
+    def _files(self) -> dict[int, list[str]]:
+        """By image id: the files that its name can mean."""
+        found = {}
+        for image in self.annotations.images:
+            name = image["file_name"]
+            try:
+                files = [] if leads_outside(name) else self._folder.find(name)
+            except OSError:  # `_found` says why
+                files = []
+            found[image["id"]] = [f for f in files if (self._folder.path / f).is_file()]
+        return found
+
+    @functools.cached_property
+    def _images_of(self) -> dict[str, list[int]]:
+        """By file: ids of the images that mean it."""
+        found: dict[str, list[int]] = {}
+        for identity, files in self._files.items():
+            for file in files:
+                found.setdefault(file, []).append(identity)
+        return found
+
+    def _missing(self, image: dict[str, Any]) -> str:
+        name = image["file_name"][:120]
+        near = self._folder.nearest(name)
+        return f"{name!a}" + (f" (there is {near!a})" if near and near != name else "")
+
+    def _found(self, image: dict[str, Any]) -> Path | None:
+        """The picture's file; None where there is none; `RecordError` for one not to be read."""
+        name = image["file_name"]
+        if leads_outside(name):
+            raise self._refuse(image, "lies outside the image folder")
         try:
-            return path.is_file()
+            files = self._files[image["id"]]
+            if len(files) > 1:
+                several = " and ".join(f"{file!a}" for file in files[:3])
+                raise self._refuse(image, f"can mean {several}; write one of them exactly")
+            others = [i for file in files for i in self._images_of[file] if i != image["id"]]
+            if others:
+                problem = f"is the file {files[0]!a} of image {others[0]} too; join the two"
+                raise self._refuse(image, problem)
+            path = self._folder.path / (files[0] if files else name)
+            if not self._follow_links and not is_inside(path, self._root):
+                raise self._refuse(
+                    image, "is a link out of the image folder; add --follow-links if you trust it"
+                )
+            return path if path.is_file() else None
         except OSError as error:  # a name too long for any file
             raise self._refuse(image, error.strerror or str(error)) from None
 
     def _path(self, image: dict[str, Any]) -> Path:
-        name = Path(image["file_name"])
-        if name.is_absolute() or ".." in name.parts:
-            raise self._refuse(image, "lies outside the image folder")
-        path = self._folder / name
-        if not self._follow_links and not is_inside(path, self._root):
-            raise self._refuse(
-                image, "is a link out of the image folder; add --follow-links if you trust it"
-            )
+        path = self._found(image)
+        if path is None:
+            raise self._refuse(image, f"missing in --images {self._folder.path}")
         return path
 
-    def _refuse(self, image: dict[str, Any], problem: str) -> UserError:
-        record = f"image {image['id']} ({image['file_name'][:120]!r})"
-        return refuse(self._annotations.path, record, problem)
+    def _refuse(self, image: dict[str, Any], problem: str) -> RecordError:
+        record = f"image {image['id']} ({image['file_name'][:120]!a})"
+        return refuse(self.annotations.path, record, problem)
+
+    def look(self, row: int, with_values: bool) -> Look | None:
+        """What a first pass needs of a row; None where reading it will say what is wrong.
+
+        ``with_values``: the range of 16-bit and float pictures, too.
+        """
+        image = self.annotations.images[row]
+        size = image.get("width"), image.get("height")
+        try:
+            path = self._path(image)
+            with path.open("rb") as file:
+                deep = with_values and may_be_deep(file.read(32))
+            if deep:
+                seen = look(path.read_bytes(), with_values)
+                return dataclasses.replace(seen, size=size) if all(size) else seen
+            return Look(size if all(size) else upright_size(path))
+        except (OSError, PictureError, RecordError):
+            return None
+
+    def check_units(self, looks: Sequence[Look | None]) -> None:
+        """`UserError` for boxes that can hardly be pixels, now that all sizes are known."""
+        sizes = {
+            image["id"]: seen.size
+            for image, seen in zip(self.annotations.images, looks, strict=True)
+            if seen
+        }
+        check_units(self.annotations, sizes)
+
+    def name(self, row: int) -> str:
+        """For messages."""
+        return f"{self.annotations.path}: {self.annotations.images[row]['file_name'][:120]!a}"
 
     def fingerprint(self, row: int) -> str:
         """Of all that a row is made from, without reading its picture."""
-        image = self._annotations.images[row]
+        image = self.annotations.images[row]
         try:
-            stat = os.stat(self._path(image))
-        except OSError as error:
-            raise self._refuse(image, f"cannot be read: {error.strerror}") from None
-        source = [
-            image,
-            self._annotations.annotations.get(image["id"], []),
-            stat.st_size,
-            stat.st_mtime_ns,
-        ]
+            path = self._path(image)
+            stat = os.stat(path)
+            file = [path.name, stat.st_size, stat.st_mtime_ns]
+        except (OSError, RecordError) as error:  # which read() will raise
+            file = [type(error).__name__]
+        source = [image, self.annotations.annotations.get(image["id"], []), file]
         return hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()
 
     def read(self, row: int) -> Record:
-        """The record of a row; `UserError` names it where it cannot be used."""
-        image = self._annotations.images[row]
+        """The record of a row; `RecordError` names it where it cannot be used."""
+        image = self.annotations.images[row]
         counts = collections.Counter(images=1)
         named = image.get("width"), image.get("height")
         try:
-            encoded, height, width = upright_rgb(self._path(image).read_bytes(), named, counts)
+            encoded, height, width = upright_rgb(
+                self._path(image).read_bytes(),
+                named,
+                counts,
+                self.handling.pixel_scale,
+                self.handling.allow_truncated,
+            )
         except OSError as error:
             raise self._refuse(image, f"cannot be read: {error.strerror}") from None
         except PictureError as error:
             raise self._refuse(image, str(error)) from None
-        given = self._annotations.annotations.get(image["id"], [])
+        given = self.annotations.annotations.get(image["id"], [])
         boxes, annotations = boxes_inside(given, height, width, counts)
         counts["boxes"] += len(boxes)
         counts["crowd boxes"] += sum(bool(a.get("iscrowd", 0)) for a in annotations)
@@ -147,15 +243,3 @@ def boxes_inside(
     counts["boxes partly outside, cut to their picture"] += int(cut.sum())
     keep = has_area & left
     return inside[keep], [a for a, k in zip(annotations, keep, strict=True) if k]
-
-
-def unnamed_pictures(folder: Path, named: set[str]) -> list[str]:
-    """Pictures in a folder, or in those below it, that no annotation names; sorted."""
-    found = []
-    for root, _, files in os.walk(folder):
-        for file in files:
-            if Path(file).suffix.lower() in SUFFIXES:
-                name = str((Path(root) / file).relative_to(folder))
-                if name not in named:
-                    found.append(name)
-    return sorted(found)

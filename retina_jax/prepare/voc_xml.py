@@ -1,117 +1,279 @@
-"""A Pascal VOC tree to `Annotations`, by hotcoco's reader."""
+"""A Pascal VOC tree to `Annotations`."""
 
 from __future__ import annotations
 
-import tempfile
-import xml.parsers.expat
+import collections
+import re
 from collections.abc import Iterator
 from pathlib import Path
-
-import hotcoco
+from typing import Any
+from xml.etree.ElementTree import Element
 
 from retina_jax.errors import UserError
-from retina_jax.prepare.annotations import Annotations, check, is_finite
-from retina_jax.prepare.linked import check_inside, named_in, unique_by_stem
+from retina_jax.prepare.annotations import (
+    TURNED,
+    Annotations,
+    check,
+    is_finite,
+    refuse,
+    turned_hull,
+)
+from retina_jax.prepare.handling import LeftOut, RecordError
+from retina_jax.prepare.linked import check_inside
+from retina_jax.prepare.names import BYTE_ORDER_MARK, Folder, clean, is_picture, key, stem_of
+from retina_jax.prepare.plain_xml import XMLError, read_xml
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_USED_OF_OBJECTS = set("name bndbox difficult pose truncated occluded attributes".split())
+
+
+def picture_folder(tree: Path) -> Path:
+    """JPEGImages, or images as Label Studio names it."""
+    images = tree / "images"
+    return images if images.is_dir() and not (tree / "JPEGImages").is_dir() else tree / "JPEGImages"
 
 
 def read_voc(
-    tree: Path, splits: dict[str, str], follow_links: bool = False
+    tree: Path,
+    splits: dict[str, str],
+    follow_links: bool = False,
+    left_out: dict[str, LeftOut] | None = None,
 ) -> dict[str, Annotations]:
     """The splits of a tree of Annotations/, JPEGImages/ and ImageSets/Main/.
 
     Args:
       splits: name here to name of the list in ImageSets/Main, such as ``{"validation": "val"}``.
       follow_links: out of the tree, too.
+      left_out: by split, takes the records that cannot be used.
 
-    Objects marked difficult become crowds: ignored in training and scoring, as the VOC development
-    kit does. Boxes count from 1 there. `UserError` names the file that is wrong.
+    A picture and its annotation share their stem, as in the VOC development kit. Objects marked
+    difficult become crowds: ignored in training and scoring, as the kit does. Boxes count from 1
+    there. `UserError` names the file that is wrong.
     """
     folder = tree / "Annotations"
     if not folder.is_dir():
-        raise UserError(f"--tree {tree} has no folder Annotations; give the folder that holds it")
-    check_inside(tree / "JPEGImages", tree, follow_links)
+        raise UserError(
+            f"--tree {tree} has no folder Annotations; give the folder that holds Annotations, "
+            "JPEGImages and ImageSets"
+        )
+    check_inside(picture_folder(tree), tree, follow_links)
     for listed in splits.values():
         check_inside(tree / "ImageSets" / "Main" / f"{listed}.txt", tree, follow_links)
-    stems = {name: list(_stems(tree, listed)) for name, listed in splits.items()}
-    wanted = {}
-    for name, found in stems.items():
-        for stem in found:
-            wanted[stem] = folder / f"{stem}.xml"
-            if not wanted[stem].is_file():
-                raise UserError(f"{wanted[stem]}: no such file, and split {name!r} lists it")
-            check_inside(wanted[stem], tree, follow_links)
-            _check_well_formed(wanted[stem])
-    with tempfile.TemporaryDirectory() as linked:
-        (Path(linked) / "Annotations").mkdir()
-        for stem, path in wanted.items():
-            (Path(linked) / "Annotations" / f"{stem}.xml").symlink_to(path.resolve())
-        labels = tree / "labels.txt"
-        if labels.is_file():
-            check_inside(labels, tree, follow_links)
-            (Path(linked) / "labels.txt").symlink_to(labels.resolve())
-        with named_in({str(Path(linked) / "Annotations"): str(folder), linked: str(tree)}):
-            content = hotcoco.COCO.from_voc(linked).dataset
-    if not content["categories"]:
-        raise UserError(f"{folder}: no object in {len(wanted)} files; there is nothing to learn")
-    # hotcoco numbers the files in the order of their names
-    image_of = dict(zip(sorted(wanted), content["images"], strict=True))
-    for path, image in ((wanted[stem], image) for stem, image in image_of.items()):
-        if not (image["width"] and image["height"]):
-            del image["width"], image["height"]
-        # the kit goes by the annotation's own name; tools write whatever name they knew inside
-        own = unique_by_stem(tree / "JPEGImages", path.stem)
-        image["file_name"] = own or image["file_name"]
-    boxes_of: dict[int, list] = {}
-    xml_of = {image["id"]: wanted[stem] for stem, image in image_of.items()}
-    for annotation in content["annotations"]:
-        if not all(map(is_finite, annotation["bbox"])):
-            raise UserError(f"{xml_of[annotation['image_id']]}: a box is not four finite numbers")
-        boxes_of.setdefault(annotation["image_id"], []).append(annotation)
+    left_out = left_out or {name: LeftOut() for name in splits}
+    files = Folder(folder)
+    by_stem = _xml_by_stem(files)
+    pictures = Folder(picture_folder(tree))
+    read: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {}
+    members: dict[str, list[str]] = {name: [] for name in splits}
+    counts = {name: collections.Counter() for name in splits}
+    for name, listed in splits.items():
+        path = tree / "ImageSets" / "Main" / f"{listed}.txt"
+        for line in _lines(tree, listed):
+            try:
+                stem = _annotation_of(path, line, by_stem, folder, name)
+                xml = folder / by_stem[stem][0]
+                check_inside(xml, tree, follow_links)
+                if stem not in read:
+                    read[stem] = _read(xml, stem, pictures, counts[name])
+                members[name].append(stem)
+            except RecordError as error:
+                left_out[name].add(error)
+    labels = _labels(tree, follow_links)
+    names = sorted({o["name"] for _, objects in read.values() for o in objects})
+    unknown = [name for name in names if labels and name not in labels]
+    if unknown:
+        raise UserError(f"{tree / 'labels.txt'}: has no class {unknown[0]!a}; it lists {labels}")
+    if not names:
+        raise UserError(f"{folder}: no object in {len(read)} files; there is nothing to learn")
+    categories = [{"id": i, "name": name} for i, name in enumerate(labels or names, 1)]
+    number_of = {category["name"]: category["id"] for category in categories}
+    image_ids = {stem: i for i, stem in enumerate(sorted(read), 1)}
     found = {}
-    for name, listed in stems.items():
-        images = [image_of[stem] for stem in listed]
-        found[name] = check(
-            tree / "ImageSets" / "Main" / f"{splits[name]}.txt",
-            {
-                "images": images,
-                "annotations": [a for image in images for a in boxes_of.get(image["id"], ())],
-                "categories": content["categories"],
-            },
-        )
+    for split, stems in members.items():
+        path = tree / "ImageSets" / "Main" / f"{splits[split]}.txt"
+        if len(set(stems)) != len(stems):
+            (twice, _), *_ = collections.Counter(stems).most_common(1)
+            raise UserError(f"{path}: {twice!r} is there twice")
+        content = {
+            "images": [{"id": image_ids[stem], **read[stem][0]} for stem in stems],
+            "annotations": [
+                {
+                    "image_id": image_ids[stem],
+                    "category_id": number_of[o["name"]],
+                    "bbox": o["bbox"],
+                    "iscrowd": o["iscrowd"],
+                }
+                for stem in stems
+                for o in read[stem][1]
+            ],
+            "categories": categories,
+        }
+        if not stems:
+            lines = left_out[split].lines
+            raise UserError(f"{path}: no record of it can be used; the first: {lines[0]}", lines)
+        found[split] = check(path, content, left_out[split])
+        found[split].counts.update(counts[split])
     return found
 
 
-def _stems(tree: Path, listed: str) -> Iterator[str]:
-    """Names in a list of ImageSets/Main; its second column, if any, is of one class alone."""
+def _xml_by_stem(files: Folder) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name in files.files:
+        if key(name).endswith(".xml"):
+            found.setdefault(stem_of(name), []).append(name)
+    return found
+
+
+def _labels(tree: Path, follow_links: bool) -> list[str]:
+    """Class names in the order of labels.txt, which not every tree has."""
+    path = tree / "labels.txt"
+    if not path.is_file():
+        return []
+    check_inside(path, tree, follow_links)
+    names = [" ".join(clean(line).split()) for line in _text(path).splitlines()]
+    names = [name for name in names if name]
+    if len(set(names)) != len(names):
+        raise UserError(f"{path}: a class is there twice")
+    return names
+
+
+def _text(path: Path) -> str:
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: cannot be read (not a regular file)")
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+
+
+def _lines(tree: Path, listed: str) -> Iterator[tuple[int, str]]:
+    """Number and text of the lines in a list of ImageSets/Main."""
     path = tree / "ImageSets" / "Main" / f"{listed}.txt"
     try:
-        if path.exists() and not path.is_file():
-            raise OSError("not a regular file")
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
+        text = _text(path)
+    except UserError as error:
         there = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt"))[:10])
-        advice = f"; there are {there}" if there else ""
-        raise UserError(f"{path}: cannot be read ({error}){advice}") from None
-    seen = set()
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        stem = line.split()[0]
-        if "/" in stem or stem.startswith(".") or "\0" in stem:
-            raise UserError(f"{path}: line {number}: {stem!a} is no name of an annotation")
-        if stem in seen:
-            raise UserError(f"{path}: line {number}: {stem!r} is there twice")
-        seen.add(stem)
-        yield stem
-    if not seen:
+        advice = f"; there are {there}" if there else "; it lists a split's pictures, one a line"
+        raise UserError(f"{error}{advice}") from None
+    lines = [line.strip().strip(BYTE_ORDER_MARK) for line in re.split(r"\r\n|\n|\r", text)]
+    if not any(lines):
         raise UserError(f"{path}: lists no picture")
+    yield from ((number, line) for number, line in enumerate(lines, 1) if line)
 
 
-def _check_well_formed(path: Path) -> None:
-    """hotcoco reads as far as a cut file goes, and objects would be lost in silence."""
-    parser = xml.parsers.expat.ParserCreate()
+def _annotation_of(
+    path: Path, line: tuple[int, str], by_stem: dict[str, list[str]], folder: Path, split: str
+) -> str:
+    """The stem that a line of a list names.
+
+    The line as it is; else without a last -1, 0 or 1, which is the column of a list of one class;
+    else without a picture's suffix.
+    """
+    number, text = line
+    tried = [text]
+    if value := re.fullmatch(r"(.*\S)\s+(-1|0|1)", text):
+        tried.append(value[1])
+    tried += [name.rpartition(".")[0] for name in tried if is_picture(name)]
+    if ".." in re.split(r"[\\/]", text) or text.startswith(("/", "\\")) or "\0" in text:
+        raise refuse(path, f"line {number}", f"{text[:120]!a} is no name of an annotation")
+    for name in tried:
+        stem = stem_of(f"{name}.xml")
+        same = by_stem.get(stem, [])
+        if len(same) > 1:
+            raise refuse(path, f"line {number}", f"can mean {same[0]!a} and {same[1]!a}")
+        if same and not (folder / same[0]).is_file():
+            raise RecordError(f"{folder / same[0]}: not a regular file, or a link to none")
+        if same:
+            return stem
+    missing = folder / f"{tried[-1]}.xml"
+    shown = "" if tried[-1].isascii() else f" ({tried[-1]!a})"
+    raise RecordError(f"{missing}: no such file{shown}, and split {split!r} lists it")
+
+
+def _read(
+    path: Path, stem: str, pictures: Folder, counts: collections.Counter[str]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """An annotation file as COCO's image, without an id, and objects with name, bbox, iscrowd."""
     try:
-        with path.open("rb") as file:
-            parser.ParseFile(file)
-    except (xml.parsers.expat.ExpatError, OSError) as error:
-        raise UserError(f"{path}: not XML ({error})") from None
+        root = read_xml(path)
+    except XMLError as error:
+        raise RecordError(f"{path}: not XML ({error})") from None
+    if root.tag != "annotation":
+        raise RecordError(f"{path}: its root is <{root.tag[:80]}>, not <annotation>")
+    if root.find("filename") is None:
+        raise RecordError(f"{path}: missing <filename>")
+    own_name = clean(root.findtext("filename").strip())
+    image: dict[str, Any] = {"file_name": _picture(path, stem, own_name, pictures)}
+    size = root.find("size")
+    sides = {} if size is None else {s: _number(path, size, s) for s in ("width", "height")}
+    if all((sides.get(side) or 0) >= 1 for side in ("width", "height")):  # some tools write 0
+        image |= {side: int(value) for side, value in sides.items()}
+    here = collections.Counter()
+    objects = [
+        _object(path, number, entry, here) for number, entry in enumerate(root.findall("object"), 1)
+    ]
+    counts.update(here)
+    return image, objects
+
+
+def _picture(path: Path, stem: str, own_name: str, pictures: Folder) -> str:
+    """The picture of the annotation's own stem, as the kit goes; else the one named inside.
+
+    Tools write inside whatever name they knew.
+    """
+    same = pictures.pictures_by_stem.get(stem, [])
+    if len(same) == 1:
+        return same[0]
+    if len(same) > 1:
+        exact = [name for name in same if key(name).rpartition("/")[2] == key(own_name)]
+        if len(exact) != 1:
+            raise RecordError(f"{path}: can mean the pictures {same[0]!a} and {same[1]!a}")
+        return exact[0]
+    if not own_name or "\0" in own_name:
+        raise RecordError(f"{path}: no picture {stem!a} in {pictures.path}, and no <filename>")
+    return own_name
+
+
+def _object(
+    path: Path, number: int, entry: Element, counts: collections.Counter[str]
+) -> dict[str, Any]:
+    names = entry.findall("name")
+    name = " ".join(clean(names[0].text or "").split()) if len(names) == 1 else ""
+    if not name:
+        raise RecordError(f"{path}: object {number}: has no <name>, or several")
+    record = f"object {number} ({name[:80]!a})"
+    boxes = entry.findall("bndbox")
+    if len(boxes) != 1:
+        problem = "has no <bndbox>" if not boxes else f"has {len(boxes)} <bndbox>; keep one"
+        raise refuse(path, record, problem)
+    corners = [_number(path, boxes[0], side) for side in ("xmin", "ymin", "xmax", "ymax")]
+    if not all(map(is_finite, corners)):
+        raise RecordError(f"{path}: {record}: a box is not four finite numbers")
+    x1, y1, x2, y2 = corners
+    box = [x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1]
+    flags = {}
+    for flag in ("difficult", "truncated", "occluded"):
+        value = (entry.findtext(flag) or "0").strip().lower()
+        flags[flag] = value not in ("0", "0.0", "false", "unspecified", "no", "")
+    counts["boxes marked difficult, kept as crowds"] += flags["difficult"]
+    for flag in ("truncated", "occluded"):
+        counts[f"objects marked {flag}, kept as they are"] += flags[flag]
+    for attribute in entry.iterfind("attributes/attribute"):
+        label, value = (attribute.findtext(tag, "").strip() for tag in ("name", "value"))
+        if label == "rotation" and _NUMBER.fullmatch(value):
+            if float(value) % 360:
+                box = turned_hull(box, float(value))
+                counts[TURNED] += 1
+        elif value.lower() not in ("", "0", "false"):
+            counts[f"objects with attribute {label[:80]!a}, which is not used"] += 1
+    for tag in sorted({child.tag for child in entry} - _USED_OF_OBJECTS):
+        counts[f"objects with {tag[:80]!a}, which is not used"] += 1
+    return {"name": name, "bbox": box, "iscrowd": int(flags["difficult"])}
+
+
+def _number(path: Path, parent: Element, tag: str) -> float | None:
+    """The one number of a child; None where it is missing, doubled or no number."""
+    texts = [(child.text or "").strip() for child in parent.findall(tag)]
+    if len(texts) != 1 or not _NUMBER.fullmatch(texts[0]):
+        return None
+    return float(texts[0])

@@ -36,13 +36,17 @@ from retina_jax.data.records import (
 )
 from retina_jax.errors import UserError
 from retina_jax.files import atomic_write, write_json, write_text
+from retina_jax.prepare.handling import Handling
 
 ROWS_A_SHARD = 1024
 REPORT = "prepare_report.json"
+LEFT_OUT = "left_out.txt"
+"""In the data set's folder: a line for each record that was left out."""
+LEFT_OUT_COUNT = f"records that cannot be used, left out; {LEFT_OUT} lists them"
 _READERS = max(4, 2 * (os.cpu_count() or 1))
 _READ_AHEAD = 4 * _READERS
 _MOST_FAULTS = 20
-_NOTE_FORMAT = 2
+_NOTE_FORMAT = 3
 """Of the notes beside shards; those of another format are written anew."""
 
 
@@ -80,6 +84,8 @@ def write_data_set(
     description: str,
     advance: Callable[[int], None] = lambda rows: None,
     found: Mapping[str, Mapping[str, int]] | None = None,
+    handling: Handling | None = None,
+    left_out: Mapping[str, Sequence[str]] | None = None,
 ) -> tuple[Path, dict[str, collections.Counter[str]]]:
     """Writes ``data_dir/name/1.0.0``; returns it and what was counted in each split.
 
@@ -87,23 +93,30 @@ def write_data_set(
       class_names: by label.
       category_ids: the data set's own id of each label, for results.
       advance: called with a number of rows whenever they are done.
-      found: what else was counted, by where; it stands in prepare_report.json beside the counts.
+      found: what else was counted, by split or elsewhere; it stands in prepare_report.json with
+        the counts.
+      handling: whether rows that cannot be used are left out; its pixel_scale becomes metadata.
+      left_out: by split, records that were left out before; left_out.txt lists all.
 
-    Raises `RecordsError` once all rows were read and some cannot be used, and `UserError` for a
-    name or folder that cannot be.
+    Raises `RecordsError` once all rows were read and some cannot be used, or too many to leave
+    out, and `UserError` for a name or folder that cannot be.
     """
+    handling = handling or Handling()
     check_name(name)
     directory = data_set_directory(data_dir, name)
     partial = directory.with_name(f"incomplete.{VERSION}")
     shape = features(class_names)
-    recipe = json.dumps([_NOTE_FORMAT, list(class_names), list(category_ids)])
+    recipe = json.dumps([_NOTE_FORMAT, list(class_names), list(category_ids), handling.pixel_scale])
+    known = {split: list((left_out or {}).get(split, ())) for split in splits}
+    bad = _Bad(handling, sum(map(len, splits.values())), sum(map(len, known.values())))
     try:
-        partial.mkdir(parents=True, exist_ok=True)
+        directory.parent.mkdir(parents=True, exist_ok=True)
         with _alone(partial):
             if (directory / "dataset_info.json").exists():  # another process was faster
-                shutil.rmtree(partial)
+                shutil.rmtree(partial, ignore_errors=True)
                 raise BusyError(f"{directory} is there already; another process wrote it")
-            indexes, counts, infos, faults, kept = {}, {}, [], [], set()
+            partial.mkdir(exist_ok=True)
+            indexes, counts, infos, kept = {}, {}, [], set()
             for split, rows in splits.items():
                 template = tfds.core.ShardedFileTemplate(
                     data_dir=partial,
@@ -111,7 +124,8 @@ def write_data_set(
                     split=split,
                     filetype_suffix="array_record",
                 )
-                shards = _write_split(template, rows, shape, recipe, advance, faults)
+                shards = _write_split(template, rows, shape, recipe, advance, bad)
+                known[split] += [line for shard in shards for line in shard.left_out]
                 kept |= {shard.path for shard in shards} | {_note_path(s.path) for s in shards}
                 indexes[split] = Index.of(row for shard in shards for row in shard.index)
                 counts[split] = sum((s.counts for s in shards), collections.Counter())
@@ -123,15 +137,28 @@ def write_data_set(
                         filename_template=template,
                     )
                 )
-            if faults:
-                raise RecordsError(faults)
+            bad.check([line for lines in known.values() for line in lines])
+            empty = [split for split, index in indexes.items() if splits[split] and not len(index)]
+            if empty:
+                raise UserError(f"no record of split {empty[0]!r} can be used")
             for path in set(partial.iterdir()) - kept:  # of an earlier attempt at other data
                 path.unlink()
-            _write_info(partial, name, infos, shape, category_ids, description)
+            metadata = {"category_ids": list(map(int, category_ids))}
+            if handling.pixel_scale:
+                metadata["pixel_scale"] = list(map(float, handling.pixel_scale))
+            _write_info(partial, name, infos, shape, metadata, description)
             for split, index in indexes.items():
                 index.save(partial, split)
-            report = {s: {what: n for what, n in c.items() if n} for s, c in counts.items()}
-            write_json(partial / REPORT, report | dict(found or {}))
+            report = {split: collections.Counter(c) for split, c in counts.items()}
+            for where, more in (found or {}).items():
+                report.setdefault(where, collections.Counter()).update(more)
+            for split, lines in known.items():
+                report[split][LEFT_OUT_COUNT] += len(lines)
+            report = {s: {what: n for what, n in c.items() if n} for s, c in report.items()}
+            write_json(partial / REPORT, report)
+            lines = [f"{split}: {line}\n" for split, entries in known.items() for line in entries]
+            if lines:
+                write_text(partial / LEFT_OUT, "".join(lines))
             for note in partial.glob("*.note"):
                 note.unlink()
             partial.rename(directory)
@@ -167,47 +194,100 @@ def _cannot_write(directory: Path, error: Exception) -> str:
 @contextlib.contextmanager
 def _alone(partial: Path) -> Iterator[None]:
     """One process at a time writes there."""
-    with (partial.parent / f".{partial.name}.lock").open("w") as lock:
+    path = partial.parent / f".{partial.name}.lock"
+    with contextlib.ExitStack() as opened:
+        while True:
+            lock = opened.enter_context(path.open("w"))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                message = f"{partial} is being written by another process; wait for it"
+                raise BusyError(message) from None
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+                    break
+            # else its last owner removed it after it was opened, and the next has a new one
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BusyError(f"{partial} is being written by another process; wait for it") from None
-        yield
-        Path(lock.name).unlink()
+            yield
+        finally:
+            path.unlink(missing_ok=True)  # while it is ours
+
+
+class _Bad:
+    """How many rows cannot be used so far, and whether to go on."""
+
+    def __init__(self, handling: Handling, rows: int, before: int):
+        """``before``: records that were left out of ``rows`` already."""
+        self.handling = handling
+        self._total = rows + before
+        self._most = int(handling.max_bad * self._total + 1e-9) if handling.skip_bad else 0
+        self._count = before
+
+    def add(self, count: int) -> None:
+        self._count += count
+
+    @property
+    def enough(self) -> bool:
+        """Whether reading on would only add to a list that is long enough."""
+        return self._count >= max(_MOST_FAULTS, self._most + 1)
+
+    def check(self, lines: Sequence[str]) -> None:
+        """`RecordsError` where there are too many."""
+        if self._count <= self._most:
+            return
+        if self.handling.skip_bad:
+            first = (
+                f"{self._count} of {self._total} records cannot be used"
+                f"{' (and perhaps more)' if self.enough else ''}: above "
+                f"--max-bad={self.handling.max_bad:g}; the first: {lines[0]}"
+            )
+            raise RecordsError([first, *lines[1:_MOST_FAULTS]])
+        raise RecordsError(lines)
 
 
 class _Shard:
     """One file of records, its rows' index and what was counted in them."""
 
-    def __init__(self, path: Path, size: int, index: list, counts: Mapping[str, int]):
+    def __init__(
+        self,
+        path: Path,
+        size: int,
+        index: list,
+        counts: Mapping[str, int],
+        left_out: Sequence[str] = (),
+    ):
         self.path = path
         self.size = size
         self.index = [IndexRow(*row) for row in index]
         self.counts = collections.Counter(counts)
+        self.left_out = list(left_out)
 
-    def write_note(self, fingerprint: str) -> None:
+    def write_note(self, fingerprint: str, handling: Handling) -> None:
         """Last of all: it says that the shard is whole, and what it was made from."""
-        content = [fingerprint, self.size, self.index, self.counts]
+        truncated = handling.allow_truncated
+        content = [fingerprint, truncated, self.size, self.index, self.counts, self.left_out]
         write_text(_note_path(self.path), json.dumps(content))
 
     @classmethod
-    def whole(cls, path: Path, fingerprint: str) -> _Shard | None:
-        """The shard that an earlier run left, if it is whole and of the same sources."""
+    def whole(cls, path: Path, fingerprint: str, handling: Handling) -> _Shard | None:
+        """The shard that an earlier run left, if it is what this run would write."""
         try:
-            known, size, index, counts = json.loads(_note_path(path).read_text())
-            if known == fingerprint and path.stat().st_size == size:
-                return cls(path, size, index, counts)
-        except (OSError, ValueError):
-            pass
-        return None
+            known, truncated, size, *content = json.loads(_note_path(path).read_text())
+            shard = cls(path, size, *content)
+            same = known == fingerprint and path.stat().st_size == size
+        except (OSError, ValueError, TypeError):
+            return None
+        if shard.left_out:
+            same = same and handling.skip_bad and truncated == handling.allow_truncated
+        return shard if same and truncated <= handling.allow_truncated else None
 
 
 def _note_path(path: Path) -> Path:
     return path.with_name(path.name + ".note")
 
 
-def _write_split(template, rows: Rows, shape, recipe: str, advance, faults: list[str]):
-    """The shards of a split; rows that cannot be used add their message to ``faults``."""
+def _write_split(template, rows: Rows, shape, recipe: str, advance, bad: _Bad) -> list[_Shard]:
+    """The shards of a split; each has the lines of its rows that cannot be used."""
     starts = range(0, max(len(rows), 1), ROWS_A_SHARD)
     shards = []
     with ThreadPoolExecutor(_READERS) as threads:
@@ -216,25 +296,26 @@ def _write_split(template, rows: Rows, shape, recipe: str, advance, faults: list
             path = Path(template.sharded_filepath(shard_index=number, num_shards=len(starts)))
             sources = [recipe, *map(rows.fingerprint, members)]
             fingerprint = hashlib.sha256("\n".join(sources).encode()).hexdigest()
-            shard = _Shard.whole(path, fingerprint)
+            shard = _Shard.whole(path, fingerprint, bad.handling)
             if shard:
                 advance(len(members))
+                bad.add(len(shard.left_out))
             else:
                 _note_path(path).unlink(missing_ok=True)
-                records = _read_ahead(threads, rows, members, faults)
-                shard = _write_shard(path, records, shape, advance)
-                if len(shard.index) == len(members):
-                    shard.write_note(fingerprint)
+                shard = _write_shard(path, _read_ahead(threads, rows, members, bad), shape, advance)
+                usable = bad.handling.skip_bad or not shard.left_out
+                if usable and len(shard.index) + len(shard.left_out) == len(members):
+                    shard.write_note(fingerprint, bad.handling)
             shards.append(shard)
-            if len(faults) >= _MOST_FAULTS:
+            if bad.enough:
                 break
     return shards
 
 
 def _read_ahead(
-    threads: ThreadPoolExecutor, rows: Rows, members: range, faults: list[str]
-) -> Iterator[Record]:
-    """Records in order, a bounded number of them under way."""
+    threads: ThreadPoolExecutor, rows: Rows, members: range, bad: _Bad
+) -> Iterator[Record | UserError]:
+    """Records in order, or why they cannot be used; a bounded number of them under way."""
     pending: collections.deque = collections.deque()
     waiting = iter(members)
     try:
@@ -243,33 +324,37 @@ def _read_ahead(
                 pending.append(threads.submit(rows.read, row))
                 if len(pending) > _READ_AHEAD:
                     break
-            if not pending or len(faults) >= _MOST_FAULTS:
+            if not pending or bad.enough:
                 return
             try:
                 yield pending.popleft().result()
             except UserError as error:
-                faults.append(str(error))
+                bad.add(1)
+                yield error
     finally:
         for future in pending:
             future.cancel()
 
 
-def _write_shard(path: Path, records: Iterator[Record], shape, advance) -> _Shard:
-    index, counts = [], collections.Counter()
+def _write_shard(path: Path, records: Iterator[Record | UserError], shape, advance) -> _Shard:
+    index, counts, left_out = [], collections.Counter(), []
     with atomic_write(path) as temporary:
         writer = ArrayRecordWriter(str(temporary), "group_size:1")
         try:
             for record in records:
+                advance(1)
+                if isinstance(record, UserError):
+                    left_out.append(str(record))
+                    continue
                 writer.write(shape.serialize_example(shape.encode_example(example_of(record))))
                 index.append(index_row(record))
                 counts += record.counts
-                advance(1)
         finally:
             writer.close()
-    return _Shard(path, path.stat().st_size, index, counts)
+    return _Shard(path, path.stat().st_size, index, counts, left_out)
 
 
-def _write_info(directory: Path, name, infos, shape, category_ids, description) -> None:
+def _write_info(directory: Path, name, infos, shape, metadata, description) -> None:
     """TFDS's own description of the data set: any of its readers can open it."""
 
     class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -280,7 +365,7 @@ def _write_info(directory: Path, name, infos, shape, category_ids, description) 
                 builder=self,
                 description=description,
                 features=shape,
-                metadata=tfds.core.MetadataDict({"category_ids": list(map(int, category_ids))}),
+                metadata=tfds.core.MetadataDict(metadata),
                 disable_shuffling=True,
             )
 

@@ -1,45 +1,53 @@
-"""A YOLO tree (Ultralytics' layout) to `Annotations`, by hotcoco's reader."""
+"""A YOLO tree (Ultralytics' layout) to `Annotations`."""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterable
+import collections
+import re
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import hotcoco
-import numpy as np
-import yaml
-
-from retina_jax.data.images import PictureError, header_size
+from retina_jax.data.images import PictureError, upright_size
 from retina_jax.errors import UserError
 from retina_jax.prepare.annotations import Annotations, check
-from retina_jax.prepare.linked import check_inside, named_in, pictures_by_stem
+from retina_jax.prepare.handling import LeftOut, RecordError
+from retina_jax.prepare.linked import check_inside
+from retina_jax.prepare.names import BYTE_ORDER_MARK, Folder, clean, is_picture, stem_of
+from retina_jax.prepare.plain_yaml import YAMLError, parse_yaml
+from retina_jax.prepare.yolo_labels import read_labels
 
 SPLITS = {"train": "train", "val": "validation", "test": "test"}
 _READERS = 8
 
 
-def read_yolo(tree: Path, follow_links: bool = False) -> dict[str, tuple[Annotations, Path]]:
+def read_yolo(
+    tree: Path, follow_links: bool = False, left_out: Mapping[str, LeftOut] | None = None
+) -> dict[str, tuple[Annotations, Path]]:
     """Each split that data.yaml names: its annotations, and the folder of its pictures.
 
-    A picture without a label file has no boxes, as in Ultralytics. Category ids are YOLO's own
-    class numbers, from 0. ``follow_links``: out of the tree, too. `UserError` names the file that
-    is wrong.
+    A split is a folder of pictures, a list of folders, or a .txt file that lists pictures; of more
+    than one folder, names are relative to the tree. A picture without a label file has no boxes, as
+    in Ultralytics. Category ids are YOLO's own class numbers, from 0. ``follow_links``: out of the
+    tree, too. ``left_out``, by split, takes the records that cannot be used. `UserError` names the
+    file that is wrong.
     """
     settings_path = tree / "data.yaml"
     check_inside(settings_path, tree, follow_links)
     settings = _settings(settings_path)
-    names = _class_names(settings_path, settings.get("names"))
+    names = _class_names(settings_path, settings)
+    keypoints = _keypoint_numbers(settings_path, settings)
     found = {}
     for key, split in SPLITS.items():
         if settings.get(key):
-            folder = _picture_folder(tree, settings_path, settings, key)
-            labels = _label_folder(folder, tree)
-            for path in (*folder.iterdir(), *(labels.iterdir() if labels.is_dir() else ())):
-                check_inside(path, tree, follow_links)
-            found[split] = (_read_split(folder, labels, names), folder)
+            pictures, complete = _pictures(tree, settings_path, settings, key, follow_links)
+            bad = left_out[split] if left_out else LeftOut()
+            root = next(iter(pictures)) if complete and len(pictures) == 1 else tree
+            images: list[tuple[Path, Path | None]] = []
+            for folder, files in pictures.items():
+                images += _joined(folder, files, tree, follow_links, complete, bad)
+            found[split] = (_read_split(images, root, names, keypoints, bad), root)
     if not found:
         raise UserError(f"{settings_path}: names no folder of train, val or test")
     return found
@@ -49,46 +57,125 @@ def _settings(path: Path) -> dict[str, Any]:
     if path.exists() and not path.is_file():
         raise UserError(f"{path}: not a regular file")
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        settings = parse_yaml(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        raise UserError(
-            f"--tree {path.parent} has no data.yaml; give the folder that holds it"
-        ) from None
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise UserError(_no_data_yaml(path.parent)) from None
+    except (OSError, ValueError, YAMLError) as error:
         raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(settings, dict):
         raise UserError(f"{path}: not a data.yaml (a {type(settings).__name__}, not a mapping)")
     return settings
 
 
-def _class_names(path: Path, names: Any) -> list[str]:
+def _no_data_yaml(tree: Path) -> str:
+    message = f"--tree {tree} has no data.yaml; give the folder that holds it"
+    for name in ("classes.txt", "obj.names"):  # Label Studio's, and Darknet's
+        if (tree / name).is_file():
+            return f"{message}, or write one: 'train: FOLDER' and 'names: [...]' as in {name}"
+    return message
+
+
+def _class_names(path: Path, settings: dict[str, Any]) -> list[str]:
     """``names`` as a list, or as a mapping of 0, 1, … to names."""
+    names, count = settings.get("names"), settings.get("nc")
     if isinstance(names, dict):
-        if sorted(names, key=str) != sorted(range(len(names)), key=str):
+        numbers = {int(n): name for n, name in names.items() if re.fullmatch("[0-9]{1,9}", n)}
+        if sorted(numbers) != list(range(len(names))):
             raise UserError(f"{path}: names must number its classes 0 to {len(names) - 1}")
-        names = [names[i] for i in range(len(names))]
+        names = [numbers[i] for i in range(len(names))]
     if not isinstance(names, list) or not names:
         raise UserError(f"{path}: no list 'names' of the classes")
-    names = [" ".join(str(name).split()) for name in names]
+    for i, name in enumerate(names):
+        if not isinstance(name, str):
+            raise UserError(f"{path}: name {i} is no text; put quotes around it")
+    names = [" ".join(clean(name).split()) for name in names]
     for i, name in enumerate(names):
         if not name or name in names[:i]:
             raise UserError(f"{path}: name {i} ({name!r}) is empty or there twice")
+    if isinstance(count, str) and count != str(len(names)):
+        raise UserError(f"{path}: nc is {count[:80]}, and names has {len(names)} classes")
     return names
 
 
-def _picture_folder(tree: Path, path: Path, settings: dict[str, Any], key: str) -> Path:
-    """Where a split's pictures are: below the tree, whatever machine wrote data.yaml."""
-    value = settings[key]
-    if isinstance(value, list) and len(value) == 1:
-        value = value[0]
-    if not isinstance(value, str) or "\0" in value or "\0" in str(settings.get("path")):
-        raise UserError(f"{path}: {key} must name one folder of pictures")
+def _keypoint_numbers(path: Path, settings: dict[str, Any]) -> int:
+    """Numbers behind each box, as kpt_shape says: keypoints times 2 or 3; 0 without it."""
+    shape = settings.get("kpt_shape")
+    if shape is None:
+        return 0
+    sides = shape if isinstance(shape, list) else []
+    if len(sides) != 2 or not all(re.fullmatch("[0-9]{1,6}", str(side)) for side in sides):
+        raise UserError(f"{path}: kpt_shape must be two numbers, such as [17, 3]")
+    return int(sides[0]) * int(sides[1])
+
+
+def _pictures(
+    tree: Path, path: Path, settings: dict[str, Any], key: str, follow_links: bool
+) -> tuple[dict[Path, list[str]], bool]:
+    """A split's pictures by folder, below the tree, whatever machine wrote data.yaml.
+
+    And whether these are all pictures in the folders; not so of a .txt file.
+    """
+    values = settings[key]
+    values = values if isinstance(values, list) else [values]
+    start = settings.get("path") or ""
+    if not all(isinstance(v, str) and v and "\0" not in v for v in [*values, start or "."]):
+        raise UserError(f"{path}: {key} must name folders of pictures")
+    found: dict[Path, list[str]] = {}
+    complete = True
+    for value in values:
+        place = _place(tree, start, value)
+        if place is None:
+            raise UserError(f"{path}: {key}: {value!r} is no folder below --tree {tree}")
+        if place.is_file():
+            complete = False
+            for picture in _listed(tree, place, follow_links):
+                found.setdefault(picture.parent, []).append(picture.name)
+            continue
+        files = sorted(p.name for p in place.iterdir() if is_picture(p.name) and p.is_file())
+        if not files:
+            raise UserError(f"{place}: no picture in it; pictures in folders below are not read")
+        found[place] = files
+    return found, complete
+
+
+def _place(tree: Path, start: str, value: str) -> Path | None:
+    """A folder or .txt file of data.yaml: below the tree, else None."""
+    value, start = value.replace("\\", "/"), start.replace("\\", "/")
     below = [part for part in Path(value).parts if part not in ("..", ".", "/")]
-    candidates = (tree / str(settings.get("path", "")) / value, tree.joinpath(*below))
-    for folder in candidates:
-        if folder.is_dir() and folder.resolve().is_relative_to(tree.resolve()):
-            return folder
-    raise UserError(f"{path}: {key}: {value!r} is no folder below --tree {tree}")
+    for place in (tree / start / value, tree.joinpath(*below)):
+        try:
+            usable = place.is_dir() or (place.suffix == ".txt" and place.is_file())
+        except OSError:  # a name too long for any file
+            continue
+        if usable and place.resolve().is_relative_to(tree.resolve()):
+            return place
+    return None
+
+
+def _listed(tree: Path, path: Path, follow_links: bool) -> list[Path]:
+    """The pictures in a .txt file, below the tree; their paths may begin with folders above it."""
+    check_inside(path, tree, follow_links)
+    try:
+        lines = re.split(r"\r\n|\n|\r", path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    files, found = Folder(tree), []
+    for number, line in enumerate(lines, 1):
+        name = line.strip(BYTE_ORDER_MARK + " \t").replace("\\", "/").removeprefix("./")
+        if not name:
+            continue
+        parts = [part for part in name.split("/") if part not in ("", ".", "..")]
+        tails = ("/".join(parts[i:]) for i in range(len(parts)))
+        same = next((f for tail in tails if (f := files.find(tail))), [])
+        if len(same) != 1:
+            raise UserError(f"{path}: line {number}: {name[:120]!a} is no picture below {tree}")
+        found.append(tree / same[0])
+    if len(set(found)) != len(found):
+        (twice, _), *_ = collections.Counter(found).most_common(1)
+        raise UserError(f"{path}: {twice} is there twice")
+    if not found:
+        raise UserError(f"{path}: lists no picture")
+    return found
 
 
 def _label_folder(pictures: Path, tree: Path) -> Path:
@@ -100,91 +187,96 @@ def _label_folder(pictures: Path, tree: Path) -> Path:
     return pictures  # labels among the pictures
 
 
-def _read_split(folder: Path, label_folder: Path, names: list[str]) -> Annotations:
+def _joined(
+    folder: Path,
+    files: list[str],
+    tree: Path,
+    follow_links: bool,
+    complete: bool,
+    left_out: LeftOut,
+) -> list[tuple[Path, Path | None]]:
+    """Each picture with its label file, by their stem; None where it has none.
+
+    ``complete``: ``files`` are all pictures of the folder, so that every label must have its own.
+    """
+    label_folder = _label_folder(folder, tree)
     if not label_folder.is_dir():
         raise UserError(f"{label_folder}: no such folder; the labels of {folder} belong there")
-    pictures = pictures_by_stem(folder)
-    if not pictures:
-        raise UserError(f"{folder}: no picture in it; pictures in folders below are not read")
-    for stem, same in pictures.items():
-        if len(same) > 1:
-            raise UserError(f"{folder}: {same[0]} and {same[1]} would share {stem}.txt")
-    labels = {}
+    for path in (*folder.iterdir(), *label_folder.iterdir()):
+        check_inside(path, tree, follow_links)
+    pictures: dict[str, str] = {}
+    for name in files:
+        stem = stem_of(name)
+        if stem in pictures:
+            raise UserError(f"{folder}: {pictures[stem]!a} and {name!a} would share {stem}.txt")
+        pictures[stem] = name
+    labels: dict[str, Path] = {}
     for path in sorted(label_folder.iterdir()):
         if path.suffix.lower() == ".txt":
-            if not path.is_file():
-                raise UserError(f"{path}: not a regular file, or a link to none")
-            labels[path.stem] = path
-    astray = sorted(labels.keys() - pictures.keys() - {"classes"})
-    if astray:
-        raise UserError(f"{labels[astray[0]]}: no picture of that name in {folder}")
-    labels = {stem: labels[stem] for stem in sorted(labels.keys() & pictures.keys())}
-    content = _parse(label_folder, labels, folder, names)
+            stem = stem_of(path.name)
+            if stem in labels:
+                raise UserError(f"{path} and {labels[stem].name!a} are labels of one picture")
+            labels[stem] = path
+    astray = sorted(labels.keys() - pictures.keys() - {"classes"}) if complete else []
+    for stem in astray:
+        other = [p.name for p in sorted(folder.glob(f"{_escaped(stem)}.*")) if p.suffix != ".txt"]
+        format_note = f"; {other[0]!a} is of a format that is not read, convert it" if other else ""
+        left_out.add(
+            RecordError(f"{labels[stem]}: no picture of that name in {folder}{format_note}")
+        )
+    return [(folder / name, labels.get(stem)) for stem, name in pictures.items()]
+
+
+def _escaped(name: str) -> str:
+    """``name`` as a pattern that matches itself alone."""
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
+
+
+def _read_split(
+    pairs: list[tuple[Path, Path | None]],
+    root: Path,
+    names: list[str],
+    keypoint_numbers: int,
+    left_out: LeftOut,
+) -> Annotations:
+    counts: collections.Counter[str] = collections.Counter()
     with ThreadPoolExecutor(_READERS) as threads:
-        sizes = dict(zip(pictures, threads.map(_sizes(folder), pictures.values()), strict=True))
-    image_of = {}
-    boxes_of: dict[int, list] = {}
-    for annotation in content["annotations"]:
-        boxes_of.setdefault(annotation["image_id"], []).append(annotation)
-    for image in content["images"]:
-        image_of[Path(image["file_name"]).name] = image["id"]
+        sizes = list(threads.map(_size, (picture for picture, _ in pairs)))
     images, annotations = [], []
-    for number, (stem, (name,)) in enumerate(pictures.items(), 1):
-        stored, upright = sizes[stem]
-        images.append({"id": number, "file_name": name, "width": upright[0], "height": upright[1]})
-        share = np.tile(np.array(upright) / stored, 2)
-        for i, annotation in enumerate(boxes_of.get(image_of.get(stem, -1), ())):
-            box = np.array(annotation["bbox"], np.float64)
-            if not np.isfinite(box).all():
-                raise UserError(f"{labels[stem]}: box {i + 1} is not four finite numbers")
-            if (np.abs(box) > 1.5 * np.tile(stored, 2)).any():
-                raise UserError(
-                    f"{labels[stem]}: box {i + 1} lies beyond 0 to 1: YOLO's are centre and size "
-                    "over the picture's width and height"
-                )
+    for number, ((picture, labels), size) in enumerate(zip(pairs, sizes, strict=True), 1):
+        try:
+            if isinstance(size, RecordError):
+                raise size
+            rows = read_labels(labels, len(names), keypoint_numbers, counts) if labels else []
+        except RecordError as error:
+            left_out.add(error)
+            continue
+        width, height = size
+        name = picture.relative_to(root).as_posix()
+        images.append({"id": number, "file_name": name, "width": width, "height": height})
+        for row in rows:
+            x, y, w, h = row.box
             annotations.append(
                 {
                     "id": len(annotations) + 1,
                     "image_id": number,
-                    "category_id": annotation["category_id"] - 1,
-                    "bbox": [float(v) for v in box * share],
+                    "category_id": row.label,
+                    "bbox": [(x - w / 2) * width, (y - h / 2) * height, w * width, h * height],
                 }
             )
+    if not images:
+        raise UserError(f"{root}: none of its pictures can be used", left_out.lines[:20])
     categories = [{"id": i, "name": name} for i, name in enumerate(names)]
     content = {"images": images, "annotations": annotations, "categories": categories}
-    return check(label_folder, content)
+    found = check(root, content, left_out)
+    found.counts.update(counts)
+    return found
 
 
-def _sizes(folder: Path):
-    def read(names: Iterable[str]) -> tuple[tuple[int, int], tuple[int, int]]:
-        (name,) = names
-        try:
-            return header_size(folder / name)
-        except PictureError as error:
-            raise UserError(f"{folder / name}: {error}") from None
-
-    return read
-
-
-def _parse(
-    label_folder: Path, labels: dict[str, Path], folder: Path, names: list[str]
-) -> dict[str, Any]:
-    """hotcoco's COCO structure of the label files, over stand-ins for odd file and class names."""
-    for path in labels.values():
-        try:
-            path.read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: cannot be read ({error})") from None
-    pictures = pictures_by_stem(folder)
-    with tempfile.TemporaryDirectory() as linked:
-        label_links, picture_links = Path(linked) / "labels", Path(linked) / "images"
-        label_links.mkdir()
-        picture_links.mkdir()
-        classes = "".join(f"  - class{i}\n" for i in range(len(names)))
-        (label_links / "data.yaml").write_text(f"names:\n{classes}")
-        for stem, path in labels.items():
-            (label_links / f"{stem}.txt").symlink_to(path.resolve())
-            (picture_links / pictures[stem][0]).symlink_to((folder / pictures[stem][0]).resolve())
-        with named_in({str(label_links): str(label_folder), str(picture_links): str(folder)}):
-            content = hotcoco.COCO.from_yolo(str(label_links), images_dir=str(picture_links))
-    return content.dataset
+def _size(path: Path) -> tuple[int, int] | RecordError:
+    try:
+        return upright_size(path)
+    except PictureError as error:
+        return RecordError(f"{path}: {error}")
+    except OSError as error:
+        return RecordError(f"{path}: cannot be read ({error.strerror})")

@@ -1,0 +1,105 @@
+"""Pictures with more than 8 bits a channel: their values, and the one scale that makes them 8-bit.
+
+A scale is a pair (low, high): values that become 0 and 255. It belongs to a data set, never to a
+picture, so that the same scene looks the same in every picture and prediction sees what training
+saw.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from PIL import Image
+
+PixelScale = tuple[float, float]
+FEW_LEVELS = "pictures of 16 bits or floats that span fewer than 32 of 256 grey levels"
+"""What `upright_rgb` counts where a scale leaves next to nothing of a picture."""
+_FEW = 32
+_FULL = {"integers": (0.0, 65535.0), "floating-point numbers": (0.0, 1.0)}
+_BITS_PER_SAMPLE = 258  # TIFF tag
+_PNG = b"\x89PNG\r\n\x1a\n"
+_MAY_BE_DEEP = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51")
+
+
+def may_be_deep(head: bytes) -> bool:
+    """Whether a file that begins so, 32 bytes or more, can have more than 8 bits a channel."""
+    if head.startswith(_PNG):
+        return head[24:25] == b"\x10"
+    return head.startswith(_MAY_BE_DEEP)
+
+
+def deep_mode(picture: Image.Image, encoded: bytes) -> str | None:
+    """Pillow's mode of a picture with more than 8 bits a channel, as ``RGB;16``; None for others.
+
+    Pillow keeps only the high byte of 16-bit colour, which its own mode does not show.
+    """
+    if picture.mode in ("I", "F") or picture.mode.startswith("I;"):
+        return picture.mode
+    deep = picture.format == "PNG" and encoded[24:25] == b"\x10"
+    if picture.format == "TIFF":
+        bits = picture.tag_v2.get(_BITS_PER_SAMPLE, (8,))
+        deep = max(bits if isinstance(bits, tuple) else (bits,)) > 8
+    return f"{picture.mode};16" if deep and picture.mode in ("RGB", "RGBA", "LA", "L") else None
+
+
+def deep_values(picture: Image.Image, encoded: bytes) -> np.ndarray:
+    """The values of a loaded picture that `deep_mode` names: ``[h, w]``, or RGB ``[h, w, 3]``.
+
+    As stored, not turned upright; transparency is dropped. Raises `ValueError` for what cannot be
+    read.
+    """
+    if picture.mode in ("I", "F") or picture.mode.startswith("I;"):
+        values = np.asarray(picture)
+        return values.astype(values.dtype.newbyteorder("="))
+    values = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
+    if values is None or values.shape[:2] != (picture.height, picture.width):
+        raise ValueError("its 16-bit colours cannot be read; convert it to 8 bits")
+    if values.ndim == 3 and picture.mode in ("L", "LA"):
+        values = values[..., 0]
+    return values if values.ndim == 2 else values[..., 2::-1]
+
+
+def kind_of(values: np.ndarray) -> str:
+    """ "integers" or "floating-point numbers"."""
+    return "integers" if np.issubdtype(values.dtype, np.integer) else "floating-point numbers"
+
+
+def value_range(values: np.ndarray) -> tuple[float, float] | None:
+    """Least and greatest finite value; None where there is none."""
+    if kind_of(values) != "integers":
+        values = values[np.isfinite(values)]
+    return (float(values.min()), float(values.max())) if values.size else None
+
+
+def smallest_scale(kind: str, low: float, high: float) -> PixelScale:
+    """The scale of a data set whose values, of a `kind_of`, go from ``low`` to ``high``.
+
+    The smallest usual range that holds them all: 8, 10, 12, 14 or 16 bits, and 0 to 1 of floats;
+    beyond those the values' own.
+    """
+    usual = [255.0, 1023.0, 4095.0, 16383.0, 65535.0]
+    if kind != "integers":
+        usual = [1.0, 255.0, 65535.0]
+    if low >= 0:
+        for most in usual:
+            if high <= most:
+                return 0.0, most
+    return low, max(high, float(np.nextafter(low, np.inf)))
+
+
+def to_8_bit(values: np.ndarray, scale: PixelScale | None) -> np.ndarray:
+    """uint8 in 256 equal steps from ``low`` to ``high``; what lies beyond is cut, NaN is 0.
+
+    ``scale`` None: all 16 bits, or 0 to 1 of floats. Of 0 to 65535 it keeps the high byte.
+    """
+    kind = kind_of(values)
+    low, high = scale or _FULL[kind]
+    steps = high - low + 1 if kind == "integers" else high - low
+    with np.errstate(invalid="ignore", over="ignore"):
+        levels = np.floor((values.astype(np.float64) - low) * (256 / steps))
+    return np.clip(np.nan_to_num(levels, nan=0, posinf=255, neginf=0), 0, 255).astype(np.uint8)
+
+
+def spans_few_levels(picture: np.ndarray) -> bool:
+    """Of an 8-bit picture."""
+    return int(picture.max()) - int(picture.min()) + 1 < _FEW

@@ -1,0 +1,114 @@
+"""The rows of a YOLO label file: boxes, or polygons and turned boxes as their hulls."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+
+from retina_jax.prepare.handling import RecordError
+from retina_jax.prepare.names import BYTE_ORDER_MARK
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(nan|inf)", re.ASCII | re.I)
+HULLS = "polygons or turned boxes, stored as their upright hulls"
+SCORES = "boxes with a score, which is not used"
+KEYPOINTS = "boxes with keypoints, which are not used"
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """An object: its class, and centre x, y, width, height over the picture's sides."""
+
+    label: int
+    box: tuple[float, float, float, float]
+
+
+def read_labels(
+    path: Path, class_count: int, keypoint_numbers: int, counts: collections.Counter[str]
+) -> list[Row]:
+    """The rows of a file; `RecordError` names file and line.
+
+    A row is a class and four numbers; five, the last a score; or the corners of a polygon, x y x y
+    and so on, six or more, perhaps with a score behind them.
+
+    Args:
+      keypoint_numbers: how many follow each box, of data.yaml's kpt_shape; 0: none.
+      counts: what is read otherwise than as a box, or not used, is added.
+    """
+    if not path.is_file():
+        raise RecordError(f"{path}: not a regular file, or a link to none")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise RecordError(f"{path}: cannot be read ({error})") from None
+    found = []
+    here: collections.Counter[str] = collections.Counter()
+    for number, line in enumerate(re.split(r"\r\n|\n|\r", text), 1):
+        fields = line.strip(BYTE_ORDER_MARK + " \t\0").split()
+        if fields:
+            record = f"{path}: line {number}"
+            label = _label(record, fields[0], class_count)
+            values = _values(record, fields[1:])
+            box = _box(record, values, keypoint_numbers, here)
+            if not all(map(math.isfinite, values)):
+                raise RecordError(f"{path}: box {len(found) + 1} is not four finite numbers")
+            if max(map(abs, box)) > 1.5:
+                raise RecordError(
+                    f"{path}: box {len(found) + 1} lies beyond 0 to 1: YOLO's are centre and size "
+                    "over the picture's width and height"
+                )
+            found.append(Row(label, box))
+    counts.update(here)
+    return found
+
+
+def _label(record: str, text: str, class_count: int) -> int:
+    if not re.fullmatch(r"\d{1,18}(\.0*)?", text, re.ASCII):
+        raise RecordError(f"{record}: invalid class_idx {text[:80]!a}")
+    label = int(text.partition(".")[0])
+    if label >= class_count:
+        raise RecordError(
+            f"{record}: class_idx {label} out of range: data.yaml names {class_count} classes, "
+            "from 0"
+        )
+    return label
+
+
+def _values(record: str, fields: list[str]) -> list[float]:
+    for field in fields:
+        if not _NUMBER.fullmatch(field):
+            raise RecordError(f"{record}: {field[:80]!a} is no number")
+    return [float(field) for field in fields]
+
+
+def _box(
+    record: str, values: list[float], keypoint_numbers: int, counts: collections.Counter[str]
+) -> tuple[float, float, float, float]:
+    """Centre and size of the object that the numbers of a row describe."""
+    if keypoint_numbers and len(values) in (4 + keypoint_numbers, 5 + keypoint_numbers):
+        counts[KEYPOINTS] += 1
+        counts[SCORES] += len(values) == 5 + keypoint_numbers
+        return tuple(values[:4])
+    if keypoint_numbers and len(values) != 4:
+        raise RecordError(
+            f"{record}: expected {5 + keypoint_numbers} fields (class, box and kpt_shape's "
+            f"keypoints), there are {1 + len(values)}"
+        )
+    if len(values) < 4:
+        raise RecordError(
+            f"{record}: expected 5 fields (class, centre x and y, width, height), there are "
+            f"{1 + len(values)}"
+        )
+    if len(values) == 4:
+        return tuple(values)
+    counts[SCORES] += len(values) % 2
+    if len(values) == 5:
+        return tuple(values[:4])
+    counts[HULLS] += 1
+    corners = np.array(values[: len(values) // 2 * 2]).reshape(-1, 2)
+    low, high = corners.min(axis=0), corners.max(axis=0)
+    return tuple(map(float, (*((low + high) / 2), *(high - low))))
