@@ -131,10 +131,12 @@ def note_of(
     config: ml_collections.ConfigDict,
     system: str,
     classes: Sequence[tuple[int, str]] | None = None,
+    pixel_scale: tuple[float, float] | None = None,
 ) -> dict[str, Any]:
     """What is to stand beside the arrays, for `read_weights`.
 
-    ``classes``: category id and name of each class, by label; None: not known.
+    ``classes``: category id and name of each class, by label; None: not known. ``pixel_scale``: the
+    values of 16-bit or float images that became 0 and 255; None: there were none.
 
     The names of other systems tell what their weights were made for, ours tell nothing of anchors
     or pixels.
@@ -142,6 +144,8 @@ def note_of(
     if system != "retina_jax":
         return {}
     known = {} if classes is None else {CLASSES: [list(pair) for pair in classes]}
+    if pixel_scale is not None:
+        known["pixel_scale"] = list(pixel_scale)
     return made_for(leaves(config)) | known
 
 

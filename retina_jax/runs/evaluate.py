@@ -17,11 +17,16 @@ from retina_jax.interop.graft import graft
 from retina_jax.models import retinanet
 from retina_jax.prepare.shapes import open_data_set
 from retina_jax.progress import Reporter
-from retina_jax.runs.meaning import check_classes, evaluation_name, scored_otherwise
+from retina_jax.runs.meaning import (
+    check_classes,
+    check_pixel_scale,
+    evaluation_name,
+    scored_otherwise,
+)
 from retina_jax.training.checkpoint import FOLDER, Checkpoints
 from retina_jax.training.step import variable_shapes
 from retina_jax.training.stop import StopRequest
-from retina_jax.training.workdir import CONFIG, Classes
+from retina_jax.training.workdir import CONFIG, Classes, read_pixel_scale
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +73,7 @@ def evaluate(
             "set --config.data.dir and --config.data.name to the data set that it was trained on"
         )
     if (folder / CONFIG).exists():
+        check_pixel_scale(read_pixel_scale(folder), split, report)
         for name, (own, now) in scored_otherwise(folder, config).items():
             report.note(f"config.{name}: the run has {own}, this evaluation {now}")
     report.say(f"evaluating step {step} of {folder} on {len(split)} images ({directory})")

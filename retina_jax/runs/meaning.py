@@ -42,6 +42,15 @@ def check_classes(folder: Path, classes: Classes, report: Reporter) -> None:
         )
 
 
+def check_pixel_scale(trained: tuple[float, float] | None, split: Split, report: Reporter) -> None:
+    """A line where 16-bit or float images were scaled otherwise than those of training."""
+    if trained != split.pixel_scale:
+        report.note(
+            f"{split.label()}: its 16-bit or float images were scaled by {split.pixel_scale}, "
+            f"those of training by {trained}; prepare it with the same --pixel-range"
+        )
+
+
 def check_same_weights(
     folder: Path, config: ml_collections.ConfigDict, classes: Classes, report: Reporter
 ) -> None:

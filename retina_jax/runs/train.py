@@ -28,7 +28,7 @@ from retina_jax.models import retinanet
 from retina_jax.prepare.shapes import open_data_set
 from retina_jax.progress import Reporter
 from retina_jax.runs.evaluate import evaluate_variables
-from retina_jax.runs.meaning import check_same_weights
+from retina_jax.runs.meaning import check_pixel_scale, check_same_weights
 from retina_jax.runs.weights import read_source
 from retina_jax.training.checkpoint import Checkpoints
 from retina_jax.training.curves import draw_curves
@@ -71,6 +71,7 @@ def train(
     train_split = open_split(directory, config.data.train_split, config.data.labels)
     eval_split = open_split(directory, config.data.eval_split, config.data.labels)
     loader = TrainLoader(train_split, config, parallel.process_index(), parallel.process_count())
+    check_pixel_scale(train_split.pixel_scale, eval_split, report)
     findings = short_form(train_split, eval_split, config)
     if findings and findings[0].level == "error":
         raise UserError(f"{findings[0].message} (the doctor command shows more)")
@@ -99,7 +100,8 @@ def train(
         state = _start_from_step_0(state, checkpoints, folder, report)
     elif latest_step is None and config.model.init_from:
         state = _start_from(state, config, train_split, report)
-    write_config(folder, config, classes.to_json())
+    known = classes.to_json() | {"pixel_scale": train_split.pixel_scale}
+    write_config(folder, config, known)
     _introduce(config, folder, devices, loader, train_split, eval_split, state, report)
     warnings = [f.message for f in findings if f.level == "warning"]
     for line in [*notices(config), *warnings, *evaluator.notices()]:

@@ -29,6 +29,7 @@ from retina_jax.training.workdir import (
     open_workdir,
     read_classes,
     read_config,
+    read_pixel_scale,
     write_config,
 )
 
@@ -158,5 +159,7 @@ def export_run(workdir: str | Path, system: str, out: Path) -> tuple[int, list[s
     tree = weights_of(workdir)
     arrays = export_weights(tree, config, system)
     classes = read_classes(workdir)
-    write_arrays(out, arrays, note_of(config, system, classes and classes.pairs()))
+    write_arrays(
+        out, arrays, note_of(config, system, classes and classes.pairs(), read_pixel_scale(workdir))
+    )
     return len(arrays), how_to_load(tree, config, system, str(out))

@@ -68,6 +68,12 @@ def write_config(
     write_json(folder / CONFIG, to_json(config, resolved))
 
 
+def read_pixel_scale(folder: Path) -> tuple[float, float] | None:
+    """The values of 16-bit or float images that became 0 and 255; None: the data had none."""
+    scale = _read(Path(folder)).get(RESOLVED, {}).get("pixel_scale")
+    return None if scale is None else (float(scale[0]), float(scale[1]))
+
+
 def read_classes(folder: Path) -> Classes | None:
     """What the outputs of a run's network stand for; None where an earlier version did not say."""
     resolved = _read(Path(folder)).get(RESOLVED, {})
