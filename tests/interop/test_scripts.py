@@ -20,6 +20,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 NARROW = [
     "--config=experiments/shapes.py", "--config.model.fpn_channels=64",
     "--config.model.width=64", "--config.model.head_convs=4", "--config.eval.pictures=0",
+    "--config.data.short_side=64", "--config.data.long_side=64", "--config.data.buckets=((64,64),)",
+    "--config.train.batch_size=2", "--config.eval.batch_size=2",
 ]  # fmt: skip
 
 
