@@ -14,7 +14,7 @@ if [ "${1:-}" = --newest ]; then
     prepare_environment "[test]" .venv-newest "$python"
     .venv-newest/bin/python -c 'import sys, jax; print("the fast tests on Python",
         sys.version.split()[0], "and jax", jax.__version__)'
-    exec .venv-newest/bin/python -m pytest --numprocesses=2 --dist=loadfile -m 'not slow' "$@"
+    exec .venv-newest/bin/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder -m 'not slow' "$@"
 fi
 extras=test
 if [ "${1:-}" = --torchvision ]; then
@@ -25,4 +25,4 @@ prepare_environment "[$extras]"
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/lint-imports
-exec .venv/bin/python -m pytest --numprocesses=2 --dist=loadfile "$@"
+exec .venv/bin/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder "$@"

@@ -35,6 +35,21 @@ hypothesis.settings.register_profile("ci", deadline=None, max_examples=40, deran
 hypothesis.settings.load_profile("ci")
 
 
+_LONGEST = (
+    "jobs/test_train", "training/test_step", "interop/test_scripts", "parity/", "models/",
+    "jobs/", "test_experiments", "test_wheel", "ablation/",
+)  # fmt: skip
+"""Files that take longest come first, so that two workers end together (`scripts/test.sh`)."""
+
+
+def pytest_collection_modifyitems(items):
+    def turn(item):
+        name = item.nodeid.removeprefix("tests/")
+        return next((i for i, long in enumerate(_LONGEST) if name.startswith(long)), len(_LONGEST))
+
+    items.sort(key=turn)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
     """Compiles in full for tests marked ``optimized``, else quickly; before any fixture is made.

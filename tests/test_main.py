@@ -270,3 +270,16 @@ def test_evaluating_an_empty_workdir_is_a_mistake(tmp_path, shapes_dir, run):
     )
     assert code == MISTAKE
     assert "holds no checkpoint" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    "script", sorted((REPOSITORY / "scripts").glob("*.py")), ids=lambda p: p.stem
+)
+def test_a_script_is_its_command(script, tmp_path):
+    name = script.stem.replace("_", "-")
+    name = {"visualize": "draw"}.get(name, name)
+    done = subprocess.run(
+        [sys.executable, script, "--help"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"retina-jax {name} " in done.stdout

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
 from torchvision_cpu import import_torchvision
 
 from retina_jax.benchmarks import input as bench
@@ -42,12 +43,22 @@ def mirrored(image):
 
 
 def test_memory_is_measured(shapes_dir):
+    """Kept batches would show: 140 of them have 52 MiB of pixels."""
     done = subprocess.run(
-        [sys.executable, REPOSITORY / "scripts/benchmark.py", "memory", "--steps=20",
+        [sys.executable, REPOSITORY / "scripts/benchmark.py", "memory", "--steps=200",
          f"--config={REPOSITORY}/experiments/shapes.py", f"--config.data.dir={shapes_dir}"],
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [line["batches"] for line in lines] == list(range(2, 21, 2))
-    assert all(50 < line["resident_mib"] < 5000 for line in lines)
+    assert [line["batches"] for line in lines] == list(range(20, 201, 20))
+    assert lines[-1]["resident_mib"] - lines[2]["resident_mib"] < 26
+
+
+def test_resident_memory_counts_what_is_used():
+    before = bench.resident_mebibytes()
+    kept = np.ones(128 * 2**20, np.uint8)
+    more = bench.resident_mebibytes()
+    assert more - before == pytest.approx(128, abs=16)
+    del kept
+    assert bench.resident_mebibytes() - before < 16

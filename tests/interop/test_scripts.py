@@ -1,16 +1,17 @@
-"""The programs, as a user runs them: import, evaluate, train on, export, load in torchvision."""
+"""The commands, as a user runs them: import, evaluate, train on, export, load in torchvision."""
 
 import re
-import subprocess
-import sys
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 from torchvision_cpu import import_torchvision
 
+from retina_jax import parallel
 from retina_jax.interop.export import export_names
 from retina_jax.interop.files import read_arrays, write_arrays
+from retina_jax.main import main
 from retina_jax.models import retinanet
 from retina_jax.training.checkpoint import weights_of
 from retina_jax.training.workdir import read_config
@@ -19,13 +20,24 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 NARROW = [
     "--config=experiments/shapes.py", "--config.model.fpn_channels=64",
     "--config.model.width=64", "--config.model.head_convs=4", "--config.eval.pictures=0",
+    "--config.data.short_side=64", "--config.data.long_side=64", "--config.data.buckets=((64,64),)",
+    "--config.train.batch_size=2", "--config.eval.batch_size=2",
 ]  # fmt: skip
 
 
-def program(*arguments):
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)], cwd=REPOSITORY, capture_output=True, text=True
-    )
+@pytest.fixture
+def program(capsys, monkeypatch):
+    """Runs a command in this process, on one device: its exit code, stdout and stderr."""
+    one = parallel.Devices.local(1)
+    monkeypatch.setattr(parallel.Devices, "local", lambda: one)
+    monkeypatch.chdir(REPOSITORY)
+
+    def run(*arguments):
+        code = main(["retina-jax", *map(str, arguments)])
+        said = capsys.readouterr()
+        return types.SimpleNamespace(returncode=code, stdout=said.out, stderr=said.err)
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -41,20 +53,22 @@ def torchvision_file(tmp_path_factory, config_of, random_weights):
 
 
 @pytest.mark.slow
-def test_there_and_back_bit_for_bit_and_on_from_there(torchvision_file, shapes_dir, tmp_path):
+def test_there_and_back_bit_for_bit_and_on_from_there(
+    program, torchvision_file, shapes_dir, tmp_path
+):
     data = f"--config.data.dir={shapes_dir}"
     own = [*NARROW, data, "--config.anchors.order=ratio_major"]
-    done = program("scripts/import_weights.py", *own, f"--weights={torchvision_file}",
+    done = program("import-weights", *own, f"--weights={torchvision_file}",
                    f"--workdir={tmp_path}/run")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "torchvision RetinaNet:" in done.stderr
     assert "22 num_batches_tracked" in done.stderr or "num_batches_tracked" in done.stderr
-    again = program("scripts/import_weights.py", *own, f"--weights={torchvision_file}",
+    again = program("import-weights", *own, f"--weights={torchvision_file}",
                     f"--workdir={tmp_path}/run")  # fmt: skip
     assert again.returncode == 2
     assert "has checkpoints already" in again.stderr
 
-    exported = program("scripts/export_weights.py", f"--workdir={tmp_path}/run",
+    exported = program("export-weights", f"--workdir={tmp_path}/run",
                        "--to=torchvision", f"--out={tmp_path}/back.safetensors")  # fmt: skip
     assert exported.returncode == 0, exported.stderr
     theirs, back = read_arrays(torchvision_file), read_arrays(tmp_path / "back.safetensors")
@@ -62,26 +76,26 @@ def test_there_and_back_bit_for_bit_and_on_from_there(torchvision_file, shapes_d
     for name, value in theirs.items():
         np.testing.assert_array_equal(back[name], value)
 
-    exported = program("scripts/export_weights.py", f"--workdir={tmp_path}/run",
+    exported = program("export-weights", f"--workdir={tmp_path}/run",
                        "--to=retina_jax", f"--out={tmp_path}/own.safetensors")  # fmt: skip
     assert exported.returncode == 0, exported.stderr
     taken = program(
-        "scripts/import_weights.py", *NARROW, data, "--config.data.pixel_order=BGR",
+        "import-weights", *NARROW, data, "--config.data.pixel_order=BGR",
         f"--weights={tmp_path}/own.safetensors", f"--workdir={tmp_path}/own",
     )  # fmt: skip
     assert taken.returncode == 0, taken.stderr
     assert "anchors reordered from ratio_major to size_major" in taken.stderr
     assert "set --config.data.pixel_order=RGB" in taken.stderr
 
-    scored = program("-m", "retina_jax.main", *own, f"--workdir={tmp_path}/run",
+    scored = program(*own, f"--workdir={tmp_path}/run",
                      "--mode=evaluate")  # fmt: skip
     assert scored.returncode == 0, scored.stderr
-    trained = program("-m", "retina_jax.main", *own, f"--workdir={tmp_path}/run",
+    trained = program(*own, f"--workdir={tmp_path}/run",
                       "--config.train.steps=1", "--config.optimizer.warmup_steps=0")  # fmt: skip
     assert trained.returncode == 0, trained.stderr
     assert "weights from the checkpoint of step 0" in trained.stderr
     started = program(
-        "-m", "retina_jax.main", *own, f"--workdir={tmp_path}/other", "--config.train.steps=1",
+        *own, f"--workdir={tmp_path}/other", "--config.train.steps=1",
         f"--config.model.init_from={torchvision_file}", "--config.data.pixel_order=BGR",
     )  # fmt: skip
     assert started.returncode == 0, started.stderr
@@ -90,17 +104,17 @@ def test_there_and_back_bit_for_bit_and_on_from_there(torchvision_file, shapes_d
 
 
 @pytest.mark.slow
-def test_an_exported_detector_runs_in_torchvision(torchvision_file, shapes_dir, tmp_path):
+def test_an_exported_detector_runs_in_torchvision(program, torchvision_file, shapes_dir, tmp_path):
     """The printed code is run as it is printed; its logits are this program's."""
     import_torchvision()
     import torch
 
     own = [*NARROW, f"--config.data.dir={shapes_dir}"]  # size_major: anchors are reordered
-    done = program("scripts/import_weights.py", *own, f"--weights={torchvision_file}",
+    done = program("import-weights", *own, f"--weights={torchvision_file}",
                    f"--workdir={tmp_path}/run")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "anchors reordered from ratio_major to size_major" in done.stderr
-    exported = program("scripts/export_weights.py", f"--workdir={tmp_path}/run",
+    exported = program("export-weights", f"--workdir={tmp_path}/run",
                        "--to=torchvision", f"--out={tmp_path}/theirs.pth")  # fmt: skip
     assert exported.returncode == 0, exported.stderr
     names: dict = {}
@@ -117,15 +131,15 @@ def test_an_exported_detector_runs_in_torchvision(torchvision_file, shapes_dir, 
     np.testing.assert_allclose(ours, theirs.reshape(-1, 3, 3, 5), atol=1e-4 * np.abs(theirs).max())
 
 
-def test_mistakes_are_one_line(tmp_path):
+def test_mistakes_are_one_line(program, tmp_path):
     for arguments, message in (
-        (["scripts/import_weights.py", *NARROW, "--weights=none.pth", f"--workdir={tmp_path}/a"],
+        (["import-weights", *NARROW, "--weights=none.pth", f"--workdir={tmp_path}/a"],
          r"none\.pth: no such file"),
-        (["scripts/import_weights.py", *NARROW, "--weights=setup.cfg", f"--workdir={tmp_path}/a"],
+        (["import-weights", *NARROW, "--weights=setup.cfg", f"--workdir={tmp_path}/a"],
          r"--weights='setup\.cfg' is not a workdir with checkpoints, nor a file of weights"),
-        (["scripts/import_weights.py", *NARROW, f"--workdir={tmp_path}/a"],
+        (["import-weights", *NARROW, f"--workdir={tmp_path}/a"],
          r"--weights is missing"),
-        (["scripts/export_weights.py", f"--workdir={tmp_path}", "--to=torchvision",
+        (["export-weights", f"--workdir={tmp_path}", "--to=torchvision",
           f"--out={tmp_path}/a.pth"], r"has no config\.json; give the --workdir of a run"),
     ):  # fmt: skip
         done = program(*arguments)

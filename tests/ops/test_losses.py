@@ -20,6 +20,8 @@ from retina_jax.ops.losses import (
     softmax_focal_loss,
 )
 
+pytestmark = pytest.mark.optimized
+
 FUNCTIONS = {
     "cross_entropy": sigmoid_cross_entropy,
     "balanced": losses.balanced_cross_entropy,

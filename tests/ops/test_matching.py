@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from retina_jax.ops.boxes import pairwise_iou
 from retina_jax.ops.matching import Match, match_anchors, match_iou
 
+pytestmark = pytest.mark.optimized
+
 match = jax.jit(match_anchors, static_argnums=(4, 5, 6))
 NO_CROWD = np.zeros(1, bool)
 
