@@ -41,12 +41,11 @@ from retina_jax.types import Batch, GroundTruth
 
 _MOST_THREADS = 16
 """Of one process: with more, the parts of Python between decodings queue for its lock."""
-_AT_ONCE = 2
-"""Batches that Grain has read side by side: while one ends, the next keeps the threads busy."""
 _AHEAD = 4
-"""Batches of one process that may be under way or wait to be taken."""
-_IN_QUEUE = 2
-"""Of these, in Grain's queue from a worker and in the hand of the one who fills it."""
+"""Batches of one process that are under way or wait to be taken.
+
+Of a worker's, Grain holds one as it is filled, one in the queue and two on the program's side.
+"""
 
 
 def placements(split: Split, config: ml_collections.ConfigDict) -> Placements:
@@ -243,8 +242,18 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _read_options(ahead: int) -> grain.ReadOptions:
-    return grain.ReadOptions(num_threads=_AT_ONCE, prefetch_buffer_size=ahead)
+def _in_threads(batches: grain.MapDataset) -> grain.IterDataset:
+    """Reads in this process, two batches side by side: as one ends, the next keeps it busy."""
+    options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=_AHEAD)
+    return batches.to_iter_dataset(options)
+
+
+def _in_workers(batches: grain.MapDataset, workers: int) -> grain.IterDataset:
+    """Reads in worker processes, each one batch after the other: Grain's queues hold the rest."""
+    grain_private.parse_flags()
+    options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+    processes = grain.MultiprocessingOptions(num_workers=workers)
+    return batches.to_iter_dataset(options).mp_prefetch(processes, worker_init_fn=_begin_worker)
 
 
 class TrainLoader:
@@ -300,17 +309,10 @@ class TrainLoader:
         """
         # whole batches are the elements: workers share elements out in turn, and so keep the order
         steps = grain.MapDataset.range(first_step, last_step).map(self._read)
-        if self._workers:
-            grain_private.parse_flags()
-            options = grain.MultiprocessingOptions(num_workers=self._workers)
-            batches = steps.to_iter_dataset(_read_options(_AHEAD - _IN_QUEUE))
-            batches = batches.mp_prefetch(options, worker_init_fn=_begin_worker)
-        else:
-            batches = steps.to_iter_dataset(_read_options(_AHEAD))
+        batches = _in_workers(steps, self._workers) if self._workers else _in_threads(steps)
         iterator = iter(batches)
         try:
-            for batch in iterator:
-                yield handover.received(batch)
+            yield from map(handover.received, iterator)  # no name keeps the last batch from going
         except handover.SenderDiedError as error:
             raise self._death(handover.exit_code(error.pid)) from None
         except RuntimeError as error:
@@ -356,4 +358,4 @@ class EvaluationLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         numbers = grain.MapDataset.range(len(self._batches)).map(self._read)
-        return iter(numbers.to_iter_dataset(_read_options(_AHEAD)))
+        return iter(_in_threads(numbers))

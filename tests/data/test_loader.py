@@ -164,7 +164,7 @@ def test_a_batch_is_decoded_by_that_many_threads(
     tiny_config.data.num_workers = workers
     tiny_config.train.batch_size = 16
     loader = pickle.loads(pickle.dumps(TrainLoader(train_split, tiny_config)))  # as to a worker
-    decode, meeting = loader_module.decode_image, threading.Barrier(threads)
+    decode, meeting = loader_module.decode_image, threading.Barrier(threads, timeout=300)
     seen = set()
 
     def meet(encoded):
@@ -213,11 +213,10 @@ def test_four_batches_are_ready_whatever_the_cores(
     batches = loader.batches(0, 24) if kind is TrainLoader else iter(loader)
     for taken in range(1, 20):
         next(batches)
-        finished.acquire()
         # four more end, so four were asked for, and no fifth was
-        ready = [finished.acquire() for _ in range(4)]
-        assert len(begun) == taken + len(ready)
-        finished.release(len(ready))
+        assert all(finished.acquire(timeout=300) for _ in range(5))
+        assert len(begun) == taken + 4
+        finished.release(4)
 
 
 def test_where_pictures_lie_is_computed_once_for_a_loader(train_split, tiny_config, monkeypatch):

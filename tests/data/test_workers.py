@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from grain.multiprocessing import SharedMemoryArray
 
 from retina_jax.data import handover
 from retina_jax.data.data_set import open_split
@@ -129,9 +130,17 @@ def waiting_blocks(process):
     return len(found)
 
 
+def mapped_blocks():
+    """Number of batches of workers that this process has opened."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return len({line.split()[4] for line in lines if "/memfd:retina_jax" in line})
+
+
 def wait_until(reached):
-    """For what comes by itself, however slow the machine: pytest's own limit ends it."""
+    """For what comes by itself; the deadline only ends a test that fails."""
+    deadline = time.monotonic() + 120
     while not reached():
+        assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
@@ -141,14 +150,14 @@ def test_workers_hold_four_batches_each_whatever_the_cores(tiny_config, monkeypa
     tiny_config.data.num_workers = 2
     split = open_split(open_data_set(tiny_config.data.dir, "shapes"), "train")
     batches = TrainLoader(split, tiny_config).batches(0, 10**6)
-    for _ in range(20):
-        next(batches)
+    next(batches)
     workers = workers_of(os.getpid())
     assert len(workers) == 2
     for _ in range(20):
-        for worker in workers:
-            wait_until(lambda: waiting_blocks(worker) >= 4)  # noqa: B023
-            assert waiting_blocks(worker) == 4
+        # one that is being filled or waits for its place in the queue, and one there
+        wait_until(lambda: [waiting_blocks(worker) for worker in workers] == [2, 2])
+        # two here for each: one that waits for its place in Grain's buffer, and one there
+        wait_until(lambda: mapped_blocks() == 4)
         next(batches)
     batches.close()
 
@@ -157,14 +166,14 @@ def test_a_batch_of_a_worker_that_has_died_is_the_same_error(loader):
     batches = loader.batches(0, 10**6)
     next(batches)
     workers = workers_of(os.getpid())
+    wait_until(lambda: [waiting_blocks(worker) for worker in workers] == [2, 2])
+    wait_until(lambda: mapped_blocks() == 4)
     for worker in workers:
-        wait_until(lambda: waiting_blocks(worker) >= 4)  # noqa: B023
         os.kill(worker, signal.SIGKILL)
         os.waitid(os.P_PID, worker, os.WEXITED | os.WNOWAIT)
     # both have left a batch in their queues that cannot be opened: closing must not stumble
     with pytest.raises(RunError, match=r"a worker of the loader died \(exit code -9"):
-        for _ in batches:
-            pass
+        assert all(batch.images.shape[0] == 8 for batch in batches)
     wait_until(lambda: workers_of(os.getpid()) == [])
 
 
@@ -174,6 +183,7 @@ def test_without_memory_that_has_no_name_grain_copies(tiny_config, monkeypatch):
     monkeypatch.delattr(os, "memfd_create")
     tiny_config.data.num_workers = 1
     for batch, other in zip(TrainLoader(split, tiny_config).batches(0, 3), expected, strict=True):
+        assert isinstance(batch.images, SharedMemoryArray)
         jax.tree.map(np.testing.assert_array_equal, batch, other)
 
 

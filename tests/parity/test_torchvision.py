@@ -1,5 +1,6 @@
 """Against torchvision: itself where it can be imported, and what it once gave (golden/)."""
 
+import functools
 from pathlib import Path
 
 import jax
@@ -24,6 +25,7 @@ LARGE = ("batch", "feature_", "cls_logits", "box_regression", "grad/")
 """Stages of which the golden files keep a sample."""
 
 
+@functools.cache
 def ours_of(system):
     """This program by the system's experiment, with the weights of the formula."""
     config = experiment(system)
