@@ -15,6 +15,7 @@ from retina_jax.data.data_set import (
     IGNORED,
     ignored,
     image_id_of,
+    name_of,
     read_record,
     tfds_builder,
 )
@@ -118,10 +119,9 @@ class CatalogueRows:
         counts["boxes"] += len(boxes)
         counts["crowd boxes"] += sum(a["crowd"] for a in kept)
         counts["images without boxes, kept as background"] += not kept
-        name = record.get("image/filename", b"")
         return Record(
             image_id=image_id_of(record, row),
-            file_name=name.decode() if isinstance(name, bytes) else str(name),
+            file_name=name_of(record),
             image=encoded,
             height=height,
             width=width,

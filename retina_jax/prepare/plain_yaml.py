@@ -6,6 +6,9 @@ from typing import Any
 
 import yaml
 
+_MOST_CHARACTERS = 2**20
+_DEEPEST = 50
+
 
 class YAMLError(Exception):
     """Why a text is not YAML that may be read, in one line."""
@@ -13,8 +16,15 @@ class YAMLError(Exception):
 
 def parse_yaml(text: str) -> Any:
     """Dicts, lists and strings; `YAMLError` for aliases, which can grow without bound, and tags."""
+    if len(text) > _MOST_CHARACTERS:
+        raise YAMLError(f"has over {_MOST_CHARACTERS} characters")
+    depth = 0
     try:
         for event in yaml.parse(text, Loader=yaml.BaseLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if depth > _DEEPEST:  # the parser's time grows with the square of it
+                raise YAMLError(f"line {_line(event)}: nests more than {_DEEPEST} deep")
             if isinstance(event, yaml.AliasEvent):
                 raise YAMLError(f"line {_line(event)}: an alias; write it out")
             tag = getattr(event, "tag", None) or ""

@@ -34,6 +34,8 @@ def read_yolo(
     file that is wrong.
     """
     settings_path = tree / "data.yaml"
+    if not settings_path.exists() and (tree / "dataset.yaml").is_file():  # FiftyOne's name
+        settings_path = tree / "dataset.yaml"
     check_inside(settings_path, tree, follow_links)
     settings = _settings(settings_path)
     names = _class_names(settings_path, settings)
