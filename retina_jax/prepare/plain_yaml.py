@@ -6,6 +6,8 @@ from typing import Any
 
 import yaml
 
+from retina_jax.prepare.handling import printable
+
 _MOST_CHARACTERS = 2**20
 _DEEPEST = 50
 
@@ -33,7 +35,8 @@ def parse_yaml(text: str) -> Any:
         node = yaml.compose(text, Loader=yaml.BaseLoader)
         return None if node is None else _plain(node)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise YAMLError(" ".join(str(error).split())) from None
+        why = " ".join(str(error).split()).replace(' in "<unicode string>",', ", at")
+        raise YAMLError(printable(why)) from None
 
 
 def _line(event: yaml.Event) -> int:

@@ -85,10 +85,7 @@ class AnnotationReader:
         found = {}
         for image in self.annotations.images:
             name = image["file_name"]
-            try:
-                files = [] if leads_outside(name) else self._folder.find(name)
-            except OSError:  # `_found` says why
-                files = []
+            files = [] if leads_outside(name) else self._folder.find(name)
             found[image["id"]] = [f for f in files if (self._folder.path / f).is_file()]
         return found
 

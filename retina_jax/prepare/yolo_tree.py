@@ -42,7 +42,10 @@ def read_yolo(
     keypoints = _keypoint_numbers(settings_path, settings)
     found = {}
     for key, split in SPLITS.items():
-        if settings.get(key):
+        if key == "test" and found and settings.get(key) and not _has_place(tree, settings, key):
+            lacking = "splits that data.yaml names and the tree does not have (test), left out"
+            next(iter(found.values()))[0].counts[lacking] += 1  # as Roboflow's export often is
+        elif settings.get(key):
             pictures, complete = _pictures(tree, settings_path, settings, key, follow_links)
             bad = left_out[split] if left_out else LeftOut()
             root = next(iter(pictures)) if complete and len(pictures) == 1 else tree
@@ -138,6 +141,11 @@ def _pictures(
             raise UserError(f"{place}: no picture in it; pictures in folders below are not read")
         found[place] = files
     return found, complete
+
+
+def _has_place(tree: Path, settings: dict[str, Any], key: str) -> bool:
+    value = settings[key]
+    return not isinstance(value, str) or bool(_place(tree, settings.get("path") or "", value))
 
 
 def _place(tree: Path, start: str, value: str) -> Path | None:
