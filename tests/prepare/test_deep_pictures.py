@@ -117,6 +117,22 @@ def test_floats(tmp_path, most, low, scale):
     assert "span fewer" not in said
 
 
+@pytest.mark.parametrize("sizes", [True, False])
+def test_colours_of_floats(tmp_path, sizes):
+    values = np.stack([RAMP / 2, 1 - RAMP, RAMP], axis=2).astype(np.float32)  # OpenCV's BGR
+    data = cv2.imencode(".tiff", values)[1].tobytes()
+    content = coco_content(1)
+    content["images"][0]["file_name"] = "a.tif"
+    if not sizes:
+        del content["images"][0]["width"]
+    said, splits = prepared(tmp_path, coco_tree(tmp_path, content, {"a.tif": data}))
+    assert splits["train"].pixel_scale == (0.0, 1.0)
+    image = decode_image(splits["train"][0].image)
+    expected = np.clip(values[..., ::-1].astype(np.float64) * 256, 0, 255).astype(np.uint8)
+    np.testing.assert_array_equal(image, expected)
+    assert "1 TIFF pictures of float32 colour, written as 8-bit RGB" in said
+
+
 def test_values_that_are_no_numbers_are_black(tmp_path):
     values = RAMP.astype(np.float32)
     values[0, 0], values[0, 1], values[0, 2] = np.nan, np.inf, -np.inf
