@@ -40,6 +40,7 @@ class AnnotationReader:
         """``labels``: category id to label. ``follow_links``: out of the folder, too."""
         self.annotations = annotations
         self.handling = Handling()
+        self.stored_scale = None  # pictures are as they were
         self._folder = Folder(image_folder)
         self._root = image_folder.resolve()
         self._labels = labels

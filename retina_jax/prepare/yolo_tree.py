@@ -98,7 +98,7 @@ def _class_names(path: Path, settings: dict[str, Any]) -> list[str]:
         if not name or name in names[:i]:
             raise UserError(f"{path}: name {i} ({name!r}) is empty or there twice")
     if isinstance(count, str) and count != str(len(names)):
-        raise UserError(f"{path}: nc is {count[:80]}, and names has {len(names)} classes")
+        raise UserError(f"{path}: nc is {count[:80]!a}, and names has {len(names)} classes")
     return names
 
 

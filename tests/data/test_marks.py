@@ -139,3 +139,6 @@ def test_16_bits_are_scaled_by_prepare_and_not_opened_as_they_are(tmp_path):
     expected = np.random.default_rng(2).integers(0, 4096, (HEIGHT, WIDTH, 3)) // 16
     np.testing.assert_array_equal(decode_image(split[2].image), expected)
     assert "values 0 to 4095 of 16-bit" in said
+    _, copy = prepared(tmp_path / "copy", split.directory)
+    assert copy.pixel_scale == (0.0, 4095.0)
+    assert copy[2].image == split[2].image
