@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from retina_jax.config.shell import command
-from retina_jax.data.records import READS_ALL_MARKS, Index, IndexRow
+from retina_jax.data.records import READS_ALL_MARKS, Index, IndexRow, index_path
 from retina_jax.errors import UserError
 from retina_jax.ops.boxes import tfds_yxyx_to_xyxy
 
@@ -59,7 +59,19 @@ class Split:
     def __getitem__(self, row: int) -> Example:
         """The record of a row; `UserError` where the disk no longer has it."""
         record = read_record(self._records, row, self.label())
+        self._check_is(row, record)
         return self._example(row, record["image"], record["objects"])
+
+    def _check_is(self, row: int, record: Mapping[str, Any]) -> None:
+        """`UserError` where the record is not the one that the index has in its row."""
+        known, name = int(self.image_ids[row]), name_of(record)
+        own = image_id_of(record, row) if "image/id" in record else known
+        if known not in (own, row) or (name and self.file_names[row] not in ("", name)):
+            index = index_path(self.directory, self.name)
+            raise UserError(
+                f"row {row} of {self.label()} is image {own} ({name!a}), and {index.name} has "
+                f"image {known} ({self.file_names[row]!a}); remove {index}, it is of other records"
+            )
 
     def annotations(self, row: int) -> Example:
         """The record of a row without its image, which is not read where the index has the rest."""
@@ -207,6 +219,12 @@ def open_split(directory: Path, split: str, labels: str = "dense") -> Split:
             f"{directory} has no objects/bbox and objects/label with class names: it is not a "
             "detection data set"
         )
+    depth = np.dtype(features["image"].np_dtype if "image" in features else np.uint8)
+    if depth != np.uint8:
+        raise UserError(
+            f"{directory} has pictures of {depth}, which training needs in 8 bits; convert them: "
+            f"{command('prepare', 'tfds', '--directory', directory, '--out', 'DIR')}"
+        )
     try:
         records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
     except (RuntimeError, OSError) as error:
@@ -250,9 +268,8 @@ def _index(directory: Path, split: str, records: Sequence[Any], foreign: bool) -
         return index
     # a data set that something else wrote: read the sizes once
     label = f"{directory}, split {split}"
-    index = Index.of(_measure(row, read_record(records, row, label)) for row in range(len(records)))
-    if len(np.unique(index.image_ids)) != len(index):
-        index = dataclasses.replace(index, image_ids=np.arange(len(index)))
+    measured = (_measure(row, read_record(records, row, label)) for row in range(len(records)))
+    index = Index.of(measured).with_unique_ids()
     if os.access(directory, os.W_OK):
         index.save(directory, split)
     return index
@@ -290,12 +307,17 @@ def image_id_of(record: dict, row: int) -> int:
         return row
 
 
+def name_of(record: Mapping[str, Any]) -> str:
+    """Of the image file that a record was made from; "" where it does not say."""
+    name = record.get("image/filename", b"")
+    return name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
+
+
 def _measure(row: int, record: dict) -> IndexRow:
     from PIL import Image
 
     with Image.open(io.BytesIO(record["image"])) as image:  # reads the header alone
         width, height = image.size
-    name = record.get("image/filename", b"")
     objects = record["objects"]
     boxes = np.asarray(objects["bbox"], np.float32).reshape(-1, 4)
     pixels = tfds_yxyx_to_xyxy(boxes, height, width)
@@ -304,7 +326,7 @@ def _measure(row: int, record: dict) -> IndexRow:
         image_id=image_id_of(record, row),
         height=height,
         width=width,
-        file_name=name.decode() if isinstance(name, bytes) else str(name),
+        file_name=name_of(record),
         boxes=boxes,
         labels=np.asarray(objects["label"]).reshape(count),
         is_crowd=ignored(objects, count),

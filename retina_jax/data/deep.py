@@ -7,9 +7,12 @@ saw.
 
 from __future__ import annotations
 
+import io
+import warnings
+
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 PixelScale = tuple[float, float]
 FEW_LEVELS = "pictures of 16 bits or floats that span fewer than 32 of 256 grey levels"
@@ -17,6 +20,8 @@ FEW_LEVELS = "pictures of 16 bits or floats that span fewer than 32 of 256 grey 
 _FEW = 32
 _FULL = {"integers": (0.0, 65535.0), "floating-point numbers": (0.0, 1.0)}
 _BITS_PER_SAMPLE = 258  # TIFF tag
+_MOST_PIXELS = 2**27
+_TIFF = (b"II*\0", b"MM\0*")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _MAY_BE_DEEP = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51")
 
@@ -56,6 +61,30 @@ def deep_values(picture: Image.Image, encoded: bytes) -> np.ndarray:
         raise ValueError("its 16-bit colours cannot be read; convert it to 8 bits")
     if values.ndim == 3 and picture.mode in ("L", "LA"):
         values = values[..., 0]
+    return values if values.ndim == 2 else values[..., 2::-1]
+
+
+def unusual_tiff(encoded: bytes) -> np.ndarray | None:
+    """Values of a TIFF that Pillow cannot identify, such as floating-point colour; else None.
+
+    ``[h, w]``, or RGB ``[h, w, 3]``; the first page.
+    """
+    if not encoded.startswith(_TIFF):
+        return None
+    try:
+        file = io.BytesIO(encoded)
+        tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
+        file.seek(tags.next)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of tags that do not matter
+            tags.load(file)
+        if not 0 < tags[256] * tags[257] <= _MOST_PIXELS:
+            return None
+        values = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
+    except Exception:  # both parsers raise whatever they meet in a broken file
+        return None
+    if values is None or values.dtype == np.uint8 or values.ndim not in (2, 3):
+        return None
     return values if values.ndim == 2 else values[..., 2::-1]
 
 

@@ -25,6 +25,7 @@ from retina_jax.data.deep import (
     may_be_deep,
     spans_few_levels,
     to_8_bit,
+    unusual_tiff,
     value_range,
 )
 
@@ -122,6 +123,17 @@ class Look:
 
 def look(encoded: bytes, with_values: bool) -> Look:
     """The size, and with ``with_values`` the range of 16-bit or float values; `PictureError`."""
+    try:
+        return _look(encoded, with_values)
+    except PictureError:
+        values = unusual_tiff(encoded)
+        if values is None:
+            raise
+        height, width = values.shape[:2]
+        return Look((width, height), kind_of(values), value_range(values))
+
+
+def _look(encoded: bytes, with_values: bool) -> Look:
     with _faults_named(encoded), _open(encoded) as picture:
         size = picture.size
         turned = picture.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
@@ -139,9 +151,14 @@ def upright_size(path: Path) -> tuple[int, int]:
     with path.open("rb") as file:
         head = file.read(256)
         file.seek(0)
-        with _faults_named(head), Image.open(file, formats=_FORMATS) as picture:
-            width, height = picture.size
-            turned = picture.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+        try:
+            with _faults_named(head), Image.open(file, formats=_FORMATS) as picture:
+                width, height = picture.size
+                turned = picture.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+        except PictureError:
+            if not may_be_deep(head):
+                raise
+            return look(path.read_bytes(), False).size
     return (height, width) if turned else (width, height)
 
 
@@ -175,6 +192,10 @@ def upright_rgb(
     try:
         return _upright_rgb(encoded, named, counts, pixel_scale)
     except PictureError as error:
+        values = unusual_tiff(encoded)
+        if values is not None:
+            counts[f"TIFF pictures of {values.dtype} colour, written as 8-bit RGB"] += 1
+            return _upright_rgb(_png(_scaled(values, pixel_scale, counts)), named, counts, None)
         cut = "truncated" in str(error) and encoded.startswith(b"\xff\xd8")
         if not (cut and allow_truncated):
             raise
@@ -225,9 +246,14 @@ def _upright_rgb(
         upright = upright.convert("RGB")
     elif not turned and frames == 1:
         counts[f"pictures of format {format_name}, written as PNG"] += 1
+    return _png(upright), height, width
+
+
+def _png(picture: Image.Image) -> bytes:
+    """Without loss."""
     buffer = io.BytesIO()
-    upright.save(buffer, format="PNG", icc_profile=None)  # without loss
-    return buffer.getvalue(), height, width
+    picture.save(buffer, format="PNG", icc_profile=None)
+    return buffer.getvalue()
 
 
 def _scaled(

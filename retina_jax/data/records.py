@@ -105,6 +105,12 @@ class Index:
             version=READS_ALL_MARKS,
         )
 
+    def with_unique_ids(self) -> Index:
+        """Itself, or with rows for image ids where the ids repeat."""
+        if len(np.unique(self.image_ids)) == len(self):
+            return self
+        return dataclasses.replace(self, image_ids=np.arange(len(self)))
+
     def save(self, directory: Path, split: str) -> None:
         """Whole or not at all."""
         with atomic_write(index_path(directory, split)) as temporary:

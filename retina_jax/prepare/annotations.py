@@ -83,6 +83,10 @@ def check(path: Path, content: Any, left_out: LeftOut | None = None) -> Annotati
         else:
             annotations[image_id].append(checked)
     images = {i: image for i, image in images.items() if i not in bad_images}
+    if not images:
+        raise UserError(f"{path}: no image of it can be used; the first: {left_out.lines[0]}")
+    with_boxes = {a["category_id"] for of_image in annotations.values() for a in of_image}
+    counts["classes without a box"] += len(categories.keys() - with_boxes)
     for image in images.values():
         _count_unused("images", image, _USED_OF_IMAGES, counts)
     found = Annotations(

@@ -248,7 +248,8 @@ def prepare(
         scale = survey(
             source.rows, handling.pixel_scale, lambda count: bar.advance("images", by=count)
         )
-    handling = dataclasses.replace(handling, pixel_scale=scale)
+    stored = next((s for rows in source.rows.values() if (s := rows.stored_scale)), None)
+    handling = dataclasses.replace(handling, pixel_scale=scale or stored)
     found = {split: dict(rows.counts()) for split, rows in source.rows.items()}
     for rows in source.rows.values():
         rows.handling = handling

@@ -15,9 +15,11 @@ from retina_jax.data.data_set import (
     IGNORED,
     ignored,
     image_id_of,
+    name_of,
     read_record,
     tfds_builder,
 )
+from retina_jax.data.deep import PixelScale
 from retina_jax.data.images import Look, PictureError, look, upright_rgb
 from retina_jax.data.records import Record
 from retina_jax.errors import UserError
@@ -42,12 +44,19 @@ class CatalogueRows:
         records: Sequence[Any],
         version: str = "",
         deep: bool = False,
+        stored_scale: PixelScale | None = None,
     ):
-        """``version``: changes where the data set does. ``deep``: more than 8 bits a channel."""
+        """
+        Args:
+          version: changes where the data set does.
+          deep: its pictures have more than 8 bits a channel.
+          stored_scale: that of an earlier ``prepare``, which made its pictures 8-bit.
+        """
         self._name = f"{name}, split {split}"
         self._version = version
         self._records = records
         self._deep = deep
+        self.stored_scale = stored_scale
         self.handling = Handling()
 
     def __len__(self) -> int:
@@ -118,10 +127,9 @@ class CatalogueRows:
         counts["boxes"] += len(boxes)
         counts["crowd boxes"] += sum(a["crowd"] for a in kept)
         counts["images without boxes, kept as background"] += not kept
-        name = record.get("image/filename", b"")
         return Record(
             image_id=image_id_of(record, row),
-            file_name=name.decode() if isinstance(name, bytes) else str(name),
+            file_name=name_of(record),
             image=encoded,
             height=height,
             width=width,
@@ -215,7 +223,10 @@ def _open(name: str, builder, splits: dict[str, str]):
             ) from None
         version = f"{builder.info.full_name} {builder.info.dataset_size}"
         deep = getattr(features["image"], "np_dtype", np.uint8) != np.uint8
-        rows[split] = CatalogueRows(name, theirs, records, version, deep)
+        scale = (builder.info.metadata or {}).get("pixel_scale")
+        rows[split] = CatalogueRows(
+            name, theirs, records, version, deep, tuple(scale) if scale else None
+        )
     class_names = list(objects["label"].names)
     return rows, class_names, _category_ids(class_names)
 

@@ -16,6 +16,14 @@ ADVICE = (
 class RecordError(UserError):
     """A record that cannot be used; ``--on-bad=skip`` leaves it out."""
 
+    def __init__(self, message: str):
+        super().__init__(printable(message))
+
+
+def printable(text: str) -> str:
+    """The text with what would not show, or would break the line, as an escape."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
 
 @dataclasses.dataclass(frozen=True)
 class Handling:

@@ -6,6 +6,7 @@ marks, and cameras write .JPG where a list says .jpg. An exact match always come
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import os
@@ -20,13 +21,14 @@ BYTE_ORDER_MARK = "\ufeff"
 
 
 def clean(text: str) -> str:
-    """The text in NFC, without a byte order mark."""
-    return unicodedata.normalize("NFC", text.removeprefix(BYTE_ORDER_MARK))
+    """The text in NFC, without byte order marks before it."""
+    return unicodedata.normalize("NFC", text.lstrip(BYTE_ORDER_MARK))
 
 
 def key(name: str) -> str:
     """What a file's name is matched by: clean, forward slashes, its suffix in lower case."""
-    stem, suffix = posixpath.splitext(str(PurePosixPath(clean(name).replace("\\", "/"))))
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    stem, suffix = posixpath.splitext(str(PurePosixPath(*map(clean, parts))))
     return stem + suffix.lower()
 
 
@@ -68,13 +70,13 @@ class Folder:
     def find(self, name: str) -> list[str]:
         """The files that ``name`` can mean: one, none, or several that nothing tells apart.
 
-        A name may repeat the folder's own: images/a.jpg in the folder images. Raises `OSError`
-        where no file can bear such a name.
+        A name may repeat the folder's own: images/a.jpg in the folder images.
         """
-        if (self.path / name).is_file():
-            return [name]
-        if any(found := self._by_key.get(key(name), [])):
-            return found
+        with contextlib.suppress(OSError):  # a name too long for any file
+            if (self.path / name).is_file():
+                return [name]
+        if key(name) in self._by_key:
+            return self._by_key[key(name)]
         parts = PurePosixPath(key(name)).parts
         own = tuple(clean(part) for part in self.path.absolute().parts)
         for count in range(1, len(parts)):

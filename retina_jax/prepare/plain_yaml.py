@@ -6,6 +6,11 @@ from typing import Any
 
 import yaml
 
+from retina_jax.prepare.handling import printable
+
+_MOST_CHARACTERS = 2**20
+_DEEPEST = 50
+
 
 class YAMLError(Exception):
     """Why a text is not YAML that may be read, in one line."""
@@ -13,8 +18,15 @@ class YAMLError(Exception):
 
 def parse_yaml(text: str) -> Any:
     """Dicts, lists and strings; `YAMLError` for aliases, which can grow without bound, and tags."""
+    if len(text) > _MOST_CHARACTERS:
+        raise YAMLError(f"has over {_MOST_CHARACTERS} characters")
+    depth = 0
     try:
         for event in yaml.parse(text, Loader=yaml.BaseLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if depth > _DEEPEST:  # the parser's time grows with the square of it
+                raise YAMLError(f"line {_line(event)}: nests more than {_DEEPEST} deep")
             if isinstance(event, yaml.AliasEvent):
                 raise YAMLError(f"line {_line(event)}: an alias; write it out")
             tag = getattr(event, "tag", None) or ""
@@ -23,7 +35,8 @@ def parse_yaml(text: str) -> Any:
         node = yaml.compose(text, Loader=yaml.BaseLoader)
         return None if node is None else _plain(node)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise YAMLError(" ".join(str(error).split())) from None
+        why = " ".join(str(error).split()).replace(' in "<unicode string>",', ", at")
+        raise YAMLError(printable(why)) from None
 
 
 def _line(event: yaml.Event) -> int:

@@ -40,6 +40,7 @@ class AnnotationReader:
         """``labels``: category id to label. ``follow_links``: out of the folder, too."""
         self.annotations = annotations
         self.handling = Handling()
+        self.stored_scale = None  # pictures are as they were
         self._folder = Folder(image_folder)
         self._root = image_folder.resolve()
         self._labels = labels
@@ -85,10 +86,7 @@ class AnnotationReader:
         found = {}
         for image in self.annotations.images:
             name = image["file_name"]
-            try:
-                files = [] if leads_outside(name) else self._folder.find(name)
-            except OSError:  # `_found` says why
-                files = []
+            files = [] if leads_outside(name) else self._folder.find(name)
             found[image["id"]] = [f for f in files if (self._folder.path / f).is_file()]
         return found
 

@@ -28,9 +28,9 @@ _USED_OF_OBJECTS = set("name bndbox difficult pose truncated occluded attributes
 
 
 def picture_folder(tree: Path) -> Path:
-    """JPEGImages, or images as Label Studio names it."""
-    images = tree / "images"
-    return images if images.is_dir() and not (tree / "JPEGImages").is_dir() else tree / "JPEGImages"
+    """JPEGImages; images of Label Studio, data of FiftyOne."""
+    names = ("JPEGImages", "images", "data")
+    return tree / next((name for name in names if (tree / name).is_dir()), names[0])
 
 
 def read_voc(
@@ -51,11 +51,15 @@ def read_voc(
     there. `UserError` names the file that is wrong.
     """
     folder = tree / "Annotations"
+    if not folder.is_dir() and any((tree / "labels").glob("*.xml")):  # FiftyOne
+        folder = tree / "labels"
     if not folder.is_dir():
-        raise UserError(
-            f"--tree {tree} has no folder Annotations; give the folder that holds Annotations, "
-            "JPEGImages and ImageSets"
-        )
+        beside = next((path.parent.name for path in sorted(tree.glob("*/*.xml"))), None)
+        advice = "give the folder that holds Annotations, JPEGImages and ImageSets"
+        if beside:  # Roboflow's and labelImg's way
+            advice = f"move the XML files of {beside} there, and its pictures to JPEGImages"
+        raise UserError(f"--tree {tree} has no folder Annotations; {advice}")
+    check_inside(folder, tree, follow_links)
     check_inside(picture_folder(tree), tree, follow_links)
     for listed in splits.values():
         check_inside(tree / "ImageSets" / "Main" / f"{listed}.txt", tree, follow_links)
@@ -68,7 +72,11 @@ def read_voc(
     counts = {name: collections.Counter() for name in splits}
     for name, listed in splits.items():
         path = tree / "ImageSets" / "Main" / f"{listed}.txt"
-        for line in _lines(tree, listed):
+        lines = _lines(tree, listed)
+        if len(splits) == 1 and not path.parent.is_dir():  # Label Studio and FiftyOne write none
+            lines = [(i, stem) for i, stem in enumerate(sorted(by_stem), 1)]
+            counts[name]["annotations, all of the tree: it has no ImageSets/Main"] = len(lines)
+        for line in lines:
             try:
                 stem = _annotation_of(path, line, by_stem, folder, name)
                 xml = folder / by_stem[stem][0]

@@ -127,7 +127,8 @@ def write_data_set(
                 shards = _write_split(template, rows, shape, recipe, advance, bad)
                 known[split] += [line for shard in shards for line in shard.left_out]
                 kept |= {shard.path for shard in shards} | {_note_path(s.path) for s in shards}
-                indexes[split] = Index.of(row for shard in shards for row in shard.index)
+                index = Index.of(row for shard in shards for row in shard.index)
+                indexes[split] = index.with_unique_ids()
                 counts[split] = sum((s.counts for s in shards), collections.Counter())
                 infos.append(
                     tfds.core.SplitInfo(

@@ -34,13 +34,18 @@ def read_yolo(
     file that is wrong.
     """
     settings_path = tree / "data.yaml"
+    if not settings_path.exists() and (tree / "dataset.yaml").is_file():  # FiftyOne's name
+        settings_path = tree / "dataset.yaml"
     check_inside(settings_path, tree, follow_links)
     settings = _settings(settings_path)
     names = _class_names(settings_path, settings)
     keypoints = _keypoint_numbers(settings_path, settings)
     found = {}
     for key, split in SPLITS.items():
-        if settings.get(key):
+        if key == "test" and found and settings.get(key) and not _has_place(tree, settings, key):
+            lacking = "splits that data.yaml names and the tree does not have (test), left out"
+            next(iter(found.values()))[0].counts[lacking] += 1  # as Roboflow's export often is
+        elif settings.get(key):
             pictures, complete = _pictures(tree, settings_path, settings, key, follow_links)
             bad = left_out[split] if left_out else LeftOut()
             root = next(iter(pictures)) if complete and len(pictures) == 1 else tree
@@ -93,7 +98,7 @@ def _class_names(path: Path, settings: dict[str, Any]) -> list[str]:
         if not name or name in names[:i]:
             raise UserError(f"{path}: name {i} ({name!r}) is empty or there twice")
     if isinstance(count, str) and count != str(len(names)):
-        raise UserError(f"{path}: nc is {count[:80]}, and names has {len(names)} classes")
+        raise UserError(f"{path}: nc is {count[:80]!a}, and names has {len(names)} classes")
     return names
 
 
@@ -136,6 +141,11 @@ def _pictures(
             raise UserError(f"{place}: no picture in it; pictures in folders below are not read")
         found[place] = files
     return found, complete
+
+
+def _has_place(tree: Path, settings: dict[str, Any], key: str) -> bool:
+    value = settings[key]
+    return not isinstance(value, str) or bool(_place(tree, settings.get("path") or "", value))
 
 
 def _place(tree: Path, start: str, value: str) -> Path | None:
