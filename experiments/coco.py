@@ -6,8 +6,8 @@
     retina-jax train --config=experiments/coco.py --config.data.dir=DATA --workdir=DIR \\
         --config.model.init_from=resnet50.pth
 
-Weights: torchvision's ImageNet ResNet-50 (`resnet50-0676ba61.pth`, or the same as .safetensors). The
-stem and C2 stay frozen, as in the paper's code. Hardware: 8 TPU cores or 8 GPUs with 16 GB, two
+Weights: torchvision's ImageNet ResNet-50 (`resnet50-0676ba61.pth`, or the same as .safetensors).
+The stem and C2 stay frozen, as in the paper's code. Hardware: 8 TPU cores or 8 GPUs with 16 GB, two
 images each. Expected: AP 35.7 on minival (arXiv:1708.02002, table 1e, ResNet-50 at 800 px).
 """
 

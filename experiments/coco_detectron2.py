@@ -12,9 +12,9 @@ from its model zoo:
         --config.data.dir=DATA --workdir=DIR
 
 Hardware: 8 GPUs or TPU cores, two images each. Expected on val2017: AP 37.4 (1x), 38.7 (3x)
-(Detectron2's model zoo). The loss normaliser differs: Detectron2 averages the foreground anchors of
-one GPU (two of sixteen images), this program those of the global batch. The moving average therefore
-starts further from its final value, and reaches it within the warm-up.
+(Detectron2's model zoo). The loss normaliser differs: Detectron2 averages the foreground anchors
+of one GPU (two of sixteen images), this program those of the global batch. The moving average
+therefore starts further from its final value, and reaches it within the warm-up.
 """
 
 from retina_jax.config import default_config

@@ -3,12 +3,12 @@
     retina-jax train --config=experiments/coco_tf_model_garden.py \\
         --config.data.dir=DATA --workdir=DIR --config.model.init_from=resnet50.pth
 
-Weights: torchvision's ImageNet ResNet-50, because TF Model Garden's format cannot be read. Hardware:
-32 TPU cores or 16 large GPUs. Expected: AP 36.8 on val2017 (TF Model Garden, R50-FPN, 640, 72
-epochs).
+Weights: torchvision's ImageNet ResNet-50, because TF Model Garden's format cannot be read.
+Hardware: 32 TPU cores or 16 large GPUs. Expected: AP 36.8 on val2017 (TF Model Garden, R50-FPN,
+640, 72 epochs).
 
-TF Model Garden uses a Huber loss with δ = 0.1, averaged over the four box deltas and weighted by 50.
-This equals smooth L1 with β = 0.1 and weight 50 · 0.1 / 4. Its normaliser counts the foreground
+TF Model Garden uses a Huber loss with δ = 0.1, averaged over the four box deltas and weighted by
+50. This equals smooth L1 with β = 0.1 and weight 50 · 0.1 / 4. Its normaliser counts the foreground
 anchors of each replica; here it counts those of the global batch.
 """
 
