@@ -1,4 +1,4 @@
-"""RetinaNet of the paper on COCO: ResNet-50-FPN, 800 px, batch 16, 90,000 steps.
+"""The paper's RetinaNet on COCO: ResNet-50-FPN, 800 px, batch 16, 90,000 steps.
 
     retina-jax prepare coco --out DATA \\
         --images train2017 --annotations annotations/instances_train2017.json \\
@@ -6,9 +6,9 @@
     retina-jax train --config=experiments/coco.py --config.data.dir=DATA --workdir=DIR \\
         --config.model.init_from=resnet50.pth
 
-Weights: an ImageNet ResNet-50 of torchvision (`resnet50-0676ba61.pth`, a .safetensors of it), whose
-stem and C2 stay frozen as in the paper's code. Hardware: 8 TPU cores or 8 GPUs of 16 GB, two images
-each. Expected: AP 35.7 on minival (arXiv:1708.02002, table 1e, ResNet-50 at 800 px).
+Weights: torchvision's ImageNet ResNet-50 (`resnet50-0676ba61.pth`, or the same as .safetensors).
+The stem and C2 stay frozen, as in the paper's code. Hardware: 8 TPU cores or 8 GPUs with 16 GB, two
+images each. Expected: AP 35.7 on minival (arXiv:1708.02002, table 1e, ResNet-50 at 800 px).
 """
 
 from retina_jax.config import default_config

@@ -1,10 +1,10 @@
-"""Detectron2's RetinaNet R_50_FPN on COCO; the schedule is named behind a colon, 1x or 3x.
+"""Detectron2's RetinaNet R_50_FPN on COCO; append :1x or :3x to choose the schedule.
 
     retina-jax train --config=experiments/coco_detectron2.py:3x \\
         --config.data.dir=DATA --workdir=DIR --config.model.init_from=R-50.pkl
 
-and for 1x `--config=experiments/coco_detectron2.py`. Weights: Detectron2's
-ImageNetPretrained/MSRA/R-50.pkl. To score a detector of its model zoo:
+The default is 1x. Weights: Detectron2's ImageNetPretrained/MSRA/R-50.pkl. To evaluate a detector
+from its model zoo:
 
     retina-jax import-weights --config=experiments/coco_detectron2.py \\
         --config.data.dir=DATA --weights=model_final_bfca0b.pkl --out=DIR
@@ -12,9 +12,9 @@ ImageNetPretrained/MSRA/R-50.pkl. To score a detector of its model zoo:
         --config.data.dir=DATA --workdir=DIR
 
 Hardware: 8 GPUs or TPU cores, two images each. Expected on val2017: AP 37.4 (1x), 38.7 (3x)
-(Detectron2's model zoo). Detectron2 averages the foreground of one GPU's images (two of sixteen),
-this program that of the whole batch: the average starts further from its end, and gets there within
-the warm-up.
+(Detectron2's model zoo). The loss normaliser differs: Detectron2 averages the foreground anchors
+of one GPU (two of sixteen images), this program those of the global batch. The moving average
+therefore starts further from its final value, and reaches it within the warm-up.
 """
 
 from retina_jax.config import default_config

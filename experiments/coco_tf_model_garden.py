@@ -3,11 +3,13 @@
     retina-jax train --config=experiments/coco_tf_model_garden.py \\
         --config.data.dir=DATA --workdir=DIR --config.model.init_from=resnet50.pth
 
-Weights: an ImageNet ResNet-50 (theirs is not read; torchvision's stands in). Hardware: 32 TPU cores
-or 16 large GPUs. Expected: AP 36.8 on val2017 (TF Model Garden, R50-FPN, 640, 72 epochs).
+Weights: torchvision's ImageNet ResNet-50, because TF Model Garden's format cannot be read.
+Hardware: 32 TPU cores or 16 large GPUs. Expected: AP 36.8 on val2017 (TF Model Garden, R50-FPN,
+640, 72 epochs).
 
-Its Huber loss of δ = 0.1, averaged over the four numbers of a box and weighed 50, is smooth L1 of
-β = 0.1 weighed 50 · 0.1 / 4. Its normaliser counts each replica's share; here the batch's.
+TF Model Garden uses a Huber loss with δ = 0.1, averaged over the four box deltas and weighted by
+50. This equals smooth L1 with β = 0.1 and weight 50 · 0.1 / 4. Its normaliser counts the foreground
+anchors of each replica; here it counts those of the global batch.
 """
 
 from retina_jax.config import default_config
@@ -25,7 +27,7 @@ def get_config():
     config.anchors.ratios = (2.0, 1.0, 0.5)  # theirs are width over height
     config.anchors.offset = 0.5
     config.matching.background_iou = 0.5
-    config.coder.clamp = 88.0  # none that float32 would notice
+    config.coder.clamp = 88.0  # no effect: exp(88) is near the float32 limit
 
     config.model.p6_from = "P5"
     config.model.norm = config.model.head_norm = "batch"

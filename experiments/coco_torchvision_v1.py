@@ -1,9 +1,9 @@
-"""torchvision's retinanet_resnet50_fpn on COCO: what it does otherwise than the paper.
+"""torchvision's retinanet_resnet50_fpn on COCO: its differences from the paper.
 
     retina-jax train --config=experiments/coco_torchvision_v1.py \\
         --config.data.dir=DATA --workdir=DIR --config.model.init_from=resnet50.pth
 
-Weights: torchvision's ImageNet ResNet-50. To score its shipped detector instead:
+Weights: torchvision's ImageNet ResNet-50. To evaluate torchvision's published detector instead:
 
     retina-jax import-weights --config=experiments/coco_torchvision_v1.py \\
         --config.model.norm_eps=0 --config.data.dir=DATA \\
@@ -17,7 +17,7 @@ page, RetinaNet_ResNet50_FPN_Weights.COCO_V1).
 
 from retina_jax.config import default_config
 
-STEPS_PER_EPOCH = 117_266 / 16  # images with boxes over the batch
+STEPS_PER_EPOCH = 117_266 / 16  # images with boxes / batch size
 
 
 def get_config():

@@ -3,15 +3,15 @@
     retina-jax train --config=experiments/coco_torchvision_v2.py \\
         --config.data.dir=DATA --workdir=DIR --config.model.init_from=resnet50.pth
 
-Weights: torchvision's ImageNet ResNet-50, whose batch norm goes on learning above the frozen
-stages. Its shipped detector (retinanet_resnet50_fpn_v2_coco-5905b1c5.pth) is scored as v1's is.
-Hardware: 8 GPUs or TPU cores, two images each. Expected: AP 41.5 on val2017 (torchvision's model
-page, RetinaNet_ResNet50_FPN_V2_Weights.COCO_V1).
+Weights: torchvision's ImageNet ResNet-50; batch norm is trained above the frozen stages. To
+evaluate torchvision's published detector (retinanet_resnet50_fpn_v2_coco-5905b1c5.pth), follow v1.
+Hardware: 8 GPUs or TPU cores, two images each. Expected: AP 41.5 on val2017 (torchvision's model page,
+RetinaNet_ResNet50_FPN_V2_Weights.COCO_V1).
 """
 
 from retina_jax.config import default_config
 
-STEPS_PER_EPOCH = 117_266 / 16  # images with boxes over the batch
+STEPS_PER_EPOCH = 117_266 / 16  # images with boxes / batch size
 
 
 def get_config():

@@ -1,11 +1,11 @@
-"""RetinaNet-18 from scratch on your own boxes; classes and paths come from the data set.
+"""RetinaNet with ResNet-18, from scratch, on your own data; classes come from the data set.
 
     retina-jax prepare coco --images DIR --annotations train.json --annotations val.json \\
         --out DATA
     retina-jax train --config=experiments/custom.py --config.data.dir=DATA --workdir=DIR
 
-A few hundred images and no pretrained weights: batch norm in the backbone, group norm in the
-heads, and a learning rate that these two allow.
+Tuned for a few hundred images without pretrained weights: batch norm in the backbone and group norm
+in the heads allow a high learning rate.
 """
 
 from retina_jax.config import default_config

@@ -1,4 +1,4 @@
-"""The same as ``retina-jax ablate``."""
+"""Run ``retina-jax ablate``."""
 
 import sys
 

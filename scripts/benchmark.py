@@ -1,4 +1,4 @@
-"""The same as ``retina-jax benchmark``."""
+"""Run ``retina-jax benchmark``."""
 
 import sys
 

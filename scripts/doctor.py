@@ -1,4 +1,4 @@
-"""The same as ``retina-jax doctor``."""
+"""Run ``retina-jax doctor``."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The same as ``retina-jax export-weights``."""
+"""Run ``retina-jax export-weights``."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The same as ``retina-jax import-weights``."""
+"""Run ``retina-jax import-weights``."""
 
 import sys
 

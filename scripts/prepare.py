@@ -1,4 +1,4 @@
-"""The same as ``retina-jax prepare``."""
+"""Run ``retina-jax prepare``."""
 
 import sys
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install into .venv, draw the embedded data set, train on it, evaluate, show what was detected.
+# Install into .venv, generate the embedded data set, train on it, evaluate, and draw detections.
 # usage: scripts/quickstart.sh [--config.path.to.field=value ...]
 set -euo pipefail
 cd "$(dirname "$0")/.."

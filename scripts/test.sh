@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Lint, import floors, type shapes and the test suite, in the .venv that quickstart uses.
+# Run the linter, the import rules, the shape checks and the test suite, in the quickstart's .venv.
 # usage: scripts/test.sh [--torchvision | --newest] [pytest arguments, such as -m 'not slow']
-# --torchvision also installs torch and torchvision, to compare with torchvision itself beside what
-# it once gave (CI does); without them those tests are skipped.
-# --newest runs the fast tests on the newest Python (and so the newest jax) that is here, in
-# .venv-newest; where there is none but the default, it says so and does nothing.
+# --torchvision also installs torch and torchvision, to compare with torchvision itself as well as
+# with its stored outputs (CI does this); without them those tests are skipped.
+# --newest runs the fast tests on the newest installed Python (and hence the newest jax), in
+# .venv-newest; if there is no Python newer than 3.11, it prints that and does nothing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/environment.sh
 if [ "${1:-}" = --newest ]; then
     shift
-    python=$(newest_python) || { echo "no Python newer than 3.11 is here"; exit 0; }
+    python=$(newest_python) || { echo "no Python newer than 3.11 found; nothing to run"; exit 0; }
     prepare_environment "[test]" .venv-newest "$python"
     .venv-newest/bin/python -c 'import sys, jax; print("the fast tests on Python",
         sys.version.split()[0], "and jax", jax.__version__)'

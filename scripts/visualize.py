@@ -1,4 +1,4 @@
-"""The same as ``retina-jax draw``."""
+"""Run ``retina-jax draw``."""
 
 import sys
 
