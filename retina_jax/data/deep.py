@@ -8,6 +8,7 @@ saw.
 from __future__ import annotations
 
 import io
+import threading
 import warnings
 
 import cv2
@@ -21,6 +22,8 @@ _FEW = 32
 _FULL = {"integers": (0.0, 65535.0), "floating-point numbers": (0.0, 1.0)}
 _BITS_PER_SAMPLE = 258  # TIFF tag
 _MOST_PIXELS = 2**27
+_LOG_LEVEL = threading.Lock()
+"""OpenCV has one for all threads."""
 _TIFF = (b"II*\0", b"MM\0*")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _MAY_BE_DEEP = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51")
@@ -58,7 +61,7 @@ def deep_values(picture: Image.Image, encoded: bytes) -> np.ndarray:
         return values.astype(values.dtype.newbyteorder("="))
     values = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
     if values is None or values.shape[:2] != (picture.height, picture.width):
-        raise ValueError("its 16-bit colours cannot be read; convert it to 8 bits")
+        raise ValueError("its 16-bit colours are damaged, or of an unusual kind")
     if values.ndim == 3 and picture.mode in ("L", "LA"):
         values = values[..., 0]
     return values if values.ndim == 2 else values[..., 2::-1]
@@ -72,17 +75,26 @@ def unusual_tiff(encoded: bytes) -> np.ndarray | None:
     if not encoded.startswith(_TIFF):
         return None
     try:
-        file = io.BytesIO(encoded)
-        tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
-        file.seek(tags.next)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of tags that do not matter
+            file = io.BytesIO(encoded)
+            tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
+            file.seek(tags.next)
             tags.load(file)
-        if not 0 < tags[256] * tags[257] <= _MOST_PIXELS:
-            return None
-        values = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
-    except Exception:  # both parsers raise whatever they meet in a broken file
+            pixels = tags[256] * tags[257]
+    except Exception:  # Pillow raises whatever its parsers meet in a broken file
         return None
+    if not (isinstance(pixels, int) and 0 < pixels <= _MOST_PIXELS):
+        return None
+    log = cv2.utils.logging
+    with _LOG_LEVEL:
+        level = log.setLogLevel(log.LOG_LEVEL_SILENT)  # a broken file is reported once, by us
+        try:
+            values = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
+        except cv2.error:
+            return None
+        finally:
+            log.setLogLevel(level)
     if values is None or values.dtype == np.uint8 or values.ndim not in (2, 3):
         return None
     return values if values.ndim == 2 else values[..., 2::-1]

@@ -38,6 +38,7 @@ _KEPT_FORMATS = ("JPEG", "PNG")
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "AVIF", "JPEG2000")
 """What Pillow may try, if it was built with it; others start programs (EPS)."""
 _NOT_READ = {
+    b"II*\0": "an unusual or cut TIFF", b"MM\0*": "an unusual or cut TIFF",
     b"%!PS": "EPS", b"%PDF": "PDF", b"8BPS": "PSD", b"\xff\x0a": "JPEG XL",
     b"\0\0\0\x0cJXL ": "JPEG XL", b"v/1\x01": "OpenEXR", b"#?R": "Radiance HDR", b"DDS ": "DDS",
     b"P1": "PBM", b"P2": "PGM", b"P3": "PPM", b"P4": "PBM", b"P5": "PGM", b"P6": "PPM",
@@ -78,6 +79,10 @@ class PictureError(Exception):
     """Why a picture cannot be used, without its name."""
 
 
+class _UnknownFormat(PictureError):
+    """Pillow does not know what it is."""
+
+
 @contextlib.contextmanager
 def _faults_named(head: bytes):
     """Whatever Pillow raises as `PictureError`; ``head``: the file's first bytes."""
@@ -86,7 +91,7 @@ def _faults_named(head: bytes):
             warnings.simplefilter("ignore")  # bombs are refused by size; the rest is not ours
             yield
     except UnidentifiedImageError:
-        raise PictureError(f"cannot be decoded: {_unread_format(head)}") from None
+        raise _UnknownFormat(f"cannot be decoded: {_unread_format(head)}") from None
     except Image.DecompressionBombError:
         raise PictureError(f"has over {MOST_PIXELS} pixels; shrink it") from None
     except MemoryError:
@@ -125,7 +130,7 @@ def look(encoded: bytes, with_values: bool) -> Look:
     """The size, and with ``with_values`` the range of 16-bit or float values; `PictureError`."""
     try:
         return _look(encoded, with_values)
-    except PictureError:
+    except _UnknownFormat:
         values = unusual_tiff(encoded)
         if values is None:
             raise
@@ -155,7 +160,7 @@ def upright_size(path: Path) -> tuple[int, int]:
             with _faults_named(head), Image.open(file, formats=_FORMATS) as picture:
                 width, height = picture.size
                 turned = picture.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-        except PictureError:
+        except _UnknownFormat:
             if not may_be_deep(head):
                 raise
             return look(path.read_bytes(), False).size
@@ -191,11 +196,13 @@ def upright_rgb(
     """
     try:
         return _upright_rgb(encoded, named, counts, pixel_scale)
-    except PictureError as error:
+    except _UnknownFormat:
         values = unusual_tiff(encoded)
-        if values is not None:
-            counts[f"TIFF pictures of {values.dtype} colour, written as 8-bit RGB"] += 1
-            return _upright_rgb(_png(_scaled(values, pixel_scale, counts)), named, counts, None)
+        if values is None:
+            raise
+        counts[f"TIFF pictures of {values.dtype} colour, written as 8-bit RGB"] += 1
+        return _upright_rgb(_png(_scaled(values, pixel_scale, counts)), named, counts, None)
+    except PictureError as error:
         cut = "truncated" in str(error) and encoded.startswith(b"\xff\xd8")
         if not (cut and allow_truncated):
             raise

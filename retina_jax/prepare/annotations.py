@@ -51,8 +51,8 @@ def refuse(path: Path, record: str, problem: str) -> RecordError:
 def check(path: Path, content: Any, left_out: LeftOut | None = None) -> Annotations:
     """COCO's structure as `Annotations`; `UserError` names file and record.
 
-    ``left_out`` takes the records that cannot be used. An image goes with any annotation of its:
-    training would take the object for background.
+    ``left_out`` takes the records that cannot be used. A bad annotation takes its whole image
+    along: without it, training would take the object for background.
     """
     left_out = LeftOut() if left_out is None else left_out
     if not isinstance(content, dict):

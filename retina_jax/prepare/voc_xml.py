@@ -138,7 +138,7 @@ def _labels(tree: Path, follow_links: bool) -> list[str]:
     if not path.is_file():
         return []
     check_inside(path, tree, follow_links)
-    names = [" ".join(clean(line).split()) for line in _text(path).splitlines()]
+    names = [" ".join(clean(line).split()) for line in re.split(r"\r\n|\n|\r", _text(path))]
     names = [name for name in names if name]
     if len(set(names)) != len(names):
         raise UserError(f"{path}: a class is there twice")

@@ -133,6 +133,17 @@ def test_colours_of_floats(tmp_path, sizes):
     assert "1 TIFF pictures of float32 colour, written as 8-bit RGB" in said
 
 
+@pytest.mark.parametrize("lost", [20, 2000])
+@pytest.mark.parametrize("kind", ["floats", "TIFF", "PNG"])
+def test_cut_deep_pictures_are_refused(tmp_path, lost, kind):
+    values = np.random.default_rng(0).random((HEIGHT, WIDTH, 3)).astype(np.float32)
+    whole = values if kind == "floats" else (values * 4095).astype(np.uint16)
+    data = cv2.imencode(".png" if kind == "PNG" else ".tiff", whole)[1].tobytes()
+    for flags in ((), ("--allow-truncated",)):
+        with pytest.raises(UserError, match=r"image 1 \('a.tif'\): cannot be decoded: "):
+            prepared_pictures(tmp_path, {"a.tif": data[:-lost]}, *flags)
+
+
 def test_values_that_are_no_numbers_are_black(tmp_path):
     values = RAMP.astype(np.float32)
     values[0, 0], values[0, 1], values[0, 2] = np.nan, np.inf, -np.inf

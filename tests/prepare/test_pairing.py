@@ -24,6 +24,7 @@ from made_trees import (
 from retina_jax.data.data_set import find_data_set, open_split
 from retina_jax.data.records import Index
 from retina_jax.errors import UserError
+from retina_jax.evaluation import coco
 from retina_jax.prepare.voc_xml import read_voc
 from retina_jax.prepare.yolo_tree import read_yolo
 
@@ -160,3 +161,26 @@ def test_ids_that_repeat_become_rows(shapes_dir):
     repeated = dataclasses.replace(index, image_ids=np.zeros(len(index), np.int64))
     assert repeated.with_unique_ids().image_ids.tolist() == list(range(len(index)))
     assert index.with_unique_ids() is index
+
+
+@given(
+    ids=st.lists(st.integers(0, 2**53), min_size=4, max_size=4, unique=True),
+    order=st.permutations(range(4)),
+)
+def test_results_and_truth_are_joined_by_image_id(ids, order):
+    """One box an image, each elsewhere: a result scores only in its own image."""
+    images = [{"id": i, "width": 96, "height": 64} for i in ids]
+    boxes = [[20 * n, 10, 12, 30] for n in range(4)]
+    annotations = [
+        {"id": n + 1, "image_id": i, "category_id": 1, "bbox": box, "area": 360, "iscrowd": 0}
+        for n, (i, box) in enumerate(zip(ids, boxes, strict=True))
+    ]
+    truth = {
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": 1, "name": "bolt"}],
+    }
+    found = [{"image_id": ids[n], "category_id": 1, "bbox": boxes[n], "score": 0.9} for n in order]
+    assert coco.score(truth, found)["AP"] == pytest.approx(1)
+    moved = [dict(result, bbox=boxes[n - 1]) for result, n in zip(found, order, strict=True)]
+    assert coco.score(truth, moved)["AP"] == 0
