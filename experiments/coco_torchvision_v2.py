@@ -5,8 +5,8 @@
 
 Weights: torchvision's ImageNet ResNet-50; batch norm is trained above the frozen stages. To
 evaluate torchvision's published detector (retinanet_resnet50_fpn_v2_coco-5905b1c5.pth), follow v1.
-Hardware: 8 GPUs or TPU cores, two images each. Expected: AP 41.5 on val2017 (torchvision's model page,
-RetinaNet_ResNet50_FPN_V2_Weights.COCO_V1).
+Hardware: 8 GPUs or TPU cores, two images each. Expected: AP 41.5 on val2017 (torchvision's model
+page, RetinaNet_ResNet50_FPN_V2_Weights.COCO_V1).
 """
 
 from retina_jax.config import default_config

@@ -1,4 +1,4 @@
-"""Boxes, tags and legends on pictures."""
+"""Draws boxes, labels and legends on images."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _GAP = 8  # pixels
 
 
 def colour(label: int) -> str:
-    """The colour of a class, for ever the same."""
+    """The colour of a class: a fixed function of its label."""
     return _PALETTE[label % len(_PALETTE)]
 
 
 def draw_boxes(
     image: np.ndarray, boxes: np.ndarray, labels: list[int], captions: list[str], scale: float
 ) -> Image.Image:
-    """An RGB picture, scaled, with xyxy boxes (pixels of ``image``) and a tag on each."""
+    """A scaled copy of an RGB image with captioned boxes (xyxy, pixels of ``image``)."""
     height, width = image.shape[:2]
     size = (max(1, round(height * scale)), max(1, round(width * scale)))
     picture = Image.fromarray(_scaled(image, *size))
@@ -50,7 +50,7 @@ def _scaled(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def draw_legend(class_names: Sequence[str], width: int) -> Image.Image:
-    """Class names in their colours, in as many lines as they need."""
+    """A legend of class names and colours, wrapped to ``width`` pixels."""
     font = ImageFont.load_default(size=13)
     places, x, y = [], _GAP, _GAP
     for label, name in enumerate(class_names):

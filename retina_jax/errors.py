@@ -1,7 +1,7 @@
-"""Errors that end a command with one clear line, and the exit code of each.
+"""Errors that end a command with one clear line, and their exit codes.
 
-0 done · 1 a fault, worth a restart · 2 a user's mistake, never restart · 3 finished, with something
-left out · 4 stopped by a non-finite loss · 130 and 143 stopped by SIGINT and SIGTERM.
+0 success · 1 a fault that a restart may fix · 2 a usage error, never restart · 3 finished, but some
+input was left out · 4 stopped by a non-finite loss · 130 and 143 stopped by SIGINT and SIGTERM.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ INTERRUPTED = 130
 
 
 class CommandError(Exception):
-    """What ends a command with one line instead of a traceback.
+    """Ends a command with one line instead of a traceback.
 
-    ``details`` are lines that are shown before it, such as every record that cannot be used.
+    ``details`` are printed before that line, for example every unusable record.
     """
 
     exit_code = FAULT
@@ -28,29 +28,29 @@ class CommandError(Exception):
 
 
 class UserError(CommandError):
-    """A mistake in a flag, path, data set or shape: names the value and the fix."""
+    """An error in a flag, path, data set or shape; the message states the value and the fix."""
 
     exit_code = MISTAKE
     prefix = "error"
 
 
 class RunError(CommandError):
-    """A fault that no flag foresaw, such as a worker that died.
+    """A fault at run time, such as a dead worker process.
 
-    The last good checkpoint stays; the message says how to go on.
+    The last good checkpoint is kept; the message says how to continue.
     """
 
 
 class NonFiniteLossError(RunError):
-    """A loss or gradient that is not finite; a restart would meet it again."""
+    """A non-finite loss or gradient; restarting with the same flags would repeat it."""
 
     exit_code = NON_FINITE
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether a fault is a full disk, or a quota that is used up.
+    """Whether an error means a full disk or an exhausted quota.
 
-    TensorStore, below Orbax, reports it as RESOURCE_EXHAUSTED, as XLA does a lack of device memory.
+    Orbax's TensorStore reports it as RESOURCE_EXHAUSTED, which XLA uses for lack of device memory.
     """
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
@@ -63,17 +63,17 @@ def is_out_of_device_memory(error: BaseException) -> bool:
 
 
 def explain(error: BaseException) -> tuple[int, list[str]] | None:
-    """Exit code and lines for stderr; None for a fault that deserves its traceback."""
+    """Exit code and lines for stderr; None for an unexpected error, which keeps its traceback."""
     if isinstance(error, CommandError):
         details = [f"  {line}" for line in error.details]
         return error.exit_code, [*details, f"{error.prefix}: {error}"]
-    if isinstance(error, KeyboardInterrupt):  # where no run catches it, or a second time
+    if isinstance(error, KeyboardInterrupt):  # outside a run, or the second Ctrl-C
         return INTERRUPTED, ["stopped; run the same command again to continue"]
     if is_disk_full(error):
         file = getattr(error, "filename", None)
         where = f" ({file})" if file else ""
         advice = "free some space and run the same command again"
-        return FAULT, [f"stopped: no space left on the disk{where}; {advice}"]
+        return FAULT, [f"stopped: no space left on disk{where}; {advice}"]
     if is_out_of_device_memory(error):
         fix = "lower --config.train.batch_size, --config.eval.batch_size or --config.data.buckets"
         return MISTAKE, [f"error: out of device memory; {fix}"]

@@ -1,4 +1,4 @@
-"""The one atomic writer: a file is there whole or not at all, whatever ends the program."""
+"""Atomic file writes: a file is written completely or not at all, even if the program is killed."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from pathlib import Path
 from typing import Any
 
 _MARK = ".unfinished-"
-"""In the name of every temporary file: ``.NAME.unfinished-HOST-PID-RANDOM`` beside its target."""
-_ABANDONED_AFTER = 24 * 3600.0  # seconds; another host of a shared disk may still be writing
+"""Part of each temporary file's name: ``.NAME.unfinished-HOST-PID-RANDOM`` next to its target."""
+_ABANDONED_AFTER = 24 * 3600.0  # seconds; another host on a shared disk may still be writing
 
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path beside ``path``; what was written there becomes ``path``.
+    """Yields a temporary path next to ``path``; on exit, the file written there becomes ``path``.
 
-    The temporary name is unique and has the suffix of ``path``. Parent folders are made. On a clean
-    exit the file is flushed to disk, renamed over ``path``, and the rename flushed; on an exception
-    it is removed and ``path`` stays as it was. Temporary files that killed programs left of the
-    same ``path`` are removed. Raises `OSError` where the disk does.
+    The temporary name is unique and keeps the suffix of ``path``. Parent folders are created. On
+    success the file is flushed to disk and renamed to ``path``, and the rename is flushed. On an
+    exception the file is removed and ``path`` is unchanged. Temporary files for the same ``path``
+    that killed programs left behind are removed. Raises `OSError` if the file system does.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,9 +54,9 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def remove_leftovers(folder: Path, name: str = "") -> None:
-    """Removes temporary files that killed programs left in ``folder`` (of the target ``name``).
+    """Removes temporary files that killed programs left in ``folder`` (for the target ``name``).
 
-    Those of programs that still run here stay, and so do recent ones of other hosts.
+    Files of programs still running on this host are kept, as are recent files of other hosts.
     """
     for leftover in folder.glob(f".{_escaped(name) or '*'}{_MARK}*"):
         host, _, rest = leftover.name.rpartition(_MARK)[2].partition("-")
@@ -69,12 +69,12 @@ def remove_leftovers(folder: Path, name: str = "") -> None:
 
 
 def _host() -> str:
-    """This machine's name, in letters and digits."""
+    """The host name, reduced to letters and digits."""
     return re.sub(r"[^A-Za-z0-9]", "", platform.node()) or "host"
 
 
 def _escaped(name: str) -> str:
-    """``name`` as a pattern that matches itself alone."""
+    """``name`` as a glob pattern that matches only itself."""
     return "".join(f"[{c}]" if c in "*?[" else c for c in name)
 
 
@@ -89,7 +89,7 @@ def _runs(pid: int) -> bool:
 
 
 def _flush(path: Path) -> None:
-    """Its bytes (or, of a folder, its names) to the disk; some file systems cannot."""
+    """Flushes a file's bytes, or a folder's names, to disk; some file systems cannot."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""RetinaNet in JAX, by commands.
+"""RetinaNet in JAX.
 
 usage: retina-jax COMMAND [flags]        or  python -m retina_jax.main --mode=COMMAND [flags]
 """
@@ -13,18 +13,18 @@ import sys
 from retina_jax.errors import DONE, UserError, explain
 
 COMMANDS = {
-    "train": "train, evaluating on the way; the same command resumes",
-    "evaluate": "score a checkpoint with COCO's metrics",
-    "prepare": "COCO, VOC, YOLO or TFDS annotations and images to a data set",
-    "doctor": "what is wrong with a data set, and what the anchors can match",
-    "draw": "pictures of ground truth beside detections",
-    "import_weights": "weights of torchvision or Detectron2 to a workdir",
-    "export_weights": "a run's weights for torchvision or Detectron2",
-    "ablate": "the paper's studies: tables and figures",
-    "benchmark": "time a training step, prediction, or the input",
+    "train": "train a model with periodic evaluation; the same command resumes",
+    "evaluate": "evaluate a checkpoint with the COCO metrics",
+    "prepare": "convert COCO, VOC, YOLO or TFDS annotations and images to a data set",
+    "doctor": "check a data set for problems and the anchors for recall",
+    "draw": "draw ground truth next to detections",
+    "import_weights": "create a workdir from torchvision or Detectron2 weights",
+    "export_weights": "write a run's weights for torchvision or Detectron2",
+    "ablate": "run the paper's ablation studies; write tables and figures",
+    "benchmark": "measure the speed of training, prediction and the input pipeline",
 }
 BROKEN_PIPE = 141
-"""As a shell counts a program that ended by SIGPIPE."""
+"""The exit code that a shell reports after SIGPIPE."""
 
 
 def help_text() -> str:
@@ -35,9 +35,9 @@ def help_text() -> str:
 
 
 def read_command(argv: list[str]) -> tuple[str | None, list[str]]:
-    """The command that ``argv`` names, and its arguments; None where it asks for help alone.
+    """The command in ``argv`` and its arguments; None if ``argv`` only asks for help.
 
-    A first word is the command; else ``--mode`` names it, and training is the default.
+    The command is the first word or the value of ``--mode``; the default is training.
     """
     name, rest = "train", list(argv)
     if argv and not argv[0].startswith("-"):
@@ -50,8 +50,8 @@ def read_command(argv: list[str]) -> tuple[str | None, list[str]]:
                 rest = argv[:i] + argv[i + (1 if match[1] is not None else 2) :]
                 name = match[1] if match[1] is not None else "".join(argv[i + 1 : i + 2])
     if name.replace("-", "_") not in COMMANDS:
-        there = ", ".join(command.replace("_", "-") for command in COMMANDS)
-        raise UserError(f"{name!r} is no command; there are {there}")
+        available = ", ".join(command.replace("_", "-") for command in COMMANDS)
+        raise UserError(f"unknown command {name!r}; available: {available}")
     return name.replace("-", "_"), rest
 
 
@@ -64,13 +64,13 @@ def run(argv: list[str]) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command; every error that `errors.explain` knows is one line and an exit code."""
+    """Runs a command; prints each error that `errors.explain` knows and returns its exit code."""
     argv = sys.argv if argv is None else argv
     try:
         code = run(argv[1:])
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # whoever read our output has seen enough
+    except BrokenPipeError:  # the reader of our output has closed it, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE if "--help" in argv else BROKEN_PIPE
     except (Exception, KeyboardInterrupt) as error:

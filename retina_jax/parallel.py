@@ -1,7 +1,7 @@
-"""The only place that says pmap, device count and process.
+"""The only module that knows about pmap, device counts and processes.
 
-State is replicated without a leading axis; a batch is split over its first. Both are put on the
-devices before the call, which donation of an ``in_axes=None`` argument needs.
+State is replicated without a leading axis; a batch is split along its first axis. Both are placed
+on the devices before the call, because donating an ``in_axes=None`` argument requires it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ class Devices:
         if size % count:
             fix = max(1, round(size / count)) * count
             raise UserError(
-                f"config.{field}={size} must divide by {count} devices; set --config.{field}={fix}"
+                f"config.{field}={size} must be a multiple of the {count} devices; "
+                f"set --config.{field}={fix}"
             )
         return size // jax.process_count()
 
@@ -61,7 +62,7 @@ class Devices:
         return jax.device_put(tree, self._sharding())
 
     def shard(self, tree: T) -> T:
-        """Host arrays ``[n, …]`` to ``[devices, n / devices, …]``, each part on its device."""
+        """Host arrays ``[n, …]`` to ``[devices, n / devices, …]``, one part per device."""
 
         def split(x):
             return np.reshape(x, (len(self), len(x) // len(self), *np.shape(x)[1:]))
@@ -69,7 +70,7 @@ class Devices:
         return jax.device_put(jax.tree.map(split, tree), self._sharding(AXIS))
 
     def train_step(self, step: Callable) -> Callable:
-        """``(state, batch) -> (state, metrics)`` over the devices; the old state is given up."""
+        """``(state, batch) -> (state, metrics)`` over the devices; donates the old state."""
         return jax.pmap(
             step,
             axis_name=AXIS,
@@ -80,13 +81,13 @@ class Devices:
         )
 
     def predict_step(self, step: Callable) -> Callable:
-        """``(variables, images, sizes) -> [devices, n / devices, …]``; `fetch` joins them."""
+        """``(variables, images, sizes) -> [devices, n / devices, …]`` over the devices."""
         return jax.pmap(step, axis_name=AXIS, in_axes=(None, 0, 0), devices=self.devices)
 
 
 @contextlib.contextmanager
 def memory_named(advice: str) -> Iterator[None]:
-    """A lack of device memory as `UserError` with ``advice``."""
+    """Turns an out-of-memory error of the device into a `UserError` with ``advice``."""
     try:
         yield
     except Exception as error:
@@ -96,12 +97,12 @@ def memory_named(advice: str) -> Iterator[None]:
 
 
 def fetch(tree: Any) -> Any:
-    """Device arrays to NumPy; waits for them."""
+    """Copies device arrays to NumPy; blocks until they are ready."""
     return jax.tree.map(np.asarray, tree)
 
 
 def join(tree: Any) -> Any:
-    """NumPy ``[devices, n / devices, …]`` to ``[n, …]``: what `Devices.shard` undid."""
+    """NumPy ``[devices, n / devices, …]`` to ``[n, …]``: the inverse of `Devices.shard`."""
     return jax.tree.map(lambda x: np.asarray(x).reshape(-1, *np.shape(x)[2:]), tree)
 
 
@@ -114,7 +115,7 @@ def process_count() -> int:
 
 
 def ahead(items: Iterable[Any], put: Callable[[Any], T], depth: int = 2) -> Iterator[T]:
-    """``put(item)`` for each item, ``depth`` of them under way before they are asked for."""
+    """Yields ``put(item)`` for each item and prefetches ``depth`` items."""
     queue: collections.deque[T] = collections.deque()
     for item in items:
         queue.append(put(item))

@@ -1,4 +1,4 @@
-"""What long work says as it goes: lines, notes, and a progress bar."""
+"""Progress reports of long-running work: lines, notes and a progress bar."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from rich.progress import (
 
 
 class Reporter:
-    """Where long work reports to: a console, or nowhere."""
+    """Prints reports to a console, or discards them."""
 
     def __init__(self, console: Console | None = None):
         self._console = console or Console(quiet=True)
 
     @classmethod
     def on_stderr(cls) -> Reporter:
-        """Reports to people; stdout stays free for results."""
+        """Reports to stderr; stdout stays free for results."""
         return cls(Console(stderr=True, highlight=False, soft_wrap=True))
 
     def say(self, line: str) -> None:
         self._console.print(line, markup=False)
 
     def note(self, line: str, label: str = "note") -> None:
-        """A line that deserves attention."""
+        """Prints a highlighted line."""
         self._console.print(f"[yellow]{label}:[/] {escape(line)}")
 
     def progress(self, title: str, total: int, done: int = 0) -> ProgressBar:
@@ -39,7 +39,7 @@ class Reporter:
 
 
 class ProgressBar:
-    """A bar with rate and time left on a terminal; elsewhere at most a line a minute."""
+    """A progress bar on a terminal; elsewhere, at most one line per minute."""
 
     QUIET_SECONDS = 60.0
 
@@ -74,7 +74,7 @@ class ProgressBar:
             self._bar.stop()
 
     def advance(self, note: str | None = None, by: int = 1) -> None:
-        """``by`` more are done; ``note`` stays beside the bar until the next."""
+        """Advances by ``by``; ``note`` is shown next to the bar until the next note."""
         self._done += by
         if self._bar:
             fields = {} if note is None else {"note": note}

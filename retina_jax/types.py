@@ -1,7 +1,7 @@
-"""The pytrees that cross floors, with their shapes.
+"""The pytrees that packages exchange, with their shapes.
 
-n: images of a batch, m: padded boxes of an image, a: anchors, k: candidates or detections.
-Boxes are ``[x1, y1, x2, y2]``, float32, pixels of the network's input, half-open.
+n: images per batch, m: boxes per image including padding, a: anchors, k: candidates or detections.
+Boxes are ``[x1, y1, x2, y2]``, float32, half-open, in pixels of the network input.
 """
 
 from __future__ import annotations
@@ -18,45 +18,45 @@ Array = jax.Array | np.ndarray
 
 @flax.struct.dataclass
 class GroundTruth:
-    """Boxes of one image (or, with a leading axis, of a batch), padded to m."""
+    """Boxes of one image, padded to m; a batch has a leading axis."""
 
     boxes: Float[Array, "*n m 4"]
     labels: Int[Array, "*n m"]
     valid: Bool[Array, "*n m"]
     """False marks padding."""
     is_crowd: Bool[Array, "*n m"]
-    """A region of uncountable objects: its anchors are ignored, never background."""
+    """Regions of uncountable objects: their anchors are ignored, never background."""
 
 
 @flax.struct.dataclass
 class Batch:
-    """What travels to the device for one step."""
+    """The input of one step."""
 
     images: UInt8[Array, "*n h w 3"] | Float[Array, "*n h w 3"]
-    """RGB; pixels beyond ``sizes`` are zeros."""
+    """RGB; pixels beyond ``sizes`` are 0."""
     sizes: Int[Array, "*n 2"]
-    """Height and width of the picture inside the padded image."""
+    """Height and width of the image without its padding, pixels."""
     original_sizes: Int[Array, "*n 2"]
-    """Height and width of the image before it was scaled, pixels; a filler has its own size."""
+    """Height and width of the image before scaling, pixels; for a filler, the size of the input."""
     ground_truth: GroundTruth
     index: Int[Array, "*n"]
     """Row of the image in its split."""
     example_mask: Bool[Array, "*n"]
-    """False marks a filler that completes an evaluation batch."""
+    """False marks a filler that pads an evaluation batch."""
     cut_away: Int[Array, "*n"]
-    """Boxes of which augmentation left too little (``data.min_visible``) or nothing."""
+    """Number of boxes that augmentation removed (see ``data.min_visible``)."""
 
 
 @flax.struct.dataclass
 class Targets:
-    """What the losses of one image ask of each anchor."""
+    """Training targets of the anchors of one image."""
 
     labels: Int[Array, "*n a"]
-    """Class of a foreground anchor, -1 elsewhere."""
+    """Class of a foreground anchor, -1 otherwise."""
     boxes: Float[Array, "*n a 4"]
-    """Box of a foreground anchor, the anchor itself elsewhere."""
+    """Matched box of a foreground anchor, the anchor itself otherwise."""
     deltas: Float[Array, "*n a 4"]
-    """``boxes`` encoded against their anchors: 0 elsewhere."""
+    """``boxes`` encoded relative to their anchors: 0 where not foreground."""
     foreground: Bool[Array, "*n a"]
     ignore: Bool[Array, "*n a"]
     """Neither foreground nor background: no classification loss."""
@@ -64,19 +64,19 @@ class Targets:
 
 @flax.struct.dataclass
 class Candidates:
-    """The best-scored boxes of each level before NMS, a fixed number k per image."""
+    """The highest-scoring boxes of each level before NMS, a fixed number k per image."""
 
     boxes: Float[Array, "*n k 4"]
     scores: Float[Array, "*n k"]
-    """0 marks an empty place."""
+    """0 marks padding."""
     labels: Int[Array, "*n k"]
 
 
 @flax.struct.dataclass
 class Detections:
-    """What remains of one image after NMS, best first (NumPy, on the host).
+    """The detections of one image after NMS, highest score first (NumPy, on the host).
 
-    From `evaluation.detect` on, boxes are in pixels of the original image.
+    After `evaluation.detect`, boxes are in pixels of the original image.
     """
 
     boxes: Float[np.ndarray, "k 4"]
@@ -86,11 +86,11 @@ class Detections:
 
 @flax.struct.dataclass
 class TrainState:
-    """All that a step reads and writes; what a checkpoint holds."""
+    """The state that a training step updates and a checkpoint stores."""
 
     step: Int[Array, ""]
     params: Any
     batch_stats: Any
     opt_state: Any
     loss_normalizer: Float[Array, ""]
-    """Moving average of the foreground anchors of a batch; moves with ``loss.normalizer=ema``."""
+    """Moving average of the foreground anchors per batch; changes with ``loss.normalizer=ema``."""

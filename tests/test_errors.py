@@ -40,13 +40,13 @@ def test_exit_codes_are_those_that_the_readme_and_restart_scripts_rely_on():
         (
             OSError(errno.ENOSPC, "No space left on device", "/runs/a.json"),
             1,
-            ["stopped: no space left on the disk (/runs/a.json); "
+            ["stopped: no space left on disk (/runs/a.json); "
              "free some space and run the same command again"],
         ),
         (
             OSError(errno.EDQUOT, "Disk quota exceeded"),
             1,
-            ["stopped: no space left on the disk; free some space and run the same command again"],
+            ["stopped: no space left on disk; free some space and run the same command again"],
         ),
         (
             RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 17179869184 bytes"),

@@ -70,7 +70,9 @@ def test_the_command_is_the_first_word_or_the_mode(argv, command, arguments):
 
 @pytest.mark.parametrize("argv", [["fly"], ["--mode=fly"], ["--mode", "fly"], ["--mode"]])
 def test_an_unknown_command_names_those_there_are(argv):
-    with pytest.raises(UserError, match=r"is no command; there are train, .*, import-weights"):
+    with pytest.raises(
+        UserError, match=r"unknown command .*; available: train, .*, import-weights"
+    ):
         read_command(argv)
 
 
@@ -195,7 +197,7 @@ def test_a_reader_that_has_seen_enough_gets_no_traceback(argument, code):
 MISTAKES = {
     "misspelt field": (
         ["--config.loss.gama=1"],
-        "--config.loss.gama is no field of the config; did you mean --config.loss.gamma?",
+        "--config.loss.gama is not a config field; did you mean --config.loss.gamma?",
     ),
     "misplaced field": (["--config.gamma=1"], "did you mean --config.loss.gamma?"),
     "word for a number": (
@@ -210,11 +212,11 @@ MISTAKES = {
     "nan": (["--config.optimizer.learning_rate=nan"], "learning_rate=nan is not a finite number"),
     "tuple that is none": (
         ["--config.data.buckets=800"],
-        "config.data.buckets=(800,) must be pairs (height, width)",
+        "config.data.buckets=(800,) must be (height, width) pairs",
     ),
     "unknown flag": (["--stepz=4"], "stepz"),
-    "unknown mode": (["--mode=fly"], "'fly' is no command; there are train, evaluate,"),
-    "bare word": (["train"], "'train' is not a flag"),
+    "unknown mode": (["--mode=fly"], "unknown command 'fly'; available: train, evaluate,"),
+    "bare word": (["train"], "unexpected argument 'train'"),
     "no such data": (
         ["--config.data.dir=/nowhere", "--config.data.name=coco"],
         "prepare coco --images IMAGES",
@@ -241,7 +243,7 @@ def test_the_program_itself_exits_with_2_after_one_line(tmp_path):
     )  # fmt: skip
     assert done.returncode == MISTAKE
     (line,) = done.stderr.splitlines()
-    assert line.startswith("error: --config.loss.gama is no field")
+    assert line.startswith("error: --config.loss.gama is not a config field")
 
 
 def test_missing_flags_and_files_are_named(tmp_path, run):
@@ -249,7 +251,7 @@ def test_missing_flags_and_files_are_named(tmp_path, run):
     assert "--workdir is missing" in run(SHAPES)[1][0]
     code, (line,) = run("--config=experiments/shape.py", "--workdir=x")
     assert code == MISTAKE
-    assert "error: --config=experiments/shape.py: no such file; there are" in line
+    assert "error: --config=experiments/shape.py: no such file; available: " in line
     broken = tmp_path / "broken.py"
     broken.write_text("def get_config(:\n")
     code, lines = run(f"--config={broken}", "--workdir=x")

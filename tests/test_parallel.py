@@ -20,9 +20,13 @@ def test_shard_and_join_are_inverse():
 def test_a_batch_that_cannot_be_shared_names_one_that_can():
     devices = Devices.local(4)
     assert devices.check_batch(8, "train.batch_size") == 8
-    with pytest.raises(UserError, match=r"=6 must divide by 4 devices; set .*batch_size=8"):
+    with pytest.raises(
+        UserError, match=r"=6 must be a multiple of the 4 devices; set .*batch_size=8"
+    ):
         devices.check_batch(6, "train.batch_size")
-    with pytest.raises(UserError, match=r"=1 must divide by 4 devices; set .*batch_size=4"):
+    with pytest.raises(
+        UserError, match=r"=1 must be a multiple of the 4 devices; set .*batch_size=4"
+    ):
         devices.check_batch(1, "train.batch_size")
 
 

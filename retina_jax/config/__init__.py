@@ -1,4 +1,4 @@
-"""The fields of a run, their values, and the flags that set them."""
+"""Config fields, their values, and the flags that set them."""
 
 from retina_jax.config.backbones import BACKBONES
 from retina_jax.config.fields import CLASSIFICATION_LOSSES, default_config

@@ -1,4 +1,4 @@
-"""The backbones: what sets one residual network apart from the others."""
+"""The backbones: the parameters that distinguish the residual networks."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Backbone:
-    """A row of `BACKBONES`."""
+    """One entry of `BACKBONES`."""
 
     blocks: tuple[int, int, int, int]
-    """Blocks of the stages C2 to C5."""
+    """Number of blocks in stages C2 to C5."""
     bottleneck: bool = True
     groups: int = 1
-    """Of a bottleneck's 3x3 convolution."""
+    """Groups of a bottleneck's 3x3 convolution."""
     width_per_group: int = 64
-    """Channels of a group in C2, for a stem of 64."""
+    """Channels per group in C2, for a stem with 64 channels."""
 
 
 BACKBONES = {
@@ -29,5 +29,5 @@ BACKBONES = {
     "resnext101_64x4d": Backbone((3, 4, 23, 3), groups=64, width_per_group=4),
     "wide_resnet50_2": Backbone((3, 4, 6, 3), width_per_group=128),
 }
-"""By torchvision's names: ResNet (arXiv:1512.03385), ResNeXt (1611.05431), Wide ResNet
+"""By torchvision's name: ResNet (arXiv:1512.03385), ResNeXt (1611.05431), Wide ResNet
 (1605.07146)."""

@@ -1,9 +1,9 @@
-"""The one place where a field is written down: a row each.
+"""The single definition of every config field, one row per field.
 
-Default, meaning, allowed values, and what depends on it. From the rows come `default_config`,
-validation, the help, what a checkpoint's weights were made for, and the comparison of two runs.
-The defaults are the paper's where it names a value (arXiv:1708.02002, section 4), else what
-Detectron2 does.
+A row holds the default, the meaning, the allowed values and what depends on the field. The rows
+define `default_config`, validation, the help, the note in weight files and the comparison of two
+runs. Defaults follow the paper where it states a value (arXiv:1708.02002, section 4), and
+Detectron2 elsewhere.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ CLASSIFICATION_LOSSES: dict[str, tuple[str, tuple[str, ...]]] = {
     "balanced_cross_entropy": ("balanced_cross_entropy", ("alpha",)),
     "focal_star": ("focal_star_loss", ("alpha", "gamma", "beta")),
     "softmax_focal": ("softmax_focal_loss", ("alpha", "gamma")),
-    "ohem": ("sigmoid_cross_entropy", ()),  # of the anchors that `ops.losses` selects
+    "ohem": ("sigmoid_cross_entropy", ()),  # on the anchors that `ops.losses` selects
 }
-"""Values of loss.classification: the function in `ops.losses`, and the fields of loss it takes."""
+"""Values of loss.classification: the function in `ops.losses`, and the loss fields it takes."""
 
 BOX_LOSSES: dict[str, tuple[str, str]] = {
     "smooth_l1": ("smooth_l1", "deltas"),
@@ -38,12 +38,12 @@ BOX_LOSSES: dict[str, tuple[str, str]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Allowed:
-    """What a field may hold: the rule as an error says it, and the check."""
+    """The values a field may have: the rule as error messages state it, and the check."""
 
     rule: str
     holds: Callable[[object], bool]
     fix: object = None
-    """What the error suggests; None: the default."""
+    """The value that the error suggests; None: the default."""
 
 
 def _finite(value: object) -> bool:
@@ -95,182 +95,201 @@ JITTER = numbers(
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """A row."""
+    """One config field."""
 
     name: str
     default: object
     meaning: str
-    """With its unit and its source."""
+    """Shown in the help; with unit and source."""
     allowed: Allowed = ANY
     depends: str = ""
-    """What another value changes, in words of `DEPENDENTS`; "": nothing but speed or files."""
+    """What the value affects, as words of `DEPENDENTS`; "": only speed or output files."""
 
 
 DEPENDENTS = ("weights", "trajectory", "scores")
-"""weights: what a checkpoint's numbers mean; trajectory: the course of training; scores: what the
-same weights score."""
+"""weights: how a checkpoint's arrays are interpreted; trajectory: the course of training; scores:
+the metrics that given weights reach."""
 W, T, S, TS = "weights", "trajectory", "scores", "trajectory scores"
 
 # fmt: off
 FIELDS = (
-    Field("seed", 0, "of weights, order and augmentation", FROM_0, T),
+    Field("seed", 0, "random seed of initial weights, image order and augmentation", FROM_0, T),
 
     Field("data.dir", "", "folder of data sets; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets",
           ANY, TS),
-    Field("data.name", "coco", "data set under dir; empty: the only one there", ANY, TS),
+    Field("data.name", "coco", "name of the data set in data.dir; empty: the only one there",
+          ANY, TS),
     Field("data.train_split", "train", "split to train on", ANY, T),
     Field("data.eval_split", "validation", "split to evaluate", ANY, S),
-    Field("data.short_side", 800, "pixels; an image is scaled until its short side has these ...",
+    Field("data.short_side", 800, "short side of a scaled image, pixels ...", ABOVE_0, TS),
+    Field("data.long_side", 1333, "... smaller if the long side would exceed this, pixels",
           ABOVE_0, TS),
-    Field("data.long_side", 1333, "... unless its long side would exceed this", ABOVE_0, TS),
-    Field("data.buckets", (), "(height, width) of each input shape, one compiled program per "
-          "bucket; empty: landscape and portrait, from the sides above", ANY, TS),
-    Field("data.max_boxes", 100, "boxes kept for each image, crowds included (COCO: at most 93)",
+    Field("data.buckets", (), "(height, width) of each input shape, pixels; one compiled program "
+          "per bucket; empty: landscape and portrait, derived from the sides above", ANY, TS),
+    Field("data.max_boxes", 100, "largest number of boxes per image, crowds included (COCO: 93)",
           ABOVE_0),
-    Field("data.flip", True, "mirror half of the training images", ANY, T),
-    Field("data.train_short_sides", (), "training draws one instead of short_side: (640, …, 800)",
-          SIDES, T),
-    Field("data.scale_range", (1.0, 1.0), "training scales by a further factor, and crops "
-          "(large-scale jitter: 0.1, 2.0)", FACTORS, T),
-    Field("data.min_visible", 0.0, "drop a box when a crop leaves less of its area than this share",
-          SHARE, T),
-    Field("data.color_jitter", (0.0, 0.0, 0.0, 0.0), "brightness, contrast, saturation, hue: "
-          "± of each", JITTER, T),
-    Field("data.drop_empty", False, "leave out training images without a box (crowds aside)",
+    Field("data.flip", True, "flip half of the training images horizontally", ANY, T),
+    Field("data.train_short_sides", (), "short sides that training draws from instead of "
+          "short_side, pixels: (640, …, 800)", SIDES, T),
+    Field("data.scale_range", (1.0, 1.0), "range of a further random scale factor in training, "
+          "with random crops (large-scale jitter: 0.1, 2.0)", FACTORS, T),
+    Field("data.min_visible", 0.0, "smallest share of a box's area that a crop must keep; boxes "
+          "with less are dropped", SHARE, T),
+    Field("data.color_jitter", (0.0, 0.0, 0.0, 0.0), "strength (±) of random brightness, contrast, "
+          "saturation and hue changes", JITTER, T),
+    Field("data.drop_empty", False, "exclude training images without a box (crowds do not count)",
           ANY, T),
-    Field("data.labels", "dense", "dense: 0, 1, …; category_ids: a class slot for every id up to "
-          "the largest", one_of("dense", "category_ids"), W),
-    Field("data.float_pixels", False, "resize in floating point (torchvision); four times the "
-          "bytes to move", ANY, TS),
-    Field("data.rounding", "nearest", "of a resized image's sides: nearest, or floor (torchvision)",
-          one_of("nearest", "floor"), TS),
-    Field("data.antialias", False, "shrink with Pillow's widened bilinear (Detectron2), not "
-          "OpenCV's", ANY, TS),
-    Field("data.pixel_order", "RGB", "channels that the network sees: RGB or BGR",
+    Field("data.labels", "dense", "class labels; dense: 0, 1, …; category_ids: one class per "
+          "category id up to the largest", one_of("dense", "category_ids"), W),
+    Field("data.float_pixels", False, "resize in floating point (torchvision) and send float32 to "
+          "the device: four times the bytes", ANY, TS),
+    Field("data.rounding", "nearest", "rounding of a resized image's sides: nearest, or floor "
+          "(torchvision)", one_of("nearest", "floor"), TS),
+    Field("data.antialias", False, "resize with Pillow's antialiased bilinear filter (Detectron2) "
+          "instead of OpenCV's", ANY, TS),
+    Field("data.pixel_order", "RGB", "channel order of the network's input: RGB or BGR",
           one_of("RGB", "BGR"), W),
-    Field("data.mean", (123.675, 116.28, 103.53), "0 to 255, in pixel_order: ImageNet's", THREE, W),
-    Field("data.std", (58.395, 57.12, 57.375), "0 to 255, in pixel_order", _positive(3), W),
-    Field("data.num_workers", 0, "processes that read and decode; 0: threads of this one", FROM_0),
+    Field("data.mean", (123.675, 116.28, 103.53), "mean of each channel, 0 to 255, in pixel_order "
+          "(ImageNet's)", THREE, W),
+    Field("data.std", (58.395, 57.12, 57.375), "standard deviation of each channel, 0 to 255, in "
+          "pixel_order", _positive(3), W),
+    Field("data.num_workers", 0, "number of processes that read and decode images; 0: threads of "
+          "the main process", FROM_0),
 
-    Field("model.backbone", "resnet50", "resnet, resnext or wide_resnet by torchvision's names",
+    Field("model.backbone", "resnet50", "ResNet, ResNeXt or Wide ResNet, by torchvision's name",
           one_of(*BACKBONES), W),
-    Field("model.width", 64, "channels of the stem; every stage follows", ABOVE_0, W),
-    Field("model.stride_in_1x1", False, "a bottleneck halves in its first 1x1 (Caffe's weights)",
-          ANY, W),
-    Field("model.frozen_stages", 0, "1: the stem is not trained; 2: nor C2 (peers); … 5",
-          one_of(0, 1, 2, 3, 4, 5), T),
-    Field("model.remat", False, "recompute blocks for the gradient: less memory, more time"),
-    Field("model.norm", "frozen", "of the backbone: frozen, batch (over all devices) or group",
+    Field("model.width", 64, "channels of the stem; the stages scale with it", ABOVE_0, W),
+    Field("model.stride_in_1x1", False, "stride of a bottleneck in its first 1x1 convolution "
+          "(Caffe's weights), not in the 3x3", ANY, W),
+    Field("model.frozen_stages", 0, "number of frozen stages; 1: the stem; 2: the stem and C2 "
+          "(torchvision, Detectron2); … 5", one_of(0, 1, 2, 3, 4, 5), T),
+    Field("model.remat", False, "recompute backbone blocks in the backward pass: less memory, more "
+          "time"),
+    Field("model.norm", "frozen", "norm of the backbone: frozen, batch (over all devices) or group",
           one_of("frozen", "batch", "group"), W),
-    Field("model.norm_eps", 1e-5, "0 for torchvision's shipped RetinaNet v1", FROM_0, W),
-    Field("model.norm_momentum", 0.9, "of batch statistics: weight of the past", SHARE, T),
-    Field("model.fpn_channels", 256, "of every level of the pyramid", ABOVE_0, W),
+    Field("model.norm_eps", 1e-5, "eps of the norms; 0 for torchvision's published RetinaNet v1",
+          FROM_0, W),
+    Field("model.norm_momentum", 0.9, "momentum of batch statistics: weight of the old value",
+          SHARE, T),
+    Field("model.fpn_channels", 256, "channels of every pyramid level", ABOVE_0, W),
     Field("model.p6_from", "C5", "input of P6: C5 (paper) or P5 (torchvision v1)",
           one_of("C5", "P5"), W),
-    Field("model.head_convs", 4, "convolutions of a tower before its last", FROM_0, W),
-    Field("model.head_channels", 256, "of a tower", ABOVE_0, W),
-    Field("model.head_norm", "none", "none (paper), group (torchvision v2) or batch (per level)",
-          one_of("none", "group", "batch"), W),
-    Field("model.class_specific_boxes", False, "a box for each class instead of one for all "
-          "(section 4)", ANY, W),
-    Field("model.prior", 0.01, "probability of an object at step 0 (section 3.3)", INSIDE, T),
-    Field("model.predictor_std", 0.01, "of the last convolution's initial weights", ABOVE_0, T),
-    Field("model.init_from", "", "weights to start from: .safetensors, .pth, .pkl or a workdir",
+    Field("model.head_convs", 4, "convolutions in each head before the predicting one", FROM_0, W),
+    Field("model.head_channels", 256, "channels of the heads", ABOVE_0, W),
+    Field("model.head_norm", "none", "norm of the heads: none (paper), group (torchvision v2) or "
+          "batch (per level)", one_of("none", "group", "batch"), W),
+    Field("model.class_specific_boxes", False, "predict one box per class instead of one box for "
+          "all classes (section 4)", ANY, W),
+    Field("model.prior", 0.01, "probability that an anchor is an object at step 0 (section 3.3)",
+          INSIDE, T),
+    Field("model.predictor_std", 0.01, "standard deviation of the predicting convolution's initial "
+          "weights", ABOVE_0, T),
+    Field("model.init_from", "", "initial weights: a .safetensors, .pth or .pkl file, or a workdir",
           ANY, T),
 
-    Field("anchors.scale", 4.0, "smallest anchor of a level over its stride: 32 to 512 px on P3 "
-          "to P7", ABOVE_0, W),
-    Field("anchors.octaves", (0.0, 1 / 3, 2 / 3), "sizes of a level: 2 to these powers", SOME, W),
-    Field("anchors.ratios", (0.5, 1.0, 2.0), "height over width", SOME_POSITIVE, W),
-    Field("anchors.offset", 0.0, "centres at (k + offset) · stride: 0 Detectron2, 0.5 TF Model "
-          "Garden", SHARE, W),
-    Field("anchors.order", "size_major", "of the anchors of a cell: size_major, or ratio_major "
-          "(torchvision)", one_of("size_major", "ratio_major"), W),
-    Field("anchors.rounded", False, "base anchors to whole pixels (torchvision)", ANY, W),
-    Field("anchors.truncate_sizes", False, "whole sizes, as torchvision's int(x · 2^⅓)", ANY, W),
-    Field("anchors.stride_from", "level", "level, or grid: input size // grid (torchvision)",
-          one_of("level", "grid"), W),
+    Field("anchors.scale", 4.0, "smallest anchor size of a level / its stride; 4: 32 px on P3 to "
+          "512 px on P7", ABOVE_0, W),
+    Field("anchors.octaves", (0.0, 1 / 3, 2 / 3), "anchor sizes of a level: the smallest times 2 "
+          "to these powers", SOME, W),
+    Field("anchors.ratios", (0.5, 1.0, 2.0), "aspect ratios, height / width", SOME_POSITIVE, W),
+    Field("anchors.offset", 0.0, "anchor centres at (k + offset) · stride; 0: Detectron2, 0.5: TF "
+          "Model Garden", SHARE, W),
+    Field("anchors.order", "size_major", "order of the anchors of a cell: size_major, or "
+          "ratio_major (torchvision)", one_of("size_major", "ratio_major"), W),
+    Field("anchors.rounded", False, "round base anchors to whole pixels (torchvision)", ANY, W),
+    Field("anchors.truncate_sizes", False, "truncate anchor sizes to whole pixels, like "
+          "torchvision's int(x · 2^⅓)", ANY, W),
+    Field("anchors.stride_from", "level", "anchor stride: level (2^level), or grid: input size // "
+          "grid size (torchvision)", one_of("level", "grid"), W),
 
-    Field("matching.foreground_iou", 0.5, "from here on an anchor is foreground", SHARE, T),
-    Field("matching.background_iou", 0.4, "below it is background; between the two it is ignored",
-          SHARE, T),
-    Field("matching.low_quality", True, "every box claims its nearest anchors (all peers)", ANY, T),
+    Field("matching.foreground_iou", 0.5, "IoU from which an anchor is foreground", SHARE, T),
+    Field("matching.background_iou", 0.4, "IoU below which an anchor is background; between the "
+          "two it is ignored", SHARE, T),
+    Field("matching.low_quality", True, "also match each box to its best anchors, at any IoU above "
+          "0 (torchvision, Detectron2)", ANY, T),
 
-    Field("coder.weights", (1.0, 1.0, 1.0, 1.0), "of dx, dy, dw, dh", _positive(4), W),
-    Field("coder.clamp", math.log(1000 / 16), "largest log scale that is decoded (peers)",
-          ABOVE_0, TS),
+    Field("coder.weights", (1.0, 1.0, 1.0, 1.0), "weights of dx, dy, dw and dh", _positive(4), W),
+    Field("coder.clamp", math.log(1000 / 16), "upper limit of dw and dh in decoding (torchvision, "
+          "Detectron2)", ABOVE_0, TS),
 
-    Field("loss.classification", "focal", ", ".join(CLASSIFICATION_LOSSES),
-          one_of(*CLASSIFICATION_LOSSES), TS),
-    Field("loss.alpha", 0.25, "weight of the foreground; 1 - alpha of the background", SHARE, T),
-    Field("loss.gamma", 2.0, "focusing exponent; 0 is balanced cross entropy", FROM_0, T),
+    Field("loss.classification", "focal", "classification loss: "
+          + ", ".join(CLASSIFICATION_LOSSES), one_of(*CLASSIFICATION_LOSSES), TS),
+    Field("loss.alpha", 0.25, "weight of foreground; background has 1 - alpha", SHARE, T),
+    Field("loss.gamma", 2.0, "focusing exponent; 0: balanced cross entropy", FROM_0, T),
     Field("loss.beta", 1.0, "focal_star: shift of the logit (appendix A)", ANY, T),
-    Field("loss.ohem_examples", 128, "ohem: anchors of an image that are trained on", ABOVE_0, T),
-    Field("loss.ohem_nms_iou", 0.5, "ohem: of two that overlap more the harder stays; 1: both",
-          SHARE, T),
-    Field("loss.ohem_negatives", 0.0, 'ohem: background per foreground anchor; 3: "1:3"; 0: any',
-          FROM_0, T),
-    Field("loss.normalizer", "foreground", "foreground, foreground_plus_1, per_image or ema",
-          one_of("foreground", "foreground_plus_1", "per_image", "ema"), T),
-    Field("loss.ema_initial", 100.0, "ema: foreground anchors of a batch before the first "
+    Field("loss.ohem_examples", 128, "ohem: anchors selected per image", ABOVE_0, T),
+    Field("loss.ohem_nms_iou", 0.5, "ohem: IoU above which NMS drops the easier of two anchors; "
+          "1: no NMS", SHARE, T),
+    Field("loss.ohem_negatives", 0.0, 'ohem: background anchors per foreground anchor; 3: "1:3"; '
+          "0: no fixed ratio", FROM_0, T),
+    Field("loss.normalizer", "foreground", "divisor of the losses: foreground, foreground_plus_1, "
+          "per_image or ema", one_of("foreground", "foreground_plus_1", "per_image", "ema"), T),
+    Field("loss.ema_initial", 100.0, "ema: initial number of foreground anchors per batch "
           "(Detectron2)", ABOVE_0, T),
-    Field("loss.ema_momentum", 0.9, "ema: weight of the past", SHARE, T),
-    Field("loss.box", "smooth_l1", "smooth_l1 (paper), l1 (v1, Detectron2), giou (v2), diou, ciou",
-          one_of(*BOX_LOSSES), T),
-    Field("loss.smooth_l1_beta", 0.11, "Detectron's 1/9 to two digits", FROM_0, T),
-    Field("loss.box_weight", 1.0, "of the box loss in the sum", FROM_0, T),
-
-    Field("optimizer.learning_rate", 0.01, "peak, for a batch of learning_rate_batch images",
-          ABOVE_0, T),
-    Field("optimizer.learning_rate_batch", 16, "other batches scale it linearly; 0: as it is",
+    Field("loss.ema_momentum", 0.9, "ema: weight of the old value", SHARE, T),
+    Field("loss.box", "smooth_l1", "box loss: smooth_l1 (paper), l1 (torchvision v1, Detectron2), "
+          "giou (torchvision v2), diou or ciou", one_of(*BOX_LOSSES), T),
+    Field("loss.smooth_l1_beta", 0.11, "beta of smooth L1 (Detectron's 1/9, to two digits)",
           FROM_0, T),
-    Field("optimizer.name", "sgd", "sgd, or adamw (torchvision v2), whose decay is decoupled",
+    Field("loss.box_weight", 1.0, "weight of the box loss in the total loss", FROM_0, T),
+
+    Field("optimizer.learning_rate", 0.01, "peak learning rate at a batch size of "
+          "learning_rate_batch", ABOVE_0, T),
+    Field("optimizer.learning_rate_batch", 16, "batch size, images, that learning_rate refers to; "
+          "other sizes scale it linearly; 0: no scaling", FROM_0, T),
+    Field("optimizer.name", "sgd", "sgd, or adamw (torchvision v2), with decoupled weight decay",
           one_of("sgd", "adamw"), T),
-    Field("optimizer.momentum", 0.9, "of sgd", SHARE, T),
-    Field("optimizer.weight_decay", 1e-4, "of kernels and biases, not of norms", FROM_0, T),
-    Field("optimizer.decay_biases", True, "decay biases of convolutions too (Detectron2)", ANY, T),
-    Field("optimizer.clip_norm", 0.0, "largest norm of the gradient; 0: no clipping", FROM_0, T),
-    Field("optimizer.schedule", "step", "step, or cosine to zero at train.steps",
-          one_of("step", "cosine"), T),
-    Field("optimizer.decay_at", (60_000, 80_000), 'steps at which "step" multiplies by '
-          "decay_factor", numbers(), T),
-    Field("optimizer.decay_factor", 0.1, 'of "step"', SHARE, T),
-    Field("optimizer.warmup_steps", 1000, "linear, from warmup_factor (peers)", FROM_0, T),
-    Field("optimizer.warmup_factor", 0.001, "of the peak at step 0", SHARE, T),
+    Field("optimizer.momentum", 0.9, "momentum of sgd", SHARE, T),
+    Field("optimizer.weight_decay", 1e-4, "weight decay of kernels and biases, not of norms",
+          FROM_0, T),
+    Field("optimizer.decay_biases", True, "also decay biases of convolutions (Detectron2)", ANY, T),
+    Field("optimizer.clip_norm", 0.0, "largest gradient norm; 0: no clipping", FROM_0, T),
+    Field("optimizer.schedule", "step", "learning-rate schedule: step, or cosine, which reaches 0 "
+          "at train.steps", one_of("step", "cosine"), T),
+    Field("optimizer.decay_at", (60_000, 80_000), 'steps at which "step" multiplies the learning '
+          "rate by decay_factor", numbers(), T),
+    Field("optimizer.decay_factor", 0.1, 'factor of "step"', SHARE, T),
+    Field("optimizer.warmup_steps", 1000, "steps of linear warm-up, starting at warmup_factor",
+          FROM_0, T),
+    Field("optimizer.warmup_factor", 0.001, "learning rate at step 0 / its peak", SHARE, T),
 
-    Field("train.steps", 90_000, "in all", ABOVE_0, T),
-    Field("train.batch_size", 16, "images over all devices of all hosts", ABOVE_0, T),
-    Field("train.precision", "bfloat16", "of the network's arithmetic; weights and losses are "
-          "float32", one_of("float32", "bfloat16"), TS),
-    Field("train.log_every", 20, "steps", ABOVE_0),
-    Field("train.checkpoint_every", 1000, "steps", ABOVE_0),
-    Field("train.keep_checkpoints", 2, "the latest, beside the best by AP", ABOVE_0),
-    Field("train.on_nonfinite", "stop", "stop, or skip: leave the update out and continue",
-          one_of("stop", "skip"), T),
+    Field("train.steps", 90_000, "total number of steps", ABOVE_0, T),
+    Field("train.batch_size", 16, "global batch size: images over all devices of all hosts",
+          ABOVE_0, T),
+    Field("train.precision", "bfloat16", "precision of the network's arithmetic; weights and "
+          "losses are float32", one_of("float32", "bfloat16"), TS),
+    Field("train.log_every", 20, "steps between log entries", ABOVE_0),
+    Field("train.checkpoint_every", 1000, "steps between checkpoints", ABOVE_0),
+    Field("train.keep_checkpoints", 2, "number of latest checkpoints to keep; the best by AP is "
+          "always kept", ABOVE_0),
+    Field("train.on_nonfinite", "stop", "on a non-finite loss or gradient: stop, or skip the "
+          "update and continue", one_of("stop", "skip"), T),
 
-    Field("eval.every", 10_000, "steps; 0: only at the end", FROM_0),
-    Field("eval.batch_size", 16, "images over all devices of all hosts", ABOVE_0),
-    Field("eval.checkpoint", "latest", "what evaluate reads: latest or best",
+    Field("eval.every", 10_000, "steps between evaluations; 0: only at the end", FROM_0),
+    Field("eval.batch_size", 16, "global batch size: images over all devices of all hosts",
+          ABOVE_0),
+    Field("eval.checkpoint", "latest", "checkpoint that evaluate reads: latest or best",
           one_of("latest", "best")),
-    Field("eval.score_threshold", 0.05, "detections below it are dropped", SHARE, S),
-    Field("eval.top_k", 1000, "candidates of a level before NMS", ABOVE_0, S),
-    Field("eval.nms_iou", 0.5, "a box that overlaps a better one of its class more is dropped",
-          SHARE, S),
-    Field("eval.cut_boxes", "before_nms", "to the image: before_nms, or after_nms (Detectron2)",
-          one_of("before_nms", "after_nms"), S),
-    Field("eval.max_detections", 100, "of an image", ABOVE_0, S),
-    Field("eval.limits", (1, 10, 100), "detections of a class and image that COCO's metrics count; "
-          "AP takes the last", LIMITS, S),
-    Field("eval.engine", "hotcoco", "hotcoco, or pycocotools, the arbiter",
+    Field("eval.score_threshold", 0.05, "smallest score of a detection", SHARE, S),
+    Field("eval.top_k", 1000, "candidates per level before NMS", ABOVE_0, S),
+    Field("eval.nms_iou", 0.5, "IoU above which NMS drops the lower-scoring of two boxes of a "
+          "class", SHARE, S),
+    Field("eval.cut_boxes", "before_nms", "when to clip boxes to the image: before_nms, or "
+          "after_nms (Detectron2)", one_of("before_nms", "after_nms"), S),
+    Field("eval.max_detections", 100, "largest number of detections per image", ABOVE_0, S),
+    Field("eval.limits", (1, 10, 100), "detections per class and image that the COCO metrics "
+          "count; AP uses the last", LIMITS, S),
+    Field("eval.engine", "hotcoco", "hotcoco, or pycocotools, the reference implementation",
           one_of("hotcoco", "pycocotools")),
-    Field("eval.pictures", 12, "images drawn with ground truth beside detections; 0: none", FROM_0),
+    Field("eval.pictures", 12, "images drawn with ground truth next to detections; 0: none",
+          FROM_0),
 )
 # fmt: on
 BY_NAME = {field.name: field for field in FIELDS}
 
 
 def default_config() -> ml_collections.ConfigDict:
-    """RetinaNet as in the paper: ResNet-50-FPN at 800 px, batch 16, 90,000 steps; locked."""
+    """The paper's RetinaNet: ResNet-50-FPN, 800 px, batch size 16, 90,000 steps; locked."""
     config = ml_collections.ConfigDict()
     for field in FIELDS:
         group, _, name = field.name.rpartition(".")
@@ -281,5 +300,5 @@ def default_config() -> ml_collections.ConfigDict:
 
 
 def depending(dependent: str) -> tuple[str, ...]:
-    """Names of the fields on which ``dependent``, of `DEPENDENTS`, depends."""
+    """Names of the fields that affect ``dependent``, one of `DEPENDENTS`."""
     return tuple(field.name for field in FIELDS if dependent in field.depends.split())

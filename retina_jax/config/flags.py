@@ -1,6 +1,7 @@
-"""The flags of a command: a config by flags, and every mistake one line. Light: it imports no JAX.
+"""Command-line flags: parses the config and a command's own flags; errors are one line.
 
-A flag is written with ``-`` or with ``_`` between its words, and with one dash or two.
+Imports no JAX, so help and errors are fast. Flags accept ``-`` or ``_`` between words, and one or
+two leading dashes.
 """
 
 from __future__ import annotations
@@ -29,22 +30,22 @@ HELP = ("-h", "--help", "-help", "--helpfull", "-?")
 
 @dataclasses.dataclass(frozen=True)
 class Flag:
-    """A flag of one command, beside ``--config`` and the config's fields."""
+    """A flag of one command, in addition to ``--config`` and the config fields."""
 
     name: str
     meaning: str
     default: str | int | list[str] | None = None
     example: str = ""
-    """Makes the flag required; what its error suggests."""
+    """Makes the flag required; the value that the error suggests."""
     least: int | None = None
-    """The smallest number."""
+    """Smallest allowed number."""
     also: str = ""
-    """An older name that still works."""
+    """Older name that still works."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Parsed:
-    """A command line that was understood."""
+    """A parsed command line."""
 
     config: ml_collections.ConfigDict
     """Locked and valid."""
@@ -52,7 +53,7 @@ class Parsed:
     """The command's own flags, by name."""
     config_file: str
     overrides: dict[str, object]
-    """The fields that flags set, with their values."""
+    """Fields set by flags, with their values."""
 
 
 def wants_help(argv: Sequence[str]) -> bool:
@@ -65,15 +66,15 @@ def parse(
     own: Sequence[Flag] = (),
     config_of_run: Callable[[str], ml_collections.ConfigDict] | None = None,
 ) -> Parsed | None:
-    """The config and flags of ``argv`` (without the program's name); None where help was printed.
+    """The config and flags in ``argv`` (without the program name); None if help was printed.
 
     Args:
-      usage: heads the help.
-      own: flags of the command.
-      config_of_run: reads the config of a workdir; then ``--config`` may be left out where
-        ``--workdir`` is given, and fields that are set change the run's.
+      usage: first part of the help text.
+      own: the command's own flags.
+      config_of_run: reads the config of a workdir. If given, ``--workdir`` can replace
+        ``--config``, and field flags override the run's config.
 
-    Raises `UserError` for every mistake.
+    Raises `UserError` for every invalid command line.
     """
     if wants_help(argv):
         print(help_text(usage, own))
@@ -94,10 +95,10 @@ def parse(
     try:
         rest = values(argv, known_only=True)
         logging.set_verbosity(logging.ERROR)
-        rest = flags.FLAGS(rest)  # absl's own, such as --verbosity
+        rest = flags.FLAGS(rest)  # absl's own flags, such as --verbosity
         config = config_flag.value
         if config is not None:
-            config.is_locked  # noqa: B018  a file that could not be read raises only when touched
+            config.is_locked  # noqa: B018  an unreadable file raises only on access
     except UserError:
         raise
     except (
@@ -113,9 +114,9 @@ def parse(
     except SyntaxError as error:
         raise UserError(f"--config={error.filename}: line {error.lineno}: {error.msg}") from None
     if rest[1:]:
-        raise UserError(f"{rest[1]!r} is not a flag; write --flag=value")
+        raise UserError(f"unexpected argument {rest[1]!r}; write flags as --flag=value")
     if config is None:
-        raise UserError("--config is missing; set --config=experiments/shapes.py or your own")
+        raise UserError("--config is missing; set --config=experiments/shapes.py or your own file")
     for flag in own:
         if flag.example and not values[flag.name].value:
             raise UserError(f"--{flag.name} is missing; set --{flag.name}={flag.example}")
@@ -139,7 +140,7 @@ def _define(flag: Flag, values: flags.FlagValues) -> None:
 
 
 def _spelt(argv: Sequence[str], between: str) -> list[str]:
-    """``argv`` with ``between`` (``-`` or ``_``) between the words of its flags' names."""
+    """``argv`` with ``between`` (``-`` or ``_``) between the words of flag names."""
 
     def spelt(argument: str) -> str:
         match = re.fullmatch(r"(--?)([A-Za-z][\w.-]*)(=.*)?", argument, re.DOTALL)
@@ -152,7 +153,7 @@ def _spelt(argv: Sequence[str], between: str) -> list[str]:
 
 
 def _renamed(argv: Sequence[str], own: Sequence[Flag]) -> list[str]:
-    """Older names of flags to today's."""
+    """Replaces older flag names with the current ones."""
     names = {flag.also: flag.name for flag in own if flag.also}
 
     def renamed(argument: str) -> str:
@@ -165,7 +166,7 @@ def _renamed(argv: Sequence[str], own: Sequence[Flag]) -> list[str]:
 
 
 def experiments() -> Path | None:
-    """The folder of the experiments that come with the package; None where they were left out."""
+    """The folder of the experiments shipped with the package; None if there is none."""
     spec = importlib.util.find_spec("retina_jax.experiments")
     beside = Path(__file__).parents[2] / "experiments"
     places = [*(spec.submodule_search_locations or () if spec else ()), beside]
@@ -173,7 +174,7 @@ def experiments() -> Path | None:
 
 
 def _installed_experiment(argument: str) -> str:
-    """``--config=experiments/NAME.py`` from the working folder, else from the installation."""
+    """``--config=experiments/NAME.py`` from the working directory, else from the installation."""
     match = re.fullmatch(r"(--?config=)?(experiments/\w+\.py)(:.*)?", argument, re.DOTALL)
     if not match or Path(match[2]).exists():
         return argument
@@ -186,19 +187,19 @@ def _installed_experiment(argument: str) -> str:
 def help_text(usage: str, own: Sequence[Flag] = ()) -> str:
     """``usage``, the command's flags, and every field with its default and meaning."""
     lines = [usage.strip(), "", "flags:"]
-    config = Flag("config", "an experiment: a file with get_config()", example="x")
+    config = Flag("config", "experiment: a Python file with get_config()", example="x")
     for flag in (config, *own):
         default = "" if flag.default in (None, "", []) else f"={flag.default}"
         required = " (required)" if flag.example else ""
         lines.append(f"  --{flag.name}{default}\n      {flag.meaning}{required}")
-    lines += ["", "fields, with their defaults (experiments set their own):"]
+    lines += ["", "config fields, with their defaults (an experiment overrides some):"]
     for field in FIELDS:
         lines.append(f"  {field_flag(field.name, field.default)}\n      {field.meaning}")
     return "\n".join(lines)
 
 
 def _explain(argv: list[str], error: Exception) -> str:
-    """One line that names the flag and the fix, from whatever the parsers raised."""
+    """One line that names the flag and the fix, for any error of the parsers."""
     for i, argument in enumerate(argv[1:], 1):
         path = _value_of(argument, "config")
         if path is None and argument in ("-config", "--config") and i + 1 < len(argv):
@@ -208,7 +209,7 @@ def _explain(argv: list[str], error: Exception) -> str:
             there = [f"experiments/{p.name}" for p in sorted(folder.glob("*.py"))] if folder else []
             there = [name for name in there if not name.endswith("__init__.py")]
             return f"--config={path}: no such file" + (
-                f"; there are {', '.join(there)}" if there else ""
+                f"; available: {', '.join(there)}" if there else ""
             )
     fields = leaves(default_config())
     for argument in argv[1:]:
@@ -219,19 +220,19 @@ def _explain(argv: list[str], error: Exception) -> str:
         if name not in fields:
             near = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
             near = near or [f for f in fields if f.split(".")[-1] == name.split(".")[-1]][:1]
-            fix = f"did you mean --config.{near[0]}?" if near else "see --help for all fields"
-            return f"--config.{name} is no field of the config; {fix}"
+            fix = f"did you mean --config.{near[0]}?" if near else "--help lists all fields"
+            return f"--config.{name} is not a config field; {fix}"
         if value is not None and not _parses(value, fields[name]):
             kind = type(fields[name]).__name__
             return (
-                f"--config.{name}={value} is not of type {kind}; write for example "
+                f"--config.{name}={value} is not of type {kind}; for example, set "
                 f"{field_flag(name, fields[name])}"
             )
     return _in_config_file(str(error)) or " ".join(str(error).split())
 
 
 def _in_config_file(text: str) -> str | None:
-    """What a config file raised, with its line, out of the traceback that ml_collections keeps."""
+    """The error and line of a config file, from the traceback that ml_collections stores."""
     if "Error whilst parsing config file" not in text:
         return None
     lines = text.strip().splitlines()
@@ -247,13 +248,13 @@ def _value_of(argument: str, flag: str) -> str | None:
 
 
 def _value_after(argv: Sequence[str], flag: str) -> str | None:
-    """The last value that ``argv`` gives a flag, behind ``=`` or as the next word."""
-    found = None
+    """The last value of a flag in ``argv``, after ``=`` or as the next word."""
+    value = None
     for i, argument in enumerate(argv):
         if match := re.fullmatch(rf"--?{flag}(?:=(.*))?", argument, re.DOTALL):
             following = argv[i + 1] if i + 1 < len(argv) else None
-            found = match[1] if match[1] is not None else following
-    return found
+            value = match[1] if match[1] is not None else following
+    return value
 
 
 def _parses(value: str, default: object) -> bool:
@@ -271,7 +272,7 @@ def _parses(value: str, default: object) -> bool:
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """For commands without a config: either spelling of a flag, mistakes as `UserError`."""
+    """For commands without a config: accepts ``-`` and ``_``, raises `UserError`."""
 
     def __init__(self, **options):
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)

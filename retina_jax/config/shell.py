@@ -1,4 +1,4 @@
-"""Commands and flags as they are typed into a shell: what is printed for a user runs as printed."""
+"""Commands and flags, quoted for a shell: users can paste what the program prints."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def program() -> str:
-    """What starts this program: ``retina-jax`` where a shell finds it, else this Python."""
+    """The command that starts this program: ``retina-jax`` if on the PATH, else this Python."""
     found = shutil.which("retina-jax")
     if found and Path(found).parent == Path(sys.executable).parent:
         return "retina-jax"
@@ -17,7 +17,7 @@ def program() -> str:
 
 
 def command(name: str, *arguments: object) -> str:
-    """A whole command line; every argument quoted where a shell needs it."""
+    """A complete command line, with arguments quoted where a shell needs it."""
     return " ".join([program(), name, *(shlex.quote(str(a)) for a in arguments)])
 
 
@@ -27,7 +27,7 @@ def field_flag(name: str, value: object) -> str:
 
 
 def field_value(value: object) -> str:
-    """A field's value as a flag takes it: numbers at full precision, tuples quoted."""
+    """A field's value as a flag accepts it: numbers at full precision, tuples quoted."""
     if isinstance(value, tuple):
         return f"'{value}'".replace(" ", "")
     return shlex.quote(str(value)) if str(value) else "''"

@@ -1,4 +1,4 @@
-"""The values of a config: read, validated, resolved, compared."""
+"""Config values: read, validate, resolve and compare them."""
 
 from __future__ import annotations
 
@@ -16,70 +16,70 @@ from retina_jax.config.shell import field_flag
 from retina_jax.errors import UserError
 
 RESOLVED = "resolved"
-"""Group of config.json that holds what follows from the fields; it is no part of the config."""
-_STEP = 32  # pixels: the stride of C5; every side of an input is a multiple
+"""Group of config.json with the derived values; not part of the config."""
+_STEP = 32  # pixels: the stride of C5; the sides of every input are multiples of it
 
 
 def leaves(config: Mapping[str, Any] | ml_collections.ConfigDict, prefix: str = "") -> dict:
     """Every field of a config, or of its JSON, as ``{"train.steps": 90000, …}``."""
-    found = {}
+    fields = {}
     for key, value in config.items():
         if not prefix and key == RESOLVED:
             continue
         if isinstance(value, (ml_collections.ConfigDict, dict)):
-            found |= leaves(value, f"{prefix}{key}.")
+            fields |= leaves(value, f"{prefix}{key}.")
         else:
-            found[prefix + key] = value
-    return found
+            fields[prefix + key] = value
+    return fields
 
 
 def tuples(value: object) -> object:
-    """JSON has lists where a config has tuples."""
+    """``value`` with lists, as JSON stores them, turned into tuples."""
     return tuple(map(tuples, value)) if isinstance(value, (list, tuple)) else value
 
 
 def from_json(content: Mapping[str, Any]) -> ml_collections.ConfigDict:
-    """The config of a config.json; locked.
+    """The config in a config.json; locked.
 
-    A field that has come since has its default, one that is gone is left out, and a folder of data
-    is the absolute one.
+    Fields added since the file was written have their defaults, removed fields are dropped, and
+    ``data.dir`` is absolute.
     """
     config = default_config()
-    given = leaves(content)
+    fields = leaves(content)
     if folder := content.get(RESOLVED, {}).get("data.dir"):
-        given["data.dir"] = folder
-    for name, value in given.items():
+        fields["data.dir"] = folder
+    for name, value in fields.items():
         if name in BY_NAME:
             config.update_from_flattened_dict({name: tuples(value)})
     return config
 
 
 def to_json(config: ml_collections.ConfigDict, resolved: Mapping[str, Any]) -> dict[str, Any]:
-    """What config.json holds: the fields as they were asked for, and what follows from them."""
+    """The content of config.json: the fields as the user set them, and the derived values."""
     return json.loads(json.dumps({**config.to_dict(), RESOLVED: dict(resolved)}))
 
 
 @dataclasses.dataclass(frozen=True)
 class Resolved:
-    """What follows from the fields; `resolve` computes it once, after the flags."""
+    """Values derived from the fields; `resolve` computes them once, after the flags."""
 
     learning_rate: float
-    """Peak, for the batch at hand."""
+    """Peak, scaled to ``train.batch_size``."""
     anchors_per_place: int
     buckets: tuple[tuple[int, int], ...]
-    """(height, width) of the inputs."""
+    """(height, width) of the inputs, pixels."""
     background_logits: int
-    """Logits of an anchor beside its classes: 1 with a softmax, else 0."""
+    """Logits per anchor in addition to its classes: 1 with a softmax, else 0."""
     data_dir: str
-    """Absolute; "" for TFDS's own default."""
+    """Absolute; "" for TFDS's default."""
 
     @property
     def softmax(self) -> bool:
-        """Whether classes exclude each other."""
+        """Whether the classes are mutually exclusive."""
         return self.background_logits > 0
 
     def to_json(self) -> dict[str, Any]:
-        """For config.json; a key that names a field stands for its resolved value."""
+        """For config.json; a key that is a field name holds its resolved value."""
         return {
             "data.dir": self.data_dir,
             "data.buckets": self.buckets,
@@ -89,7 +89,7 @@ class Resolved:
 
 
 def resolve(config: ml_collections.ConfigDict) -> Resolved:
-    """Derived values; call it after the flags are in."""
+    """The derived values; call it after the flags are applied."""
     optimizer, data = config.optimizer, config.data
     scale = 1.0
     if optimizer.learning_rate_batch:
@@ -105,14 +105,14 @@ def resolve(config: ml_collections.ConfigDict) -> Resolved:
 
 
 def absolute_folder(folder: str) -> str:
-    """A folder whatever the working directory; "" stays."""
+    """The absolute path of a folder; "" is returned unchanged."""
     return str(Path(folder).expanduser().absolute()) if folder else ""
 
 
 def following_buckets(
     short_side: int, long_side: int, train_short_sides: Sequence[int]
 ) -> tuple[tuple[int, int], ...]:
-    """Landscape and portrait, (height, width), at the largest sides that images are scaled to."""
+    """Landscape and portrait, (height, width), for the largest sides that images are scaled to."""
     short = _up(max(short_side, *train_short_sides, 1))
     long = max(short, _up(long_side))
     return ((short, long), (long, short)) if long > short else ((short, short),)
@@ -123,12 +123,12 @@ def _up(side: int) -> int:
 
 
 def target_arguments(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """What `ops.targets.assign_targets` takes of a config."""
+    """The arguments of `ops.targets.assign_targets` in a config."""
     return {**config.matching, "coder_weights": config.coder.weights}
 
 
 def placement_rule(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """What `data.plan.place` takes of a config."""
+    """The arguments of `data.plan.place` in a config."""
     data = config.data
     return {
         "buckets": resolve(config).buckets,
@@ -139,13 +139,13 @@ def placement_rule(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def comparable(content: ml_collections.ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a config, of its leaves, or of a config.json of any version, as JSON.
+    """The fields of a config, of its leaves, or of a config.json of any version, as JSON.
 
-    Resolved values stand for those that were asked for, and a field that has come since has its
-    default: two that compare equal make the same run.
+    Resolved values replace the values as set, and missing fields have their defaults: if two
+    results are equal, the configs make the same run.
     """
-    given = leaves(content)
-    fields = {field.name: given.get(field.name, field.default) for field in FIELDS}
+    values = leaves(content)
+    fields = {field.name: values.get(field.name, field.default) for field in FIELDS}
     resolved = {} if isinstance(content, ml_collections.ConfigDict) else content.get(RESOLVED, {})
     if isinstance(fields["data.dir"], str):
         fields["data.dir"] = resolved.get("data.dir") or absolute_folder(fields["data.dir"])
@@ -156,7 +156,7 @@ def comparable(content: ml_collections.ConfigDict | Mapping[str, Any]) -> dict[s
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Field to its two values where two results of `comparable` differ; in the order of rows."""
+    """Fields where two results of `comparable` differ, with both values; in `FIELDS` order."""
     return {
         field.name: (before[field.name], now[field.name])
         for field in FIELDS
@@ -169,13 +169,14 @@ def _refuse(name: str, value: object, rule: str, fix: object) -> None:
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
-    """Raises `UserError`, naming the field, its value and the fix, for what cannot work."""
-    given = leaves(config)
-    if given.keys() != BY_NAME.keys():
-        odd = sorted(given.keys() ^ BY_NAME.keys())[0]
-        raise UserError(f"config.{odd} is not as in default_config(); build experiments from it")
+    """Raises `UserError` for an invalid config, with the field, its value and the fix."""
+    values = leaves(config)
+    if values.keys() != BY_NAME.keys():
+        odd = sorted(values.keys() ^ BY_NAME.keys())[0]
+        problem = "is missing" if odd in BY_NAME else "is not a config field"
+        raise UserError(f"config.{odd} {problem}; start get_config() from default_config()")
     for field in FIELDS:
-        value, allowed = given[field.name], field.allowed
+        value, allowed = values[field.name], field.allowed
         if isinstance(value, float) and not math.isfinite(value):
             _refuse(field.name, value, "is not a finite number", field.default)
         if not allowed.holds(value):
@@ -186,7 +187,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
 
 
 def _validate_relations(config: ml_collections.ConfigDict) -> None:
-    """Fields that exclude each other."""
+    """Checks combinations of fields."""
     matching, data, model, loss = config.matching, config.data, config.model, config.loss
     if matching.background_iou > matching.foreground_iou:
         rule = f"must not exceed matching.foreground_iou={matching.foreground_iou}"
@@ -196,12 +197,12 @@ def _validate_relations(config: ml_collections.ConfigDict) -> None:
         rule = f"must not be below data.short_side={data.short_side}"
         _refuse("data.long_side", data.long_side, rule, data.short_side)
     if data.float_pixels and data.antialias:
-        rule = "resizes by OpenCV, which does not antialias, and data.antialias is True"
+        rule = "resizes with OpenCV, which cannot antialias, but data.antialias is True"
         _refuse("data.float_pixels", True, rule, False)
     if loss.classification == "focal_star" and not loss.gamma > 0:
         _refuse("loss.gamma", loss.gamma, "must be above 0 for focal_star", 2.0)
     if model.stride_in_1x1 and model.backbone in ("resnet18", "resnet34"):
-        rule = f"has no 1x1 to halve in: {model.backbone} has basic blocks"
+        rule = f"needs bottlenecks, but {model.backbone} has basic blocks without a 1x1 convolution"
         _refuse("model.stride_in_1x1", True, rule, False)
 
 
@@ -212,37 +213,37 @@ def _validate_buckets(buckets: tuple) -> None:
     )  # fmt: skip
     name = "data.buckets"
     if not well_formed:
-        _refuse(name, buckets, "must be pairs (height, width)", ((800, 1344), (1344, 800)))
+        _refuse(name, buckets, "must be (height, width) pairs", ((800, 1344), (1344, 800)))
     for height, width in buckets:
         if height < _STEP or width < _STEP or height % _STEP or width % _STEP:
             fix = tuple((max(_STEP, _up(h)), max(_STEP, _up(w))) for h, w in buckets)
             _refuse(name, buckets, f"must be multiples of {_STEP} pixels", fix)
     if len(set(buckets)) != len(buckets):
-        _refuse(name, buckets, "names a bucket twice", tuple(dict.fromkeys(buckets)))
+        _refuse(name, buckets, "contains a bucket twice", tuple(dict.fromkeys(buckets)))
 
 
 def notices(config: ml_collections.ConfigDict) -> list[str]:
-    """What is allowed and yet worth a line before step 0."""
-    found = []
+    """Warnings about a valid config, one line each."""
+    lines = []
     optimizer, steps = config.optimizer, config.train.steps
     if optimizer.warmup_steps >= steps:
-        found.append(
+        lines.append(
             f"optimizer.warmup_steps={optimizer.warmup_steps} does not end within "
             f"train.steps={steps}: the learning rate never reaches its peak"
         )
     if optimizer.schedule == "step" and not any(at < steps for at in optimizer.decay_at):
-        found.append(
-            f"optimizer.decay_at={tuple(optimizer.decay_at)} lies beyond train.steps={steps}: "
+        lines.append(
+            f"optimizer.decay_at={tuple(optimizer.decay_at)} is beyond train.steps={steps}: "
             "the learning rate never decays"
         )
     if config.model.norm == "frozen" and not config.model.init_from:
-        found.append(
-            "model.norm=frozen without model.init_from: random weights are never normalised and "
-            "learn badly; set --config.model.norm=batch to train from scratch"
+        lines.append(
+            "model.norm=frozen without model.init_from: activations of random weights are never "
+            "normalised and train badly; set --config.model.norm=batch to train from scratch"
         )
     if config.model.frozen_stages and not config.model.init_from:
-        found.append(
-            f"model.frozen_stages={config.model.frozen_stages} without model.init_from: random "
-            "weights stay random there; set --config.model.frozen_stages=0 to train from scratch"
+        lines.append(
+            f"model.frozen_stages={config.model.frozen_stages} without model.init_from: the frozen "
+            "stages keep random weights; set --config.model.frozen_stages=0 to train from scratch"
         )
-    return found
+    return lines

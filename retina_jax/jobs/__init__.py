@@ -1,1 +1,1 @@
-"""One file for each command: it parses, calls and prints."""
+"""One file per command: parses flags, calls `runs` and prints."""

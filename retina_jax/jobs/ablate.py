@@ -1,13 +1,14 @@
-"""Run the paper's studies as flag overrides on an experiment: tables and figures.
+"""Run the paper's ablation studies on an experiment; write tables and figures.
 
 usage: retina-jax ablate --config=experiments/shapes.py --study=prior,alpha,focal,ohem
            --out=runs/ablation [--seeds=3] [--only=PATTERN] [--config.path.to.field=value ...]
 
 Studies: prior, alpha (Table 1a of arXiv:1708.02002), focal (1b), anchors (1c), ohem (1d), speed
-(1e), boxes (one box for all classes against one for each), losses (all of them). Each row is a
-run of the program, in OUT/runs/ROW/seedN; the same command resumes, one with other flags is
-refused, and rows with the same fields share their runs. OUT gets tables.md, STUDY.csv, and the
-figures: loss against p_t, cumulative loss, speed against AP.
+(1e), boxes (one box for all classes or one per class), losses (five classification losses). Each
+row of a table is a training run with other config fields, in OUT/runs/ROW/seedN; rows with the same
+fields share their runs. Run the same command to resume; reusing OUT with other flags is an error.
+OUT also receives tables.md, STUDY.csv and figures: loss as a function of p_t, cumulative loss, and
+AP as a function of speed.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from retina_jax.config.flags import Flag, Parsed, parse
 
 FLAGS = (
     Flag("study", "names of studies, separated by commas", [], example="prior,focal"),
-    Flag("out", "folder of the runs, tables and figures", example="runs/ablation"),
-    Flag("seeds", "runs of each row", 3, least=1),
-    Flag("only", "take the rows whose name this regular expression finds, as 'prior|γ [12]'", ""),
+    Flag("out", "folder for runs, tables and figures", example="runs/ablation"),
+    Flag("seeds", "number of runs per row, with seeds 0, 1, …", 3, least=1),
+    Flag("only", "regular expression that selects rows by name, for example 'prior|γ [12]'", ""),
 )
 _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,7 +33,7 @@ _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 def run_program(
     parsed: Parsed, words: Sequence[str], fields: dict[str, object]
 ) -> subprocess.CompletedProcess:
-    """Runs a command of this program with the user's config and flags, and ``fields`` set."""
+    """Runs a command of this program with the user's config and flags, overridden by ``fields``."""
     command = [sys.executable, "-m", "retina_jax.main", *words, f"--config={parsed.config_file}"]
     for name, value in {**parsed.overrides, **fields}.items():
         command.append(f"--config.{name}={value}")
@@ -56,5 +57,5 @@ def main(argv: list[str]) -> int:
 
     tables = ablate(parsed.config, flags.study, out, flags.seeds, program, flags.only, report)
     report.say(tables)
-    report.say(f"all of it: {out} (tables.md, CSV, figures, runs)")
+    report.say(f"results: {out} (tables.md, CSV, figures, runs)")
     return 0

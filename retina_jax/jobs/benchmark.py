@@ -1,15 +1,16 @@
-"""Time what a run is made of; one JSON object per line.
+"""Measure the speed of the parts of a run; prints one JSON object per line.
 
 usage: retina-jax benchmark step --config=experiments/coco.py [--runs=5] [--steps=20]
-           [--config.train.batch_size=16 ...]     a training step on random images, by bucket
-       retina-jax benchmark predict --config=…    eval.batch_size images, to candidates
-       retina-jax benchmark input --config=…      decode, scale, mirror, pad: images/s per core
-           beside a bare OpenCV loop and, where it is installed, torchvision
+           [--config.train.batch_size=16 ...]     training step on random images, per bucket
+       retina-jax benchmark predict --config=…    prediction step, from images to candidates
+       retina-jax benchmark input --config=…      decode, scale, flip, pad: images/s per core,
+           compared with a bare OpenCV loop and, if it is installed, torchvision
        retina-jax benchmark memory --config=… [--steps=10000]     host memory of the loader
-       retina-jax benchmark padding --config=…    wasted pixels by scheme, on COCO's image sizes
+       retina-jax benchmark padding --config=…    padded pixels by batching scheme, for
+           simulated COCO image sizes
 
-Contestants and buckets take turns, RUNS times, so that drift of the machine affects all alike;
-figures are medians.
+The compared pipelines (or buckets) alternate RUNS times, so that slow drift of the machine affects
+all equally. The results are medians.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from retina_jax.errors import UserError
 
 KINDS = ("step", "predict", "input", "memory", "padding")
 FLAGS = (
-    Flag("runs", "timed runs of each bucket", 5, least=1),
-    Flag("steps", "steps, or batches, of a run", 20, least=1),
-    Flag("classes", "classes of the random data", 80, least=1),
+    Flag("runs", "number of timed runs per bucket or pipeline", 5, least=1),
+    Flag("steps", "number of steps, or batches, per run", 20, least=1),
+    Flag("classes", "number of classes in the random data", 80, least=1),
 )
 
 
 def benchmark(kind: str, parsed: Parsed) -> Iterator[dict]:
-    """The figures of one kind, as they come."""
+    """Yields the results of one kind of benchmark."""
     config, flags = parsed.config, parsed.flags
     if kind == "input":
         from retina_jax.benchmarks.input import time_input
@@ -51,8 +52,8 @@ def benchmark(kind: str, parsed: Parsed) -> Iterator[dict]:
 def main(argv: list[str]) -> int:
     kind, rest = (argv[0], argv[1:]) if argv[:1] and argv[0] in KINDS else ("", argv)
     if not kind and not wants_help(argv):
-        given = f"{argv[0]!r} is no benchmark" if argv else "no benchmark was named"
-        raise UserError(f"{given}; write one of {', '.join(KINDS)} first")
+        problem = f"unknown benchmark {argv[0]!r}" if argv else "no benchmark was named"
+        raise UserError(f"{problem}; the first argument must be one of {', '.join(KINDS)}")
     parsed = parse(rest, __doc__, FLAGS)
     if parsed is None:
         return 0

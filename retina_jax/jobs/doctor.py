@@ -1,12 +1,12 @@
-"""Examine a prepared data set and the anchors that a config puts on it.
+"""Check a prepared data set, and the anchors that a config places on it.
 
 usage: retina-jax doctor --config=experiments/custom.py --config.data.dir=DIR [--out=doctor]
            [--config.path.to.field=value ...]
 
-Reads every record and says what is wrong: duplicates, boxes outside or of no area, wrong units,
+Reads every record and reports duplicates, boxes outside the image or without area, wrong units,
 classes without boxes, images that are in both splits, classes that the anchors cannot match (with
-the flags that help), padding. Writes OUT/doctor.html (one page with plots) and OUT/doctor.json.
-Exits with 2 where training would be meaningless.
+the flags that fix it), and padding. Writes OUT/doctor.html (one page with plots) and
+OUT/doctor.json. Exits with code 2 if training would be meaningless.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from retina_jax.config.flags import Flag, parse
 
-OUT = Flag("out", "folder of the page and the JSON", "doctor")
+OUT = Flag("out", "folder for doctor.html and doctor.json", "doctor")
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
 
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     report = doctor(parsed.config, out, Reporter.on_stderr())
     console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = 140  # a file has no edge
+        console.width = 140  # a file does not wrap
     for table in pages.text_tables(report):
         console.print(table)
     for finding in report.findings:

@@ -1,4 +1,4 @@
-"""Draw ground truth beside detections from what an evaluation left in a workdir.
+"""Draw ground truth next to the detections of an evaluation in a workdir.
 
 usage: retina-jax draw --workdir=DIR [--step=STEP] [--count=12] [--score=0.4] [--out=FILE]
 """
@@ -13,14 +13,23 @@ from retina_jax.errors import UserError
 
 def main(argv: list[str]) -> int:
     parser = ArgumentParser(prog="retina-jax draw", description=__doc__)
-    parser.add_argument("workdir", type=Path, nargs="?", metavar="WORKDIR", help="of the run")
-    parser.add_argument("--workdir", type=Path, dest="named", help="the same, as a flag")
-    parser.add_argument("--step", type=int, help="step that was evaluated (default: the last)")
-    parser.add_argument("--count", type=int, default=12, help="images (default: %(default)s)")
     parser.add_argument(
-        "--score", type=float, default=0.4, help="least score (default: %(default)s)"
+        "workdir", type=Path, nargs="?", metavar="WORKDIR", help="folder of the run"
     )
-    parser.add_argument("--out", type=Path, help="PNG to write (default: eval/STEP/detections.png)")
+    parser.add_argument("--workdir", type=Path, dest="named", help="the same, as a flag")
+    parser.add_argument("--step", type=int, help="evaluated step (default: the last)")
+    parser.add_argument(
+        "--count", type=int, default=12, help="number of images (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--score",
+        type=float,
+        default=0.4,
+        help="smallest score of the detections to draw (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--out", type=Path, help="PNG file to write (default: eval/STEP/detections.png)"
+    )
     options = parser.parse_args(argv)
     workdir = options.named or options.workdir
     if workdir is None:

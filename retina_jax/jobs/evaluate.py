@@ -1,11 +1,11 @@
-"""Score a checkpoint of a run with COCO's metrics.
+"""Evaluate a checkpoint of a run with the COCO metrics.
 
 usage: retina-jax evaluate --workdir=DIR [--config.eval.checkpoint=best]
            [--config=experiments/shapes.py] [--config.path.to.field=value ...]
 
-The config is the run's own unless --config is given. Writes DIR/eval/STEP/: metrics.json,
-detections.json (COCO results) and detections.png. Scores on other data, or under other fields, go
-to a folder beside it whose name says so.
+Uses the run's own config unless --config is given. Writes metrics.json, detections.json (COCO
+results) and detections.png to DIR/eval/STEP. An evaluation on other data or with other config
+fields writes to a separate folder whose name lists the differences.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ def run(config: ml_collections.ConfigDict, workdir: str, console: Console) -> in
     report = Reporter(console)
     result = evaluate(config, workdir, report)
     if result.signal:
-        report.say(f"stopped by {result.signal.name}: nothing was written")
+        report.say(f"stopped by {result.signal.name}; nothing was written")
         return 128 + result.signal
     print_table(console, result.metrics)
-    report.say(f"all of it: {result.folder}")
+    report.say(f"results: {result.folder}")
     return 0
 
 

@@ -1,12 +1,13 @@
-"""Write a run's weights under the names of torchvision or Detectron2, to be used there.
+"""Write a run's weights in the format of torchvision or Detectron2.
 
 usage: retina-jax export-weights --workdir=DIR --to=torchvision --out=model.safetensors
 
-Takes the best checkpoint by AP, or else the latest, of the network that DIR/config.json describes.
-A network that the other's RetinaNet cannot express is refused by field and value. Anchors are put
-in the other's order; a file under this program's own names says its order, pixels and eps beside
-the arrays. The code that builds the model there (backbone, classes, eps of the norms, input of P6,
-anchors, pixels) and loads the file is printed on stdout.
+Exports the best checkpoint by AP, or the latest if none was evaluated. If the RetinaNet of the
+target system cannot represent the network in DIR/config.json, the error names the config field and
+its value. Anchors are reordered for the target system. With --to=retina_jax, the file also stores
+the anchor order, pixel normalisation and norm eps. The command prints code to stdout that builds
+the model in the target system (backbone, classes, norm eps, input of P6, anchors, pixel
+normalisation) and loads the file.
 """
 
 from __future__ import annotations
@@ -21,20 +22,20 @@ SYSTEMS = ("torchvision", "detectron2", "retina_jax")
 
 def main(argv: list[str]) -> int:
     parser = ArgumentParser(prog="retina-jax export-weights", description=__doc__)
-    parser.add_argument("--workdir", type=Path, required=True, help="of the run")
+    parser.add_argument("--workdir", type=Path, required=True, help="folder of the run")
     parser.add_argument(
         "--to", choices=SYSTEMS, required=True,
-        help="whose names; retina_jax: this program's own, for every network",
+        help="target system; retina_jax: this program, which can represent every network",
     )  # fmt: skip
     parser.add_argument(
         "--out", type=Path, required=True,
-        help="file to write: .safetensors, .pth (needs torch) or .pkl (Detectron2's own form)",
+        help="file to write: .safetensors, .pth (needs torch) or .pkl (Detectron2's format)",
     )  # fmt: skip
     options = parser.parse_args(argv)
     from retina_jax.runs.weights import export_run
 
     out = options.out.expanduser()
     count, lines = export_run(options.workdir, options.to, out)
-    print(f"{count} arrays in {out}; load them with", file=sys.stderr)
+    print(f"wrote {count} arrays to {out}; load them with:", file=sys.stderr)
     print("\n".join(lines))
     return 0

@@ -1,16 +1,16 @@
-"""Make a workdir of weights that another program (or a run of this one) has trained.
+"""Create a workdir from weights that another program, or another run, has trained.
 
 usage: retina-jax import-weights --config=experiments/coco.py --weights=FILE --out=DIR
            [--classes=N] [--config.path.to.field=value ...]
 
-FILE is .safetensors, .pth (needs torch) or .pkl with the names of torchvision (ResNet, RetinaNet),
-Detectron2 (ResNet, RetinaNet, Caffe2 ResNet) or this program; or the workdir of another run. The
-config must describe the network that the weights are of; what does not fit is listed by name. The
-number of classes is the weights' own; for a backbone alone it is the data set's, or --classes. The
-classes of torchvision's COCO models (91 slots) become COCO's 80 where the data set has these ids,
-or with --classes=80.
+FILE is a .safetensors, .pth (needs torch) or .pkl file from torchvision (ResNet, RetinaNet),
+Detectron2 (ResNet, RetinaNet, Caffe2 ResNet) or this program, or the workdir of another run. The
+config must describe the network of the weights; parameters that do not fit are listed by name. A
+detector keeps its number of classes; for a backbone, the number comes from the data set or
+--classes. The 91 outputs of torchvision's COCO models are reduced to COCO's 80 classes if the data
+set has COCO's category ids, or with --classes=80.
 
-Afterwards DIR holds a checkpoint of step 0 and config.json: evaluate it, or train on from it, with
+DIR then contains config.json and a checkpoint of step 0. To evaluate or train from it, pass
 --workdir=DIR.
 """
 
@@ -20,8 +20,8 @@ from retina_jax.config.flags import Flag, parse
 
 FLAGS = (
     Flag("weights", "file, or workdir of a run", example="resnet50.pth"),
-    Flag("out", "workdir to make (also --workdir)", example="runs/theirs", also="workdir"),
-    Flag("classes", "classes of the network; 0: the weights'", 0),
+    Flag("out", "workdir to create (also --workdir)", example="runs/theirs", also="workdir"),
+    Flag("classes", "number of classes; 0: that of the weights or the data set", 0),
 )
 
 

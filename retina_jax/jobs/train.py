@@ -1,4 +1,4 @@
-"""Train RetinaNet, evaluating on the way; the same command resumes.
+"""Train RetinaNet with periodic evaluation; run the same command to resume.
 
 usage: retina-jax train --config=experiments/shapes.py --workdir=DIR
            [--config.path.to.field=value ...]
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import ml_collections
     from rich.console import Console
 
-WORKDIR = Flag("workdir", "folder of the run; made where it is not there", example="runs/first")
+WORKDIR = Flag("workdir", "folder of the run; created if missing", example="runs/first")
 
 
 def run(config: ml_collections.ConfigDict, workdir: str, console: Console) -> int:
@@ -27,8 +27,8 @@ def run(config: ml_collections.ConfigDict, workdir: str, console: Console) -> in
     result = train(config, workdir, report)
     if result.signal:
         report.say(
-            f"stopped by {result.signal.name}: saved in {result.folder}; "
-            "run the same command to continue"
+            f"stopped by {result.signal.name}; checkpoint saved in {result.folder}; "
+            "run the same command to resume"
         )
         return 128 + result.signal
     print_table(console, result.metrics)
@@ -36,7 +36,7 @@ def run(config: ml_collections.ConfigDict, workdir: str, console: Console) -> in
         report.say(f"detections: {result.evaluation / 'detections.png'}")
     if result.curves:
         report.say(f"curves:     {result.curves}")
-    report.say(f"all of it:  {result.folder} (checkpoints, eval, metrics.jsonl, tensorboard)")
+    report.say(f"results:    {result.folder} (checkpoints, eval, metrics.jsonl, tensorboard)")
     return 0
 
 

@@ -109,7 +109,7 @@ def test_runs_get_the_config_flags_alone_however_written(
     code, said = ablate(capsys, *flags)
     assert code == MISTAKE
     assert "error: CE, prior 0.01, seed 0: exit code 2: error: " in said
-    assert "config.train.batch_size=12 must divide by" in said
+    assert "config.train.batch_size=12 must be a multiple of" in said
     (folder,) = (tmp_path / "here/runs").glob("*")
     assert folder.name == "classification=cross_entropy,prior=0.01"
 
@@ -208,10 +208,13 @@ def test_a_run_that_diverges_is_told_from_one_that_fails(tmp_path, programs, cap
     (outcome,) = (tmp_path / "diverged").glob("runs/*/seed0/outcome.json")
     assert json.loads(outcome.read_text())["stopped"] == "stopped: step 3: loss nan"
     assert programs.drawn == [], "there are no weights to draw from"
-    programs.code, programs.stderr = MISTAKE, "error: config.train.batch_size=6 must divide by 8"
+    programs.code, programs.stderr = (
+        MISTAKE,
+        "error: config.train.batch_size=6 must be a multiple of the 8 devices",
+    )
     code, said = ablate(capsys, *flags, f"--out={tmp_path}/failed")
     assert code == MISTAKE
-    assert "exit code 2: error: config.train.batch_size=6 must divide by" in said
+    assert "exit code 2: error: config.train.batch_size=6 must be a multiple of" in said
     assert not list((tmp_path / "failed").glob("runs/*/seed0/outcome.json"))
 
 

@@ -78,7 +78,7 @@ def test_fields_that_exclude_each_other():
         validate(config)
     config = default_config()
     config.model.backbone, config.model.stride_in_1x1 = "resnet34", True
-    with pytest.raises(UserError, match=r"stride_in_1x1=True has no 1x1 to halve in"):
+    with pytest.raises(UserError, match=r"stride_in_1x1=True needs bottlenecks, but resnet"):
         validate(config)
 
 

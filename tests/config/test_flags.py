@@ -80,12 +80,12 @@ def test_an_older_name_still_works(flags):
         (["--out="], "--out is missing; set --out=runs/x"),
         (["--out=o", "--keep_all=0"], "keep_all"),
         (["--out=o", "--keep_all=x"], "keep_all"),
-        (["--out=o", "word"], "'word' is not a flag; write --flag=value"),
+        (["--out=o", "word"], "unexpected argument 'word'; write flags as --flag=value"),
         (["--out=o", "--outs=o"], "outs"),
         (["--out=o", "--config.train.stepz=1"], "did you mean --config.train.steps?"),
-        (["--out=o", "--config.xyz.uvw=1"], "--config.xyz.uvw is no field of the config; see"),
+        (["--out=o", "--config.xyz.uvw=1"], "--config.xyz.uvw is not a config field; --help lists"),
         (["--out=o", "--config.data.flip=maybe"], "--config.data.flip=maybe is not of type bool"),
-        (["--out=o", "--config.coder.weights=(1,"], "is not of type tuple; write for example "),
+        (["--out=o", "--config.coder.weights=(1,"], "is not of type tuple; for example, set "),
         (["--out=o", "--config.train.steps=0"], "config.train.steps=0 must be above 0"),
     ],
 )
@@ -130,7 +130,7 @@ def test_experiments_come_from_the_installation_where_the_working_folder_has_non
 def test_a_missing_experiment_names_those_there_are(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for flags in (["--config=experiments/coc.py"], ["--config", "experiments/coc.py"]):
-        with pytest.raises(UserError, match=r"coc\.py: no such file; there are .*ents/coco\.py"):
+        with pytest.raises(UserError, match=r"coc\.py: no such file; available: .*ents/coco\.py"):
             parse(flags, "")
 
 

@@ -55,7 +55,7 @@ def test_told_to_stop_it_saves_and_says_so(tmp_path, shapes_dir, number, code, w
         process.send_signal(number)
     _, said = process.communicate(timeout=DEADLINE)
     assert process.returncode == code, said
-    assert f"stopped by {signal.Signals(number).name}: saved in" in said
+    assert f"stopped by {signal.Signals(number).name}; checkpoint saved in" in said
     assert "Traceback" not in said
     logged = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
     checkpoints = Checkpoints(tmp_path / "run")
