@@ -64,7 +64,7 @@ def test_two_steps_a_restart_and_two_more_equal_four_bit_for_bit(tiny_config, tm
 
 @pytest.mark.slow
 @pytest.mark.optimized
-@pytest.mark.usefixtures("quick_init")
+@pytest.mark.usefixtures("shallow", "quick_init")
 def test_overfits_four_pictures(tiny_config, tmp_path, quiet):
     from retina_jax.prepare import shapes
 
