@@ -30,6 +30,8 @@ def test_every_package_is_listed():
 def installed(tmp_path_factory):
     """A fresh environment with the wheel; dependencies are those of this environment."""
     folder = tmp_path_factory.mktemp("wheel")
+    # pip takes what PYTHONPATH shows for installed
+    variables = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder,
          REPOSITORY],
@@ -39,7 +41,9 @@ def installed(tmp_path_factory):
     subprocess.run([sys.executable, "-m", "venv", environment], check=True)
     python = environment / "bin" / "python"
     (wheel,) = folder.glob("*.whl")
-    subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", wheel], check=True)
+    subprocess.run(
+        [python, "-m", "pip", "install", "--quiet", "--no-deps", wheel], check=True, env=variables
+    )
     name = f"python{sys.version_info[0]}.{sys.version_info[1]}"
     site = environment / "lib" / name / "site-packages"
     (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")

@@ -105,6 +105,7 @@ def test_2_devices_take_the_same_step_with_every_normaliser_and_loss(
 ):
     tiny_config.update_from_flattened_dict(changes)
     tiny_config.optimizer.learning_rate = 0.01
+    tiny_config.model.head_convs = int(tiny_config.model.head_norm == "batch")
     batch = batch_of(0)
     _, alone, alone_metrics = one_step(tiny_config, batch, devices=1, steps=2)
     _, shared, metrics = one_step(tiny_config, batch, devices=2, steps=2)
