@@ -271,7 +271,7 @@ def test_evaluating_an_empty_workdir_is_a_mistake(tmp_path, shapes_dir, run):
         SHAPES, f"--workdir={tmp_path}/run", f"--config.data.dir={shapes_dir}", "--mode=evaluate"
     )
     assert code == MISTAKE
-    assert "holds no checkpoint" in lines[-1]
+    assert "has no checkpoint" in lines[-1]
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,1 @@
-"""The paper's studies (arXiv:1708.02002, Table 1) on any experiment: rows, tables, figures."""
+"""The paper's ablation studies (arXiv:1708.02002, Table 1) on any experiment."""

@@ -1,4 +1,4 @@
-"""The paper's figures, from this program's own losses and runs."""
+"""Reproduces the paper's figures with this program's losses and runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _POINTS = 400
 
 
 def _figure(width: float, height: float, columns: int = 1):
-    """A figure and its axes, drawn without a display."""
+    """A figure and its axes; needs no display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -30,7 +30,7 @@ def _save(figure, path: Path) -> None:
 
 
 def draw_losses(path: Path) -> None:
-    """Figures 1 and 5: losses against p_t, and against x_t = y · x (without α)."""
+    """Figures 1 and 5: losses as functions of p_t and of x_t = y · x (without α)."""
     import jax.numpy as jnp
 
     from retina_jax.ops.losses import focal_star_loss, sigmoid_focal_loss
@@ -59,22 +59,22 @@ def draw_losses(path: Path) -> None:
 def cumulative_share(
     losses: np.ndarray, counts: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Share of all loss that the samples of least loss make up: x and shares, both 0 to 1.
+    """Cumulative normalised loss: shares of samples and of loss, both 0 to 1.
 
-    Losses are sorted from low to high and normalised to sum to 1 (section 5.1). ``counts``: samples
-    of each loss; None: one.
+    Losses are sorted from low to high and normalised to sum to 1 (section 5.1). ``counts``: number
+    of samples with each loss; None: one.
     """
     counts = np.ones(len(losses), np.int64) if counts is None else counts
     order = np.argsort(losses, kind="stable")
     samples = np.concatenate([[0], np.cumsum(counts[order])])
     summed = np.cumsum(losses[order].astype(np.float64) * counts[order])
     shares = np.concatenate([[0.0], summed / max(summed[-1], np.finfo(float).tiny)])
-    wanted = np.unique(np.linspace(0, samples[-1], _POINTS).astype(int))
-    return wanted / samples[-1], np.interp(wanted, samples, shares)
+    points = np.unique(np.linspace(0, samples[-1], _POINTS).astype(int))
+    return points / samples[-1], np.interp(points, samples, shares)
 
 
 def draw_cumulative_loss(workdir: Path, path: Path) -> None:
-    """Figure 4: how much of the loss the easy foreground and the easy background make."""
+    """Figure 4: cumulative normalised loss of foreground and of background."""
     figure, axes = _figure(10, 4, 2)
     counted = count_logits(workdir)
     for gamma in GAMMAS:
@@ -88,7 +88,7 @@ def draw_cumulative_loss(workdir: Path, path: Path) -> None:
 
 
 def draw_speed(rows: list[tuple], path: Path) -> None:
-    """Figure 2: AP against milliseconds an image, a line for each backbone."""
+    """Figure 2: AP as a function of milliseconds per image, one line per backbone."""
     lines: dict[str, list[tuple[float, float]]] = {}
     for row, outcomes, columns in rows:
         scores = [outcome.scores["AP"] for outcome in outcomes if isinstance(outcome, Outcome)
@@ -99,6 +99,6 @@ def draw_speed(rows: list[tuple], path: Path) -> None:
     figure, axis = _figure(5.5, 4)
     for backbone, points in lines.items():
         axis.plot(*zip(*sorted(points), strict=True), "o-", label=backbone)
-    axis.set(xlabel="ms an image", ylabel="AP")
+    axis.set(xlabel="ms per image", ylabel="AP")
     axis.legend()
     _save(figure, path)

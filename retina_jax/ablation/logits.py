@@ -1,4 +1,4 @@
-"""The logits of a run over its evaluation split, as histograms: their number does not matter."""
+"""Histograms of a run's logits on its evaluation split; memory does not depend on its size."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from retina_jax.training.workdir import read_config
 from retina_jax.types import Array
 
 LARGEST = 32.0
-"""Size of a logit beyond which all count as this: its loss is as good as linear, or nothing."""
+"""Logits are clipped to ± this value; beyond it the loss is practically linear, or 0."""
 BINS = 1 << 14
 
 
 @dataclasses.dataclass(frozen=True)
 class LogitCounts:
-    """How many logits lie in each bin of ``x_t = y · x``, section 3's signed logit."""
+    """Number of logits in each bin of ``x_t = y · x``, the signed logit of section 3."""
 
     foreground: Int[np.ndarray, "bins"]
-    """Of the classes of foreground anchors."""
+    """Logits of the class of a foreground anchor."""
     background: Int[np.ndarray, "bins"]
 
     @property
     def signed(self) -> Float[np.ndarray, "bins"]:
-        """The middle of each bin."""
+        """The centre of each bin."""
         edges = np.linspace(-LARGEST, LARGEST, len(self.foreground) + 1)
         return (edges[1:] + edges[:-1]) / 2
 
     def losses(self, gamma: float) -> Float[np.ndarray, "bins"]:
-        """The focal loss in the middle of each bin, without α."""
+        """The focal loss at the centre of each bin, without α."""
         labels = np.zeros(len(self.foreground), np.int32)
         signed = jnp.asarray(self.signed[:, None], jnp.float32)
         return np.asarray(sigmoid_focal_loss(signed, labels, 0.5, gamma))
@@ -54,12 +54,12 @@ def count_bins(
     """Histogram of the ``counted`` values over ± `LARGEST`; int32, so up to 2³¹ values."""
     place = jnp.floor((signed + LARGEST) * (bins / (2 * LARGEST)))
     place = jnp.clip(place, 0, bins - 1).astype(jnp.int32)
-    place = jnp.where(counted, place, bins)  # beyond the last: dropped
+    place = jnp.where(counted, place, bins)  # an extra bin, dropped below
     return jnp.bincount(place.reshape(-1), length=bins + 1)[:-1]
 
 
 def count_logits(workdir: Path) -> LogitCounts:
-    """Logits of the best (or else the latest) weights of a run, over its evaluation split."""
+    """Counts the logits of a run's best (else latest) checkpoint on its evaluation split."""
     config = read_config(workdir)
     directory = open_data_set(config.data.dir, config.data.name)
     split = open_split(directory, config.data.eval_split, config.data.labels)

@@ -1,4 +1,4 @@
-"""Run the rows of studies, each as a run of the program; tables and figures of what they gave."""
+"""Runs the rows of studies as training runs; writes tables and figures."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from retina_jax.ops.anchors import LEVELS, feature_grid
 from retina_jax.progress import Reporter
 
 SPEED = "speed.json"
-"""In a row's folder: the first line of the benchmark, and the fields of its config."""
+"""File in a row's folder: the first line of the benchmark, and the fields of its config."""
 
 
 class Finished(Protocol):
-    """What became of a program: `subprocess.CompletedProcess` is one."""
+    """The result of a program, such as `subprocess.CompletedProcess`."""
 
     returncode: int
     stdout: str
@@ -39,11 +39,11 @@ class Finished(Protocol):
 
 
 Program = Callable[[Sequence[str], dict[str, object]], Finished]
-"""Runs a command (its words) with the user's config, in which the given fields are set."""
+"""Runs a command, given as words, with the user's config and the given fields."""
 
 
 def own_fields(row: Row, seed: int) -> dict[str, object]:
-    """Where a run of ``row`` differs from the user's config."""
+    """The fields that a run of ``row`` sets in the user's config."""
     return {**row.fields, "seed": seed, "eval.pictures": 0}
 
 
@@ -55,7 +55,7 @@ def fields_of(config: ml_collections.ConfigDict, row: Row, seed: int) -> dict[st
 def run_one(
     row: Row, seed: int, folder: Path, config: ml_collections.ConfigDict, program: Program
 ) -> Outcome:
-    """Trains, or reads what became of it before."""
+    """Trains a row with a seed, or reads the outcome of an earlier run."""
     fields = fields_of(config, row, seed)
     outcome = Outcome.read(folder, fields)
     if outcome:
@@ -68,7 +68,7 @@ def run_one(
     elif done.returncode == NON_FINITE:
         outcome = Outcome(None, last, fields)
     else:
-        raise UserError(f"{row.name}, seed {seed}: exit code {done.returncode}: {last}")
+        raise UserError(f"{row.name}, seed {seed} failed with exit code {done.returncode}: {last}")
     outcome.write(folder)
     return outcome
 
@@ -76,25 +76,25 @@ def run_one(
 def seconds_per_image(
     row: Row, config: ml_collections.ConfigDict, folder: Path, program: Program
 ) -> float:
-    """Of prediction, measured once and kept in ``folder``."""
-    kept, fields = folder / SPEED, fields_of(config, row, 0)
-    if kept.exists():
-        measured = json.loads(kept.read_text())
-        check_made_with(kept, measured.get("fields"), fields)
+    """Seconds per image of prediction, measured once and stored in ``folder``."""
+    path, fields = folder / SPEED, fields_of(config, row, 0)
+    if path.exists():
+        measured = json.loads(path.read_text())
+        check_made_with(path, measured.get("fields"), fields)
     else:
         done = program(["benchmark", "predict"], own_fields(row, 0))
         if done.returncode:
             last = (done.stderr.strip().splitlines() or [""])[-1]
-            raise UserError(f"{row.name}: its speed could not be measured: {last}")
+            raise UserError(f"{row.name}: cannot measure its speed: {last}")
         measured = {**json.loads(done.stdout.splitlines()[0]), "fields": fields}
-        write_json(kept, measured)
+        write_json(path, measured)
     return 1 / measured["images_per_second"]
 
 
 def _columns(
     study: str, row: Row, config: ml_collections.ConfigDict, folder: Path, program: Program
 ) -> dict[str, str]:
-    """Further columns of a study's rows."""
+    """Additional columns of a study's rows."""
     if study == "anchors":
         bucket = resolve(config).buckets[0]
         cells = sum(rows * cols for rows, cols in (feature_grid(bucket, lv) for lv in LEVELS))
@@ -112,12 +112,17 @@ def _chosen_rows(
     try:
         pattern = re.compile(only)
     except re.error as error:
-        raise UserError(f"--only={only!r} is no regular expression: {error}") from None
+        raise UserError(
+            f"--only={only!r} is not a regular expression ({error}); escape special characters"
+        ) from None
     chosen = {}
     for name in names:
         rows = [r for r in studies.study(name, config).rows if pattern.search(r.name)]
         if not rows:
-            raise UserError(f"--only={only!r} leaves no row of --study={name}")
+            names_of_rows = ", ".join(r.name for r in studies.study(name, config).rows)
+            raise UserError(
+                f"--only={only!r} matches no row of --study={name}; rows: {names_of_rows}"
+            )
         chosen[name] = rows
     return chosen
 
@@ -131,29 +136,29 @@ def ablate(
     only: str = "",
     report: Reporter | None = None,
 ) -> str:
-    """Runs the studies ``names`` into ``out``; returns their tables as Markdown.
+    """Runs the studies ``names`` in ``out``; returns their tables as Markdown.
 
     Args:
-      seeds: runs of each row, with seeds 0, 1, …
-      program: runs a command with fields of the config set.
-      only: a regular expression; takes the rows whose name it finds.
+      seeds: number of runs per row, with seeds 0, 1, …
+      program: runs a command with config fields.
+      only: regular expression that selects rows by name.
 
-    Runs that have ended are read. Raises `UserError` for runs in ``out`` that were made with other
-    fields, before the first run, and for a run that fails other than by a non-finite loss.
+    Finished runs are reused. Raises `UserError` before the first run if ``out`` contains runs with
+    other fields, and if a run fails for another reason than a non-finite loss.
     """
     report = report or Reporter()
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--out={out}: {error.strerror}; give another folder") from None
+        raise UserError(f"--out={out}: {error.strerror}; set --out to another folder") from None
     chosen = _chosen_rows(names, only, config)
     unique = {row.slug(): row for rows in chosen.values() for row in rows}
     outcomes: dict[str, list[Outcome]] = {slug: [] for slug in unique}
-    for seed in range(seeds):  # other flags are told before the first run, not after hours
+    for seed in range(seeds):  # report different flags before the first run, not after hours
         for slug, row in unique.items():
             Outcome.read(out / "runs" / slug / f"seed{seed}", fields_of(config, row, seed))
     with report.progress("runs", len(unique) * seeds) as bar:
-        for seed in range(seeds):  # every row once before any a second time
+        for seed in range(seeds):  # all rows with one seed before the next seed
             for slug, row in unique.items():
                 folder = out / "runs" / slug / f"seed{seed}"
                 outcome = run_one(row, seed, folder, config, program)

@@ -1,4 +1,4 @@
-"""The rows of each study: a name, the fields it sets, and what the paper measured on COCO."""
+"""The rows of each study: name, fields, and the paper's AP on COCO."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from retina_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One setting of a study; two rows of the same fields share their runs."""
+    """One setting of a study; rows with the same fields share their runs."""
 
     name: str
     fields: dict[str, object]
     paper: float | None = None
-    """COCO box AP of the paper (ResNet-50 at 600 px; OHEM: ResNet-101), None: not given."""
+    """The paper's COCO box AP (ResNet-50 at 600 px; OHEM: ResNet-101); None: not reported."""
 
     def slug(self) -> str:
-        """Name of the row's folder: its fields."""
+        """Name of the row's folder, from its fields."""
         pairs = [f"{name.split('.', 1)[-1]}={value}" for name, value in sorted(self.fields.items())]
         return ",".join(pairs).replace(" ", "").replace("/", "_") or "as_it_is"
 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """Rows that answer one question."""
+    """A table of rows."""
 
     title: str
     rows: tuple[Row, ...]
@@ -65,7 +65,7 @@ _ALPHA = Study(
     ),
 )  # fmt: skip
 _FOCAL = Study(
-    "(b) Focal loss: γ, each with its best α of the paper",
+    "(b) Focal loss: γ, with the paper's best α for each",
     tuple(
         Row(f"FL, γ {gamma}, α {alpha}", _focal(gamma, alpha), paper)
         for gamma, alpha, paper in (
@@ -75,7 +75,7 @@ _FOCAL = Study(
     ),
 )  # fmt: skip
 _OHEM = Study(
-    "(d) OHEM against focal loss",
+    "(d) OHEM and focal loss",
     (
         *(
             Row(f"OHEM, {examples} anchors, NMS {nms_iou}", _ohem(examples, nms_iou), paper)
@@ -92,14 +92,14 @@ _OHEM = Study(
     ),
 )  # fmt: skip
 _BOXES = Study(
-    "Boxes for all classes against a box for each class",
+    "One box for all classes, or one box per class",
     (
         Row("class-agnostic", {"model.class_specific_boxes": False}),
         Row("class-specific", {"model.class_specific_boxes": True}),
     ),
 )
 _LOSSES = Study(
-    "Classification losses beside each other",
+    "Classification losses",
     (
         Row("CE", _CE),
         Row("balanced CE, α 0.75", _focal(0.0, 0.75)),
@@ -130,7 +130,7 @@ PAPER_SIZES = {
     ("resnet101", 0.625): 34.4, ("resnet101", 0.75): 36.0, ("resnet101", 0.875): 37.1,
     ("resnet101", 1.0): 37.8,
 }  # fmt: skip
-"""Table 1e by backbone and share of 800 px."""
+"""AP in Table 1e, by backbone and image scale / 800 px."""
 
 
 def _speed(config: ml_collections.ConfigDict) -> Study:
@@ -154,7 +154,7 @@ def _speed(config: ml_collections.ConfigDict) -> Study:
             }
             name = f"{backbone}, {fields['data.short_side']} px"
             rows.append(Row(name, fields, PAPER_SIZES.get((backbone, share))))
-    return Study("(e) Depth and size against speed", tuple(rows))
+    return Study("(e) Backbone depth, image size and speed", tuple(rows))
 
 
 _STUDIES = {
@@ -171,8 +171,8 @@ NAMES = tuple(_STUDIES)
 
 
 def study(name: str, config: ml_collections.ConfigDict) -> Study:
-    """The study of a name, on top of an experiment; `UserError` for an unknown name."""
+    """The study with this name for an experiment; `UserError` for an unknown name."""
     if name not in _STUDIES:
         raise UserError(f"--study={name} must be one of {', '.join(NAMES)}")
-    found = _STUDIES[name]
-    return found if isinstance(found, Study) else found(config)
+    entry = _STUDIES[name]
+    return entry if isinstance(entry, Study) else entry(config)

@@ -1,4 +1,4 @@
-"""Runs to rows of a table, as Markdown and CSV."""
+"""Tables of runs, as Markdown and CSV."""
 
 from __future__ import annotations
 
@@ -16,28 +16,29 @@ from retina_jax.files import write_json
 
 SCORES = ("AP", "AP50", "AP75")
 OUTCOME = "outcome.json"
-"""In a run's folder once it has ended: `Outcome` as JSON."""
+"""File in the folder of a finished run: `Outcome` as JSON."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of one run."""
+    """The result of one run."""
 
     scores: dict[str, float] | None
-    """`SCORES` and ``step_seconds``; None where the run stopped on a fault."""
+    """`SCORES` and ``step_seconds``; None if the run stopped at a non-finite loss."""
     stopped: str = ""
+    """The message of a run that stopped."""
     fields: dict[str, object] | None = None
-    """Leaves of the run's config; None in files that do not say."""
+    """Leaves of the run's config; None in files of earlier versions."""
 
     def write(self, folder: Path) -> None:
         write_json(folder / OUTCOME, dataclasses.asdict(self))
 
     @classmethod
     def read(cls, folder: Path, fields: dict[str, object]) -> Outcome | None:
-        """None where the run has not ended yet.
+        """The outcome of the run in ``folder``; None if it is not finished.
 
-        ``fields`` are the leaves of its config. Raises `UserError` where it was made, or begun,
-        with others.
+        ``fields`` are the leaves of its config. Raises `UserError` if the run was started with
+        other fields.
         """
         path, begun = folder / OUTCOME, folder / "config.json"
         if path.exists():
@@ -52,24 +53,24 @@ class Outcome:
 def check_made_with(
     path: Path, before: dict[str, object] | None, fields: dict[str, object]
 ) -> None:
-    """Raises `UserError` where ``path`` was made with other fields than those of now.
+    """Raises `UserError` if ``path`` was made with other fields.
 
-    Both are leaves of a config, ``before`` perhaps out of JSON, or None where the file does not
-    say. A field that has come since had its default.
+    Both are leaves of a config; ``before`` may come from JSON, or be None if the file does not
+    store them. Fields added since had their defaults.
     """
     if before is None:
-        raise UserError(f"{path} does not say with which flags it was made; give another --out")
+        raise UserError(f"{path} does not store the flags it was made with; set another --out")
     changed = differences(comparable(before), comparable(fields))
     if changed:
         listed = [f"{name}={was}, now {now}" for name, (was, now) in list(changed.items())[:3]]
         more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise UserError(
-            f"{path} was made with other flags ({'; '.join(listed)}{more}); give another --out"
+            f"{path} was made with other flags ({'; '.join(listed)}{more}); set another --out"
         )
 
 
 def scores_of(folder: Path, steps: int) -> dict[str, float]:
-    """The last evaluation of a finished run, and its median seconds a step."""
+    """The last evaluation of a finished run, and its median seconds per step."""
     metrics = json.loads((folder / "eval" / str(steps) / "metrics.json").read_text())
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     batch = json.loads((folder / "config.json").read_text())["train"]["batch_size"]
@@ -90,7 +91,7 @@ def _mean_and_spread(values: list[float | None]) -> str:
 def table_rows(
     rows: list[tuple[Row, list[Outcome], dict[str, str]]],
 ) -> tuple[list[str], list[list[str]]]:
-    """Header and cells; ``rows`` have their outcomes by seed and further columns of their own."""
+    """Header and cells; each row has its outcomes by seed, and additional columns."""
     extra = list(dict.fromkeys(name for _, _, more in rows for name in more))
     header = ["setting", *SCORES, "runs", "ms a step", *extra, "paper's AP"]
     cells = []
@@ -106,7 +107,7 @@ def table_rows(
 
 
 def markdown(title: str, header: list[str], cells: list[list[str]]) -> str:
-    """A table under its title."""
+    """A table with its title, as Markdown."""
     lines = [f"### {title}", "", "| " + " | ".join(header) + " |"]
     lines.append("|" + "|".join(["---"] + ["---:"] * (len(header) - 1)) + "|")
     lines += ["| " + " | ".join(row) + " |" for row in cells]
@@ -114,7 +115,7 @@ def markdown(title: str, header: list[str], cells: list[list[str]]) -> str:
 
 
 def comma_separated(header: list[str], cells: list[list[str]]) -> str:
-    """The same as CSV."""
+    """A table as CSV."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows([header, *cells])

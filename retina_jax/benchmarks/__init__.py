@@ -1,1 +1,1 @@
-"""Timings of a run's parts: steps, the input, its memory, padding."""
+"""Benchmarks: steps, the input pipeline, its memory, padding."""

@@ -1,6 +1,6 @@
-"""The input pipeline beside a bare OpenCV loop and torchvision, doing the same work in one run.
+"""Compares the input pipeline with a bare OpenCV loop and torchvision on the same work.
 
-JPEGs of 640×480 to 800×1344: decode, scale to 800×1067, mirror half, pad.
+Decodes JPEGs of 640×480, scales them to 800×1067, flips half of them, and pads them to 800×1344.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BATCH = 8
 
 
 def photographs(count: int) -> list[bytes]:
-    """JPEGs of 640×480 with the spectrum of a photograph (1/f) and about COCO's 110 kB."""
+    """JPEGs of 640×480 with the 1/f spectrum of photographs."""
     rng = np.random.default_rng(0)
     frequency = np.hypot(np.fft.fftfreq(SIZE[0])[:, None], np.fft.rfftfreq(SIZE[1])[None])
     encoded = []
@@ -45,7 +45,7 @@ def photographs(count: int) -> list[bytes]:
 
 
 class _Photographs:
-    """The same as a split of a data set, with five boxes each."""
+    """Source of a split with these JPEGs and five boxes per image."""
 
     def __init__(self, encoded: list[bytes]):
         self._encoded = encoded
@@ -72,7 +72,7 @@ class _Photographs:
 
 
 def bare_loop(encoded: list[bytes]) -> Iterator[np.ndarray]:
-    """What any pipeline must do, and nothing else; one thread."""
+    """The minimal work of any pipeline, in one thread."""
     rng = np.random.default_rng(0)
     while True:
         batch = np.zeros((BATCH, *INPUT, 3), np.uint8)
@@ -87,11 +87,11 @@ def bare_loop(encoded: list[bytes]) -> Iterator[np.ndarray]:
 
 
 def torchvision_loader(encoded: list[bytes], workers: int, floats: bool) -> Iterator:
-    """torch's DataLoader over torchvision's decoding and resizing.
+    """torch's DataLoader with torchvision's decoding and resizing.
 
-    ``floats``: by Pillow to float tensors, scaled as its detection models do
-    (`GeneralizedRCNNTransform`); else its uint8 kernels, decoding by ``decode_jpeg`` where its C++
-    library loads.
+    With ``floats``: Pillow and float tensors, scaled like in torchvision's detection models
+    (`GeneralizedRCNNTransform`). Otherwise: torchvision's uint8 kernels, with ``decode_jpeg`` if
+    its C++ library loads.
     """
     import torch
     from torchvision.transforms.v2 import functional
@@ -134,24 +134,24 @@ def _torchvision_decoder() -> Callable | None:
 
         decode = lambda data: decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8))  # noqa: E731
         decode(photographs(1)[0])
-    except (ImportError, RuntimeError):  # the wheel's C++ library does not load here
+    except (ImportError, RuntimeError):  # the C++ library does not load
         return None
     return decode
 
 
 def _processes() -> Iterator[Path]:
-    """Of this process and all that came from it: their folders in /proc."""
+    """The folders in /proc of this process and all its descendants."""
     pending = [os.getpid()]
     while pending:
         folder = Path(f"/proc/{pending.pop()}")
-        with contextlib.suppress(OSError):  # it has ended meanwhile
+        with contextlib.suppress(OSError):  # the process has ended
             for task in (folder / "task").iterdir():
                 pending += map(int, (task / "children").read_text().split())
             yield folder
 
 
 def cpu_seconds() -> float:
-    """Of this process and all that came from it, so far."""
+    """CPU time so far of this process and all its descendants, seconds."""
     ticks = 0
     for folder in _processes():
         with contextlib.suppress(OSError):
@@ -161,8 +161,8 @@ def cpu_seconds() -> float:
 
 
 def _figures(batches: Iterator, count: int) -> tuple[float, float]:
-    """Images/s of the wall clock, and of a second of one core, over ``count`` batches."""
-    for _ in range(3):  # workers start, buffers fill
+    """Images per second of wall-clock time and of CPU time, over ``count`` batches."""
+    for _ in range(3):  # warm-up: workers start, buffers fill
         next(batches)
     wall, cpu = time.perf_counter(), cpu_seconds()
     for _ in range(count):
@@ -172,7 +172,7 @@ def _figures(batches: Iterator, count: int) -> tuple[float, float]:
 
 
 def time_input(config: ml_collections.ConfigDict, runs: int, batches: int) -> Iterator[dict]:
-    """Medians over ``runs`` of every contestant in turn, and ratios to retina_jax's own."""
+    """Medians over ``runs`` alternating runs of each pipeline, and ratios to retina_jax."""
     encoded = photographs(64)
     with tempfile.TemporaryDirectory() as folder:
         directory, _ = write_data_set(
@@ -191,7 +191,7 @@ def time_input(config: ml_collections.ConfigDict, runs: int, batches: int) -> It
         }
         for workers in (0, 1, 2):
             contestants[f"retina_jax, {workers} workers"] = lambda w=workers: ours(w)
-        # a torchvision whose operators do not load beside this torch is left out, too
+        # also skip a torchvision whose operators do not load with this torch
         with contextlib.suppress(ImportError, RuntimeError):
             import torchvision  # noqa: F401
 
@@ -205,7 +205,7 @@ def time_input(config: ml_collections.ConfigDict, runs: int, batches: int) -> It
             for name, make in contestants.items():
                 iterator = make()
                 taken[name].append(_figures(iterator, batches))
-                del iterator  # its workers end
+                del iterator  # ends its workers
     median = {
         name: [statistics.median(figure) for figure in zip(*figures, strict=True)]
         for name, figures in taken.items()
@@ -222,7 +222,7 @@ def time_input(config: ml_collections.ConfigDict, runs: int, batches: int) -> It
 
 
 def resident_mebibytes() -> float:
-    """Memory of this process and its workers, without what they share counted twice."""
+    """Memory of this process and its workers; shared pages count once."""
     total = 0
     for folder in _processes():
         with contextlib.suppress(OSError, StopIteration):
@@ -232,7 +232,7 @@ def resident_mebibytes() -> float:
 
 
 def measure_memory(config: ml_collections.ConfigDict, batches: int) -> Iterator[dict]:
-    """Memory of the loader of an experiment, ten times over ``batches`` batches."""
+    """Host memory of an experiment's loader, sampled ten times over ``batches`` batches."""
     from retina_jax.prepare.shapes import open_data_set
 
     directory = open_data_set(config.data.dir, config.data.name)

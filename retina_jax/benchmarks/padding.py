@@ -1,4 +1,4 @@
-"""Pixels that no picture covers, by the scheme that shapes batches, on COCO's picture sizes."""
+"""Share of padding by batching scheme, for image sizes distributed like COCO's."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from retina_jax.data.plan import Placements, padding_share, place_all
 
 IMAGES = 20_000
 _FAMILIES = (
-    # share, height and width; sides that vary are given as a range of the shorter one
+    # share, height and width; a range means a uniformly drawn side
     (0.245, (480, 640)),
     (0.30, ((424, 429), 640)),
     (0.05, ((340, 384), 640)),
@@ -30,11 +30,11 @@ _FAMILIES = (
 
 
 def coco_sizes(count: int = IMAGES) -> np.ndarray:
-    """``[count, 2]`` heights and widths like COCO's; a simulation, not COCO's own list.
+    """``[count, 2]`` heights and widths, simulated to resemble COCO's.
 
-    Most have a long side of 640, three in four are landscape, 3:2 and 4:3 prevail. Published of
-    the training set: 90 in 100 have height over width of 0.6 to 1.5, and 90 in 100 have 167,500 to
-    355,840 pixels. Of these 90 and 91 have.
+    Most have a long side of 640, three quarters are landscape, and 3:2 and 4:3 are most common. Two
+    published statistics of the training set: 90 % have an aspect ratio (height / width) of 0.6 to
+    1.5, and 90 % have 167,500 to 355,840 pixels. The simulation gives 90 % and 91 %.
     """
     rng = np.random.default_rng(0)
     shares = np.array([share for share, _ in _FAMILIES])
@@ -46,7 +46,7 @@ def coco_sizes(count: int = IMAGES) -> np.ndarray:
 
 
 def _per_batch(sizes: np.ndarray, groups: np.ndarray, batch: int, rng) -> tuple[float, int]:
-    """Share wasted when each batch is padded to its largest, in steps of 32; shapes it takes."""
+    """Share of padding if each batch is padded to its largest image, and the number of shapes."""
     paid = shown = 0
     shapes = set()
     for group in np.unique(groups):
@@ -61,7 +61,7 @@ def _per_batch(sizes: np.ndarray, groups: np.ndarray, batch: int, rng) -> tuple[
 
 
 def compare_padding(config: ml_collections.ConfigDict) -> Iterator[dict]:
-    """The experiment's buckets, others, one square, and padding batch by batch."""
+    """Compares the experiment's buckets, other buckets, one square, and per-batch padding."""
     data = config.data
     rule = (data.short_side, data.long_side, data.rounding)
     originals = coco_sizes()

@@ -1,4 +1,4 @@
-"""Training and prediction steps on random images, without the loader."""
+"""Times training and prediction steps on random images, without the loader."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from retina_jax.types import Batch, GroundTruth
 
 
 def random_batch(config, bucket: tuple[int, int], images: int, classes: int):
-    """Noise with ten boxes an image, as a `Batch` on the host."""
+    """A host `Batch` of random noise with ten boxes per image."""
     height, width = bucket
     rng = np.random.default_rng(0)
-    most = config.data.max_boxes
-    corner = rng.uniform(0, 0.7, (images, most, 2)) * [width, height]
-    side = rng.uniform(0.02, 0.3, (images, most, 2)) * [width, height]
+    max_boxes = config.data.max_boxes
+    corner = rng.uniform(0, 0.7, (images, max_boxes, 2)) * [width, height]
+    side = rng.uniform(0.02, 0.3, (images, max_boxes, 2)) * [width, height]
     return Batch(
         images=rng.integers(0, 256, (images, height, width, 3), dtype=np.uint8),
         sizes=np.tile(np.array([bucket], np.int32), (images, 1)),
         original_sizes=np.tile(np.array([bucket], np.int32), (images, 1)),
         ground_truth=GroundTruth(
             boxes=np.concatenate([corner, corner + side], axis=-1).astype(np.float32),
-            labels=rng.integers(0, classes, (images, most)).astype(np.int32),
-            valid=np.tile(np.arange(most) < 10, (images, 1)),
-            is_crowd=np.zeros((images, most), bool),
+            labels=rng.integers(0, classes, (images, max_boxes)).astype(np.int32),
+            valid=np.tile(np.arange(max_boxes) < 10, (images, 1)),
+            is_crowd=np.zeros((images, max_boxes), bool),
         ),
         index=np.arange(images, dtype=np.int32),
         example_mask=np.ones(images, bool),
@@ -42,7 +42,7 @@ def random_batch(config, bucket: tuple[int, int], images: int, classes: int):
 
 
 def training_step(config, devices, classes):
-    """``run(batch)`` that takes a training step, and its global batch size."""
+    """``run(batch)``, which takes a training step, and the field of its global batch size."""
     model = retinanet.build(config, classes, parallel.AXIS)
     optimizer = build_optimizer(config)
     schedule = learning_rate_schedule(config)
@@ -58,7 +58,7 @@ def training_step(config, devices, classes):
 
 
 def prediction_step(config, devices, classes):
-    """``run(batch)`` that gives candidates before NMS, and its global batch size."""
+    """``run(batch)``, which returns candidates before NMS, and the field of its batch size."""
     model = retinanet.build(config, classes)
     state = init_state(model, build_optimizer(config), config)
     variables = devices.replicate({"params": state.params, "batch_stats": state.batch_stats})
@@ -70,7 +70,7 @@ STEPS = {"step": training_step, "predict": prediction_step}
 
 
 def time_steps(kind: str, config, runs: int, steps: int, classes: int) -> Iterator[dict]:
-    """Each bucket's figures; all in turn, ``runs`` times, so that drift hits all alike."""
+    """Times each bucket; buckets alternate ``runs`` times, so that drift affects all equally."""
     devices = parallel.Devices.local()
     run, field = STEPS[kind](config, devices, classes)
     total = config[field.split(".")[0]].batch_size

@@ -1,1 +1,1 @@
-"""Data on disk (TFDS ArrayRecord), the plan of batches, transforms and the loader."""
+"""Data sets on disk (TFDS ArrayRecord), the plan of batches, transforms and the loader."""

@@ -1,7 +1,7 @@
-"""What training does to a picture beside mirroring it: scale, crop, colour; boxes follow.
+"""Augmentation of an image and its boxes, besides flips: scale, crop, colour.
 
-Every draw comes from the generator that the caller gives; the loader seeds it by (seed, epoch,
-row), so that no worker, host or restart changes a batch. NumPy and OpenCV, on the host.
+All random draws use the caller's generator. The loader seeds it with (seed, epoch, row), so batches
+do not depend on workers, hosts or restarts. NumPy and OpenCV, on the host.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from retina_jax.data.transforms import resize, scale_boxes
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """A picture scaled to ``size`` (height, width), and the window of it that is shown."""
+    """An image scaled to ``size`` (height, width), and the window of it that is used."""
 
     size: tuple[int, int]
     corner: tuple[int, int]
@@ -28,7 +28,7 @@ class View:
 
 
 def whole(placement: Placement) -> View:
-    """All of a picture as it was placed."""
+    """The view of a complete image."""
     size = (placement.height, placement.width)
     return View(size, (0, 0), size)
 
@@ -42,20 +42,20 @@ def draw_view(
     scale_range: tuple[float, float],
     rounding: str = "nearest",
 ) -> View:
-    """A view of a picture of ``original`` (height, width) for one draw.
+    """A random view of an image of ``original`` (height, width).
 
     Args:
       bucket: height and width of the input.
-      short_sides: one of these is drawn (Detectron2: 640, 672, …, 800), and the picture scaled to
-        it as `plan.scale_of` says.
-      long_side: its limit, before ``scale_range``.
-      scale_range: a further factor, uniform between the two (large-scale jitter: 0.1 to 2,
-        arXiv:2012.07177). What then passes the bucket is cut off, at a random place.
+      short_sides: one of these is drawn (Detectron2: 640, 672, …, 800), and the image is scaled to
+        it with `plan.scale_of`.
+      long_side: limit of the long side, before ``scale_range``.
+      scale_range: limits of a further uniform scale factor (large-scale jitter: 0.1 to 2,
+        arXiv:2012.07177). If the result exceeds the bucket, it is cropped at a random position.
     """
     scale = scale_of(*original, bucket, int(rng.choice(short_sides)), long_side)
     scale *= rng.uniform(*scale_range)
     size = scaled_size(*original, scale, rounding)
-    window = tuple(min(side, most) for side, most in zip(size, bucket, strict=True))
+    window = tuple(min(side, limit) for side, limit in zip(size, bucket, strict=True))
     corner = tuple(
         int(rng.integers(0, side - shown + 1)) for side, shown in zip(size, window, strict=True)
     )
@@ -65,13 +65,13 @@ def draw_view(
 def show(
     image: np.ndarray, view: View, antialias: bool, mirrored: bool, out: np.ndarray
 ) -> np.ndarray:
-    """Writes the window's pixels top left into ``out``, mirrored if asked; returns that part.
+    """Writes the window's pixels to the top left of ``out``; returns that part.
 
-    ``out`` is a picture's place in its batch: pixels are written there once, without a copy.
+    ``out`` is the image's slot in the batch, so pixels are written once, without a copy.
     """
     (top, left), (height, width) = view.corner, view.window
     shown = out[:height, :width]
-    if view.size == view.window:  # a picture is most often enlarged: mirror it before
+    if view.size == view.window:  # images are usually enlarged, so flip before scaling
         resize(cv2.flip(image, 1) if mirrored else image, height, width, antialias, shown)
         return shown
     window = resize(image, *view.size, antialias)[top : top + height, left : left + width]
@@ -85,9 +85,10 @@ def show(
 def move_boxes(
     boxes: np.ndarray, original: tuple[int, int], view: View, min_visible: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """xyxy of the original picture to the window, cut to it, and which of them remain.
+    """Maps xyxy boxes of the original image to the window; returns clipped boxes and a mask.
 
-    A box goes when nothing of it, or less than ``min_visible`` of its area, is in the window.
+    The mask is False for a box of which nothing, or less than ``min_visible`` of its area, is in
+    the window.
     """
     top, left = view.corner
     moved = scale_boxes(boxes, original, view.size) - np.array([left, top, left, top])
@@ -101,10 +102,10 @@ def move_boxes(
 def jitter_colors(
     rng: np.random.Generator, image: np.ndarray, strengths: tuple[float, float, float, float]
 ) -> np.ndarray:
-    """Brightness, contrast, saturation and hue of an RGB picture of 0 to 255, in a drawn order.
+    """Random brightness, contrast, saturation and hue of an RGB image (0 to 255), in random order.
 
-    The first three are multiplied by 1 ± their strength; hue turns by ± its strength, in turns of
-    the circle (0 to 0.5): torchvision's ColorJitter.
+    The first three are scaled by up to 1 ± their strength; hue is shifted by up to ± its strength,
+    as a fraction of the colour circle (0 to 0.5), as in torchvision's ColorJitter.
     """
     pixels = image.astype(np.float32)
     for kind in rng.permutation(4):

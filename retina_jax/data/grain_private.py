@@ -1,7 +1,7 @@
-"""What the loader uses of Grain beyond what Grain documents; its test says where to look.
+"""Undocumented behaviour of Grain that the loader relies on; the test shows where it is defined.
 
-Besides the names below, `handover` relies on this: an element that is no array crosses Grain's
-queue by pickle, and is unpickled before its worker may end.
+In addition, `handover` relies on this: an element that is not an array is pickled into Grain's
+queue, and unpickled before its worker can end.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from absl import flags
 
 
 def parse_flags() -> None:
-    """Lets Grain read flags of its own in a program that has not parsed any."""
+    """Lets Grain read its own flags in a program that has not parsed flags."""
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
 
@@ -23,6 +23,6 @@ def is_death_of_worker(error: RuntimeError) -> bool:
 
 
 def exit_code_in(error: RuntimeError) -> int | None:
-    """Exit code of the worker that `is_death_of_worker` is about; negative: its signal."""
+    """Exit code of the dead worker in `error`, negative for a signal."""
     found = re.search(r"exit code (-?\d+)", str(error))
     return int(found[1]) if found else None

@@ -1,9 +1,9 @@
-"""Which images make which batch: pure functions, the same on every host.
+"""Assigns images to batches: pure functions with the same result on every host.
 
-A picture goes to the bucket that shows it largest. Each bucket is an endless stream: its
-pictures in a new order every epoch, cut into batches; what an epoch leaves over begins the next,
-so nothing is dropped and nothing padded. After e epochs a bucket of n pictures has given
-``e · n // batch`` batches, so any step is found directly and a resumed run needs no state.
+An image goes to the bucket in which it is largest. Each bucket is an endless stream of images,
+reshuffled every epoch and cut into batches. Images left at the end of an epoch start the next
+batch, so nothing is dropped or padded. After e epochs a bucket of n images has produced
+``e · n // batch`` batches, so any step can be computed directly and resuming needs no state.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """How a picture lies in its input, top left."""
+    """The bucket of an image and its scaled size; the image is at the top left of the input."""
 
     bucket: int
     height: int
@@ -27,10 +27,10 @@ class Placement:
 def scale_of(
     height: int, width: int, bucket: tuple[int, int], short_side: int, long_side: int
 ) -> float:
-    """Factor by which a picture of ``height`` × ``width`` pixels is shown in a bucket.
+    """Scale factor of an image of ``height`` × ``width`` pixels in a bucket.
 
-    The short side becomes ``short_side`` unless the long one would pass ``long_side`` (Detectron2),
-    and the whole must fit the bucket.
+    The short side becomes ``short_side``, or less so that the long side does not exceed
+    ``long_side`` (Detectron2) and the image fits the bucket.
     """
     rule = min(short_side / min(height, width), long_side / max(height, width))
     return min(rule, bucket[0] / height, bucket[1] / width)
@@ -39,10 +39,10 @@ def scale_of(
 def scaled_size(
     height: int, width: int, scale: float, rounding: str = "nearest"
 ) -> tuple[int, int]:
-    """Height and width of the scaled picture, at least a pixel each.
+    """Height and width of the scaled image, at least one pixel each.
 
     Sides are rounded to the nearest pixel (halves up: Detectron2) or down ("floor": torchvision,
-    to the last bit: 0.7 of 360 pixels is 251).
+    bit for bit: 0.7 of 360 pixels is 251).
     """
     up = 0.5 if rounding == "nearest" else 0.0
     return max(1, int(height * scale + up)), max(1, int(width * scale + up))
@@ -56,9 +56,9 @@ def place(
     long_side: int,
     rounding: str = "nearest",
 ) -> Placement:
-    """Bucket and size, in pixels, of a picture: of the buckets that show it largest the smallest.
+    """Bucket and scaled size, pixels, of an image.
 
-    `scale_of` and `scaled_size` say how large.
+    Chooses the bucket with the largest `scale_of`; among ties, the smallest bucket.
     """
     scales = [scale_of(height, width, bucket, short_side, long_side) for bucket in buckets]
     areas = [rows * columns for rows, columns in buckets]
@@ -70,7 +70,7 @@ def place(
 
 @dataclasses.dataclass(frozen=True)
 class Placements(Sequence[Placement]):
-    """How every row of a split lies in its input; an entry of each array per row."""
+    """The `Placement` of every row of a split, as arrays."""
 
     bucket: np.ndarray
     height: np.ndarray
@@ -83,7 +83,7 @@ class Placements(Sequence[Placement]):
         return Placement(int(self.bucket[row]), int(self.height[row]), int(self.width[row]))
 
     def of(self, rows: np.ndarray) -> Placements:
-        """Those of some rows, by number or mask."""
+        """The placements of some rows, by index or mask."""
         return Placements(self.bucket[rows], self.height[rows], self.width[rows])
 
 
@@ -94,7 +94,7 @@ def place_all(
     long_side: int,
     rounding: str = "nearest",
 ) -> Placements:
-    """`place` for ``sizes [rows, 2]`` (height, width), with the same result for every row."""
+    """Vectorised `place` for ``sizes [rows, 2]`` (height, width)."""
     height, width = np.asarray(sizes, np.int64).reshape(-1, 2).T
     rule = np.minimum(short_side / np.minimum(height, width), long_side / np.maximum(height, width))
     scales = np.stack([np.minimum(rule, np.minimum(r / height, c / width)) for r, c in buckets])
@@ -118,17 +118,17 @@ def place_all(
 
 @dataclasses.dataclass(frozen=True)
 class Draw:
-    """One place of a batch: a row of the split in one of its epochs."""
+    """One element of a batch: a row of the split, and its epoch."""
 
     row: int
     epoch: int
 
 
 class TrainPlan:
-    """``batch_at(step)``: bucket and rows, for ever, from sizes and a seed."""
+    """``batch_at(step)``: bucket and rows of any step, from the rows' buckets and a seed."""
 
     def __init__(self, bucket_of: np.ndarray, seed: int, batch_size: int):
-        """``bucket_of [rows]``: bucket of each row, -1 for one that is left out.
+        """``bucket_of [rows]``: bucket of each row, -1 for excluded rows.
 
         ``batch_size``: images over all hosts.
         """
@@ -140,10 +140,10 @@ class TrainPlan:
         self._schedule = functools.lru_cache(maxsize=4)(self._epoch_schedule)
 
     def __reduce__(self):
-        return TrainPlan, self._arguments  # its caches do not travel to workers
+        return TrainPlan, self._arguments  # does not pickle the caches
 
     def _batches_before(self, epoch: int) -> list[int]:
-        """Batches that each bucket has given before an epoch."""
+        """Number of batches of each bucket before an epoch."""
         return [epoch * len(m) // self._batch_size for m in self._members]
 
     def _shuffled(self, bucket: int, epoch: int) -> np.ndarray:
@@ -151,16 +151,16 @@ class TrainPlan:
         return rng.permutation(self._members[bucket])
 
     def _epoch_schedule(self, epoch: int) -> list[tuple[int, int]]:
-        """(bucket, batch of that bucket) for each step of an epoch, mixed."""
+        """(bucket, batch of that bucket) for each step of an epoch, shuffled."""
         first, last = self._batches_before(epoch), self._batches_before(epoch + 1)
         steps = [(b, k) for b in range(len(first)) for k in range(first[b], last[b])]
         order = np.random.default_rng((self._seed, 0, epoch)).permutation(len(steps))
         return [steps[i] for i in order]
 
     def epoch_of(self, step: int) -> int:
-        """The epoch, from 0, to which a step belongs."""
+        """The epoch of a step, from 0."""
         total = sum(len(m) for m in self._members)
-        # batches before epoch e lie within one a bucket of e · total / batch
+        # batches before epoch e differ from e · total / batch by less than one per bucket
         epoch = max(0, step * self._batch_size // total - len(self._members) - 1)
         while sum(self._batches_before(epoch + 1)) <= step:
             epoch += 1
@@ -181,7 +181,7 @@ class TrainPlan:
 def evaluation_batches(
     bucket_of: np.ndarray, batch_size: int
 ) -> list[tuple[int, list[int | None]]]:
-    """(bucket, rows) that show every row exactly once; None fills the last batch of a bucket."""
+    """(bucket, rows) of batches with every row exactly once; None pads a bucket's last batch."""
     batches = []
     for bucket in range(int(bucket_of.max()) + 1):
         rows: list[int | None] = np.flatnonzero(bucket_of == bucket).tolist()
@@ -192,7 +192,7 @@ def evaluation_batches(
 
 
 def padding_share(placements: Placements, buckets: Sequence[tuple[int, int]]) -> float:
-    """Share of the input's pixels that no picture covers, over one epoch."""
+    """Share of input pixels that are padding, over one epoch."""
     areas = np.array([rows * columns for rows, columns in buckets])
     shown = int((placements.height * placements.width).sum())
     return 1 - shown / int(areas[placements.bucket].sum())

@@ -1,11 +1,11 @@
-"""What happens to one picture and its boxes between disk and batch (NumPy and OpenCV)."""
+"""Transforms of one image and its boxes on the host (NumPy and OpenCV)."""
 
 from __future__ import annotations
 
 import cv2
 import numpy as np
 
-cv2.setNumThreads(1)  # the loader runs many pictures at once
+cv2.setNumThreads(1)  # the loader processes many images in parallel
 
 
 def resize(
@@ -15,11 +15,11 @@ def resize(
     antialias: bool = False,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Bilinear with half-pixel centres, uint8 or float32 as ``image``; into ``out`` if given.
+    """Bilinear resize with half-pixel centres, in the dtype of ``image``; into ``out`` if given.
 
-    ``antialias``: by Pillow, whose filter widens as a picture shrinks (Detectron2; uint8 alone);
-    else by OpenCV, which reads the four nearest pixels (torchvision's tensors), several times as
-    fast.
+    ``antialias`` uses Pillow, whose filter widens when an image shrinks (Detectron2; uint8 only).
+    Otherwise uses OpenCV, which reads the four nearest pixels (like torchvision on tensors) and is
+    several times faster.
     """
     if image.shape[:2] != (height, width) and not antialias:
         return cv2.resize(image, (width, height), dst=out, interpolation=cv2.INTER_LINEAR)
@@ -37,12 +37,12 @@ def resize(
 def scale_boxes(
     boxes: np.ndarray, from_size: tuple[int, int], to_size: tuple[int, int]
 ) -> np.ndarray:
-    """xyxy of a picture of ``from_size`` (height, width) to one of ``to_size``."""
+    """Scales xyxy boxes from an image of ``from_size`` (height, width) to ``to_size``."""
     y, x = to_size[0] / from_size[0], to_size[1] / from_size[1]
     return boxes * np.array([x, y, x, y])
 
 
 def mirror_boxes(boxes: np.ndarray, width: int) -> np.ndarray:
-    """xyxy in a picture of ``width`` pixels that is mirrored left to right."""
+    """Flips xyxy boxes horizontally in an image of ``width`` pixels."""
     x1, y1, x2, y2 = boxes.T
     return np.stack([width - x2, y1, width - x1, y2], axis=1)

@@ -1,1 +1,1 @@
-"""What is wrong with a data set, and what its anchors can match, before anything is trained."""
+"""Checks a data set for problems, and its anchors for recall, before training."""

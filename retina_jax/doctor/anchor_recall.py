@@ -1,9 +1,9 @@
-"""Which boxes the configured anchors can match, exactly, and the cheapest change that helps.
+"""Computes exactly which boxes the configured anchors can match, and the cheapest improvement.
 
-For an anchor shape that stands on a grid, the IoU with a box falls as the distance of their
-centres grows along either axis: the overlap along x is ``min(wa, wb, (wa + wb)/2 - |dx|)``, and IoU
-rises with both overlaps. So of each level and shape the anchor at the nearest place of the grid is
-the best there is, and one look at it stands for all the others.
+For a fixed anchor shape, the IoU with a box decreases as the distance between their centres grows
+along either axis: the overlap along x is ``min(wa, wb, (wa + wb)/2 - |dx|)``, and IoU increases
+with both overlaps. For each level and shape, the anchor at the nearest grid cell is therefore the
+best, so only that one needs to be compared.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from retina_jax.data.loader import placements
 from retina_jax.ops.anchors import LEVELS, base_anchors, feature_grid, level_sizes, pyramid_anchors
 
 ENOUGH = 0.9
-"""Share of a group's boxes within reach under which a change is sought."""
+"""Recall below which a change of anchors is searched for."""
 LEAST_BOXES = 10
-"""A group of fewer says nothing."""
-_CHUNK = 1 << 15  # boxes at once: what one look needs stays in the cache
+"""Smallest number of boxes in a group; smaller groups are not reported."""
+_CHUNK = 1 << 15  # boxes per chunk, so that the working set fits the cache
 _SEARCH_BOXES = 3000
 _SCALES = (0.25, 0.35, 0.5, 0.71, 1.0, 1.41, 2.0)
 _SIZES = (1.0, 1.5, 2.0)
@@ -36,11 +36,11 @@ _OCTAVES = ((0.0, 0.5), (0.0, 0.3333, 0.6667), (0.0, 0.25, 0.5, 0.75))
 
 @dataclasses.dataclass(frozen=True)
 class InputBoxes:
-    """Boxes as the network sees them: xyxy, pixels of its input, cut to the picture."""
+    """Boxes at the network input: xyxy, pixels, clipped to the image."""
 
     boxes: Float[np.ndarray, "n 4"]
     bucket: Int[np.ndarray, "n"]
-    """Which of ``data.buckets`` each lies in."""
+    """Index of the bucket of each box."""
 
 
 def at_input(
@@ -49,11 +49,11 @@ def at_input(
     boxes: Float[np.ndarray, "n 4"],
     config: ml_collections.ConfigDict,
 ) -> InputBoxes:
-    """Boxes (xyxy, original pixels) of ``rows`` of a split, where `loader.placements` shows them.
+    """Boxes (xyxy, original pixels) of ``rows`` of a split, scaled to the network input.
 
-    Without augmentation: at ``data.short_side``.
+    Without augmentation, that is at ``data.short_side``.
     """
-    # placements asks for sizes alone
+    # placements() only uses the sizes
     placed = placements(dataclasses.replace(split, sizes=split.sizes[rows]), config)
     limits = np.stack([placed.width, placed.height] * 2, axis=1).astype(np.float64)
     factors = limits / split.sizes[rows][:, [1, 0, 1, 0]]
@@ -61,23 +61,23 @@ def at_input(
 
 
 def best_anchor_iou(
-    given: InputBoxes, buckets: Sequence[tuple[int, int]], anchors: Mapping[str, Any]
+    shown: InputBoxes, buckets: Sequence[tuple[int, int]], anchors: Mapping[str, Any]
 ) -> Float[np.ndarray, "n"]:
-    """IoU, 0 to 1, of each box with the anchor that fits it best; a box of no area scores 0.
+    """IoU, 0 to 1, of each box with its best anchor; 0 for a box without area.
 
     ``anchors`` is the config's group.
     """
-    best = np.zeros(len(given.boxes))
+    best = np.zeros(len(shown.boxes))
     shapes = _level_shapes(anchors)
     for number, bucket in enumerate(buckets):
-        members = np.flatnonzero(given.bucket == number)
+        members = np.flatnonzero(shown.bucket == number)
         if not len(members):
             continue
         grids = _level_grids(bucket, anchors)
         for start in range(0, len(members), _CHUNK):
             chunk = members[start : start + _CHUNK]
-            distances = _distances(given.boxes[chunk], grids)
-            best[chunk] = _best_of_shapes(given.boxes[chunk], distances, shapes)
+            distances = _distances(shown.boxes[chunk], grids)
+            best[chunk] = _best_of_shapes(shown.boxes[chunk], distances, shapes)
     return best
 
 
@@ -94,8 +94,8 @@ def _level_shapes(anchors: Mapping[str, Any]) -> list[Float[np.ndarray, "b 2"]]:
 def _level_grids(
     bucket: tuple[int, int], anchors: Mapping[str, Any]
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Anchor centres of each level, along x and along y: read off the generator's own anchors."""
-    # one square of the stride's size a place: its corners are exact in float32
+    """Anchor centres of each level, along x and along y, taken from the anchor generator."""
+    # one square anchor of stride size per cell: its corners are exact in float32
     square = {**anchors, "scale": 1.0, "octaves": (0.0,), "ratios": (1.0,)}
     found = []
     for level, placed in zip(LEVELS, pyramid_anchors(bucket, **square), strict=True):
@@ -107,7 +107,7 @@ def _level_grids(
 def _distances(
     boxes: Float[np.ndarray, "n 4"], grids: list[tuple[np.ndarray, np.ndarray]]
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """|dx| and |dy|, pixels, from the boxes' centres to the nearest place of each level."""
+    """|dx| and |dy|, pixels, from box centres to the nearest anchor centre of each level."""
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2
     return [(_to_nearest(centre[:, 0], x), _to_nearest(centre[:, 1], y)) for x, y in grids]
 
@@ -138,43 +138,43 @@ def _best_of_shapes(
 
 @dataclasses.dataclass(frozen=True)
 class Suggestion:
-    """Fields to change, what they reach and what they cost."""
+    """Fields to change, the recall they reach and their cost."""
 
     fields: dict[str, Any]
     """``{"anchors.scale": 2.0, …}``"""
     before: dict[str, float]
-    """Share of each group's boxes that an anchor can match now, at ``foreground_iou``."""
+    """Recall of each group of boxes at ``foreground_iou``, with the current config."""
     after: dict[str, float]
     anchors_factor: float
-    """Anchors of a place, times what they are now."""
+    """Anchors per cell, relative to the current config."""
     pixels_factor: float
-    """Pixels of an input, times what they are now."""
+    """Input pixels, relative to the current config."""
 
     def flags(self) -> str:
-        """As they are typed into a shell."""
+        """The flags, quoted for a shell."""
         return " ".join(field_flag(name, _plain(v)) for name, v in self.fields.items())
 
     def text(self) -> str:
-        """For messages: the flags, and what they cost where they do."""
+        """For messages: the flags and, if any, their cost."""
         parts = []
         if self.pixels_factor > 1:
             parts.append(f"{self.pixels_factor:.3g} times the pixels")
         if self.anchors_factor > 1:
             parts.append(f"{self.anchors_factor:.2g} times the anchors")
-        return f"with {self.flags()}" + (f" (for {' and '.join(parts)})" if parts else "")
+        return f"with {self.flags()}" + (f" (costs {' and '.join(parts)})" if parts else "")
 
 
 def _plain(value: Any) -> Any:
-    """A whole number without its fraction, to be typed."""
+    """A whole float as an int, which is shorter to type."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def group_recall(
     within: np.ndarray, groups: Mapping[str, np.ndarray], least: int = LEAST_BOXES
 ) -> dict[str, float]:
-    """Share of each group's boxes that are ``within`` reach (bool), of groups of ``least`` boxes.
+    """Share of matched boxes in each group with at least ``least`` boxes.
 
-    ``groups``: name to the places of its boxes, as a mask.
+    ``within``: whether each box has a matching anchor. ``groups``: name to mask over the boxes.
     """
     return {
         name: float(within[mask].mean()) for name, mask in groups.items() if mask.sum() >= least
@@ -188,16 +188,16 @@ def suggest(
     groups: Mapping[str, np.ndarray],
     config: ml_collections.ConfigDict,
 ) -> Suggestion | None:
-    """The cheapest change by which `ENOUGH` of each group's boxes reach ``foreground_iou``.
+    """The cheapest change that brings the recall of every group to `ENOUGH`.
 
-    Anchors (scale, octaves, ratios) come before larger inputs. Where nothing reaches it: what
-    brings the worst group furthest for its cost. None where no change gains anything, or none is
-    needed. Boxes: xyxy, original pixels; ``groups`` are masks over them.
+    Changes of the anchors (scale, octaves, ratios) are preferred to larger inputs. If no change
+    reaches `ENOUGH`: the one that improves the worst group most for its cost. None if no change
+    helps or none is needed. Boxes: xyxy, original pixels; ``groups`` are masks over them.
     """
-    wanted = config.matching.foreground_iou
+    threshold = config.matching.foreground_iou
     shown = at_input(split, rows, boxes, config)
     now = best_anchor_iou(shown, resolve(config).buckets, config.anchors)
-    before = group_recall(now >= wanted, groups)
+    before = group_recall(now >= threshold, groups)
     if not before or min(before.values()) >= ENOUGH:
         return None
     kept = _spread(groups, before)
@@ -207,7 +207,7 @@ def suggest(
     best, best_rank = None, None
     for cost, larger, candidate in _candidates(config, places[1.0][1].boxes, worst):
         if best_rank and best_rank[0] == 0 and cost > best_rank[1]:
-            break  # none of the dearer ones can win
+            break  # no more expensive candidate can win
         fields, shown, distances = places[larger]
         shapes = _level_shapes(dict(config.anchors) | candidate)
         iou = np.zeros(len(kept))
@@ -218,7 +218,7 @@ def suggest(
             for name, value in candidate.items()
             if value != config.anchors[name]
         }
-        reached = group_recall(iou >= wanted, sample, least=1)
+        reached = group_recall(iou >= threshold, sample, least=1)
         rank = _rank(reached, iou.mean(), cost, len(fields))
         if fields and (best_rank is None or rank < best_rank):
             best, best_rank = fields, rank
@@ -226,7 +226,7 @@ def suggest(
 
 
 def _judged(split, rows, boxes, groups, before, fields, config) -> Suggestion | None:
-    """The best of the search, measured on all boxes."""
+    """The best candidate of the search, evaluated on all boxes."""
     changed = changed_config(config, fields)
     shown = at_input(split, rows, boxes, changed)
     iou = best_anchor_iou(shown, resolve(changed).buckets, changed.anchors)
@@ -241,7 +241,7 @@ def _judged(split, rows, boxes, groups, before, fields, config) -> Suggestion | 
 def changed_config(
     config: ml_collections.ConfigDict, fields: Mapping[str, Any]
 ) -> ml_collections.ConfigDict:
-    """A copy with some fields set."""
+    """A copy of ``config`` with some fields set."""
     changed = config.copy_and_resolve_references()
     with changed.unlocked():
         changed.update_from_flattened_dict(dict(fields))
@@ -253,16 +253,16 @@ def _anchors_of(anchors: Mapping[str, Any]) -> int:
 
 
 def _rank(reached: dict[str, float], mean_iou: float, cost: float, changes: int) -> tuple:
-    """Lowest is best: cheap among those that reach enough; else far for the cost."""
+    """Sort key, lowest is best: by cost if recall is enough, else by recall for the cost."""
     least = min(reached.values())
     if least >= ENOUGH:
         return 0, cost, changes, -mean_iou
-    # doubling the cost must bring the worst group three hundredths further
+    # twice the cost must improve the recall of the worst group by 0.03
     return 1, 0.03 * np.log2(cost) - least, changes, -mean_iou
 
 
 def _spread(groups: Mapping[str, np.ndarray], names: Mapping[str, float]) -> np.ndarray:
-    """Places of at most some thousand boxes, as many of each group as of any other."""
+    """Indices of a few thousand boxes at most, sampled equally from all groups."""
     each = max(50, _SEARCH_BOXES // len(names))
     kept = []
     for name in names:
@@ -272,7 +272,7 @@ def _spread(groups: Mapping[str, np.ndarray], names: Mapping[str, float]) -> np.
 
 
 def _shown_places(split, rows, boxes, config) -> dict[float, tuple]:
-    """For each enlargement of the input: its fields, the boxes there, and the way to the grids."""
+    """For each input scale: its fields, the boxes at the input, and distances to the grids."""
     found = {}
     for larger in _SIZES:
         fields = {} if larger == 1 else _larger_input(config.data, larger)
@@ -292,7 +292,7 @@ def _larger_input(data: ml_collections.ConfigDict, factor: float) -> dict[str, A
         "data.short_side": round(data.short_side * factor),
         "data.long_side": round(data.long_side * factor),
     }
-    if data.buckets:  # else they follow
+    if data.buckets:  # otherwise they are derived
         fields["data.buckets"] = tuple(
             tuple(-(-int(side * factor) // 32) * 32 for side in bucket) for bucket in data.buckets
         )
@@ -305,10 +305,10 @@ def _larger_input(data: ml_collections.ConfigDict, factor: float) -> dict[str, A
 def _candidates(
     config: ml_collections.ConfigDict, boxes: np.ndarray, worst: np.ndarray
 ) -> list[tuple[float, float, dict[str, Any]]]:
-    """Changes to try, the cheapest first: cost, enlargement of the input, fields of anchors.
+    """Changes to try, cheapest first: cost, input scale, anchor fields.
 
-    The cost is of the head's outputs, times what they are now; fewer anchors are not what is
-    sought, so they count as none. ``worst``: mask of the boxes that are worst off.
+    The cost is the number of head outputs relative to the current config; fewer anchors per cell
+    do not lower it. ``worst``: mask of the boxes in the group with the lowest recall.
     """
     now = config.anchors
     ratios = [tuple(now.ratios), (0.5, 1.0, 2.0), _fitted(boxes), _fitted(boxes[worst])]
@@ -324,7 +324,7 @@ def _candidates(
 
 
 def _fitted(boxes: Float[np.ndarray, "n 4"]) -> tuple[float, ...]:
-    """Height over width of narrow, middling and tall boxes: quantiles 1/6, 1/2 and 5/6."""
+    """Aspect ratios (height / width) fitted to boxes: quantiles 1/6, 1/2 and 5/6."""
     width, height = (boxes[:, 2:] - boxes[:, :2]).T
     sound = (width > 0) & (height > 0)
     if not sound.any():

@@ -1,4 +1,4 @@
-"""How the inputs' shapes fit a split: images, padding and scale of each bucket."""
+"""How well the buckets fit a split: images, padding and scale of each bucket."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ _MOST_SCALE = 4.0
 
 @dataclasses.dataclass(frozen=True)
 class BucketRow:
-    """Images that an input shape shows."""
+    """Statistics of one bucket."""
 
     height: int
     width: int
     images: int
     padding: float | None
-    """Share of its pixels that no picture covers."""
+    """Share of pixels that are padding."""
     least_scale: float | None
-    """Input pixels for one of the original, of the image that is shrunk most."""
+    """Smallest scale factor from original to input pixels."""
     largest_scale: float | None
+    """Largest scale factor from original to input pixels."""
 
 
 def bucket_rows(split: Split, placed: Placements, config) -> tuple[BucketRow, ...]:
-    """Images, padding and scale of each bucket, for a split placed as the loader does."""
-    # the longer side tells the scale best: rounding moves it least
+    """Images, padding and scale of each bucket; ``placed`` is the loader's placement."""
+    # the longer side gives the most accurate scale: rounding affects it least
     longest = split.sizes.max(axis=1)
     scales = np.maximum(placed.height, placed.width) / longest
     found = []
@@ -52,43 +53,45 @@ def bucket_rows(split: Split, placed: Placements, config) -> tuple[BucketRow, ..
 def check_buckets(
     name: str, images: int, rows: Sequence[BucketRow], config: ml_collections.ConfigDict
 ) -> list[Finding]:
-    """Inputs that are mostly padding, buckets of hardly any images, pictures shown far off size."""
+    """Finds buckets with much padding, with few images, or with extreme scale factors."""
     found = []
     for row in rows:
         where = f"{name}: bucket {row.height}×{row.width}"
         if not row.images:
-            found.append(Finding("note", "buckets", f"{where} shows no image"))
+            found.append(Finding("note", "buckets", f"{where} receives no images"))
             continue
         if row.images < config.train.batch_size and row.images < images:
             message = (
-                f"{where} shows {row.images} of {images} images, fewer than "
-                f"train.batch_size={config.train.batch_size}: one batch holds an image twice; "
-                "leave it out of --config.data.buckets"
+                f"{where} receives {row.images} of {images} images, fewer than "
+                f"train.batch_size={config.train.batch_size}, so images repeat within a batch; "
+                "remove it from --config.data.buckets"
             )
             found.append(Finding("warning", "buckets", message))
         if row.padding > _MOST_PADDING:
             message = (
                 f"{where} is {percent(row.padding)} padding over {row.images} images; set "
-                "--config.data.buckets nearer to their shapes"
+                "--config.data.buckets closer to the shapes of the images"
             )
             found.append(Finding("warning", "buckets", message))
         if row.least_scale < 1 / _MOST_SCALE:
             message = (
-                f"{where} shows pictures shrunk up to {1 / row.least_scale:.3g} times; raise "
-                f"--config.data.short_side={config.data.short_side} and its buckets, or cut them up"
+                f"{where} shrinks images up to {1 / row.least_scale:.3g} times; raise "
+                f"--config.data.short_side={config.data.short_side} (and --config.data.buckets, if "
+                "set), or tile the images"
             )
             found.append(Finding("warning", "buckets", message))
         if row.largest_scale > _MOST_SCALE:
             message = (
-                f"{where} shows pictures enlarged up to {row.largest_scale:.3g} times; lower "
-                f"--config.data.short_side={config.data.short_side} and its buckets"
+                f"{where} enlarges images up to {row.largest_scale:.3g} times; lower "
+                f"--config.data.short_side={config.data.short_side} (and --config.data.buckets, if "
+                "set)"
             )
             found.append(Finding("warning", "buckets", message))
     return found
 
 
 def check_shrinking(split: Split, config: ml_collections.ConfigDict) -> list[Finding]:
-    """Buckets too small for the sides that images are asked to be scaled to; from the index."""
+    """Finds buckets that are too small for the configured sides; uses only the index."""
     data, buckets = config.data, resolve(config).buckets
     asked = max(data.short_side, *data.train_short_sides, 0)
     field = "short_side" if asked == data.short_side else "train_short_sides"
@@ -97,15 +100,15 @@ def check_shrinking(split: Split, config: ml_collections.ConfigDict) -> list[Fin
     for (height, width), count in zip(sizes.tolist(), counts.tolist(), strict=True):
         rule = min(asked / min(height, width), data.long_side / max(height, width))
         shown = max(scale_of(height, width, b, asked, data.long_side) for b in buckets)
-        # a pixel: buckets are multiples of 32, and sides are rounded
+        # allow one pixel, because sides are rounded
         if rule * max(height, width) - shown * max(height, width) > 1:
             smaller += count
             worst = min(worst, shown / rule)
     if not smaller:
         return []
     message = (
-        f"{split.name}: data.buckets={tuple(buckets)} shows {smaller} of {len(split)} images "
-        f"smaller than data.{field}={data[field]} asks for, down to {percent(worst)} of it; set "
-        "--config.data.buckets='()' to let the buckets follow"
+        f"{split.name}: data.buckets={tuple(buckets)} scales {smaller} of {len(split)} images "
+        f"smaller than data.{field}={data[field]} requires, down to {percent(worst)}; set "
+        "--config.data.buckets='()' to derive the buckets from the sides"
     )
     return [Finding("warning", "buckets", message)]

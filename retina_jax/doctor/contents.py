@@ -1,4 +1,4 @@
-"""All boxes of a split as arrays, and what its pictures are known by: read once."""
+"""All boxes of a split as arrays, and hashes of its images; read once."""
 
 from __future__ import annotations
 
@@ -14,54 +14,54 @@ from jaxtyping import Bool, Float, Int
 from retina_jax.data.data_set import Example, Split
 from retina_jax.doctor.picture_hash import PictureHash, hash_picture
 
-_BLOCK = 512  # rows under way at once
+_BLOCK = 512  # rows read at once
 
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """Boxes of some or all rows of a split: xyxy, pixels of the original, crowds included."""
+    """Boxes of some or all rows of a split: xyxy, pixels of the original image, with crowds."""
 
     split: Split
     rows: Int[np.ndarray, "images"]
-    """That were read."""
+    """Rows that were read."""
     row_of: Int[np.ndarray, "n"]
     """Row of each box."""
     boxes: Float[np.ndarray, "n 4"]
     labels: Int[np.ndarray, "n"]
     is_crowd: Bool[np.ndarray, "n"]
     areas: Float[np.ndarray, "n"]
-    """Pixels² of the object, as annotated."""
+    """Annotated area of the object, pixels²."""
     pictures: list[PictureHash]
-    """By place in ``rows``; empty where pictures were not looked at."""
+    """In the order of ``rows``; empty if images were not read."""
     unlabelled: Int[np.ndarray, "_"]
-    """Rows whose labels name no class at all; their boxes are not here."""
+    """Rows with labels that are not a class; their boxes are not included."""
 
     def name(self, row: int) -> str:
-        """An image, for messages: its id, and its file where that is known."""
+        """An image, for messages: its id and, if known, its file name."""
         names = getattr(self.split, "file_names", None)
         file = str(names[row]) if names is not None and names[row] else ""
         return f"image {int(self.split.image_ids[row])}" + (f" ({file})" if file else "")
 
-    def names(self, rows: np.ndarray, most: int = 3) -> str:
-        """Some images, for messages."""
+    def names(self, rows: np.ndarray, limit: int = 3) -> str:
+        """The first images of ``rows``, for messages."""
         rows = list(dict.fromkeys(int(row) for row in rows))
-        listed = ", ".join(self.name(row) for row in rows[:most])
-        return listed + (f" and {len(rows) - most} more" if len(rows) > most else "")
+        listed = ", ".join(self.name(row) for row in rows[:limit])
+        return listed + (f" and {len(rows) - limit} more" if len(rows) > limit else "")
 
     @functools.cached_property
     def cut(self) -> Float[np.ndarray, "n 4"]:
-        """Boxes cut to their pictures."""
+        """Boxes clipped to their images."""
         return np.clip(self.boxes, 0, self.split.sizes[self.row_of][:, [1, 0, 1, 0]])
 
     @functools.cached_property
     def sound(self) -> Bool[np.ndarray, "n"]:
-        """Boxes that training matches: finite, with area inside their picture, no crowds."""
+        """Boxes that training matches: finite, with area inside the image, not crowds."""
         with_area = (self.cut[:, 2:] > self.cut[:, :2]).all(axis=1)
         return np.isfinite(self.boxes).all(axis=1) & with_area & ~self.is_crowd
 
 
 def spread_rows(split: Split, limit: int) -> Int[np.ndarray, "_"]:
-    """At most ``limit`` rows, evenly over the split."""
+    """At most ``limit`` rows, evenly spread over the split."""
     return np.unique(np.linspace(0, len(split) - 1, min(limit, len(split))).astype(np.int64))
 
 
@@ -71,7 +71,7 @@ def read_contents(
     pictures: bool = False,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Contents:
-    """Reads ``rows``; ``pictures``: and hashes them, in threads. ``advance`` counts rows done."""
+    """Reads ``rows`` and, with ``pictures``, hashes the images. ``advance`` counts rows read."""
 
     def read(row: int) -> tuple[Example | None, PictureHash | None]:
         try:
@@ -87,7 +87,7 @@ def read_contents(
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as threads:
         for start in range(0, len(rows), _BLOCK):
             block = [int(row) for row in rows[start : start + _BLOCK]]
-            # a record without its picture is read faster than a thread is woken
+            # without hashing, reading a record is faster than waking a thread
             for row, (example, hashed) in zip(
                 block, threads.map(read, block) if pictures else map(read, block), strict=True
             ):

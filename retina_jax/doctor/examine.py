@@ -1,7 +1,7 @@
-"""The doctor: what a prepared data set holds, what is wrong with it, what its anchors can match.
+"""The doctor: contents of a prepared data set, its problems, and its anchor recall.
 
-`examine` reads every record and looks at every picture; `short_form` takes a sample of the boxes
-and is what training asks before step 0.
+`examine` reads every record and every image. `short_form` samples the boxes; training calls it
+before step 0.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ SIZES = ("small", "medium", "large")
 """COCO's: areas under 32² and 96² pixels, and above."""
 _SIZE_LIMITS = (32.0**2, 96.0**2)
 _LEAST_RECALL = 0.1
-_MOST_GROUPS = 5  # out of reach, named one by one
+_MOST_GROUPS = 5  # groups with low recall that are reported individually
 
 
 @dataclasses.dataclass(frozen=True)
 class ClassRow:
-    """A class in a split."""
+    """Statistics of a class in a split."""
 
     name: str
     category_id: int
@@ -52,32 +52,32 @@ class ClassRow:
     """Without crowds."""
     crowds: int
     foreground: float | None
-    """Share of its boxes with an anchor of ``matching.foreground_iou`` or more; None: no boxes."""
+    """Share of boxes with an anchor at ``matching.foreground_iou`` or more; None: no boxes."""
     background: float | None
-    """The same at ``matching.background_iou``."""
+    """The same for ``matching.background_iou``."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SizeRow:
-    """Boxes of a size; recall is of boxes that are of it at the input."""
+    """Statistics of a size group; recall refers to the size at the input."""
 
     name: str
     original: int
-    """By annotated area."""
+    """Number of boxes by annotated area."""
     at_input: int
-    """By the box's area in pixels of the network's input."""
+    """Number of boxes by box area at the network input."""
     foreground: float | None
     background: float | None
 
 
 @dataclasses.dataclass(frozen=True)
 class SplitSummary:
-    """A split in numbers."""
+    """Statistics of a split."""
 
     name: str
     images: int
     empty: int
-    """Images without a box."""
+    """Number of images without boxes."""
     boxes: int
     crowds: int
     most_boxes: int
@@ -89,18 +89,18 @@ class SplitSummary:
 
 @dataclasses.dataclass(frozen=True)
 class BoxMatch:
-    """How well anchors fit the boxes of a split that training matches."""
+    """The best anchor IoU of the boxes of a split that training matches."""
 
     places: np.ndarray
-    """Of the boxes in `Contents`: finite, of area, no crowds."""
+    """Indices of the boxes in `Contents`: finite, with area, not crowds."""
     shown: InputBoxes
     iou: Float[np.ndarray, "n"]
-    """With the best anchor."""
+    """IoU with the best anchor."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """All that `examine` found."""
+    """The result of `examine`."""
 
     directory: Path
     summaries: tuple[SplitSummary, ...]
@@ -109,14 +109,14 @@ class Report:
     foreground_iou: float
     background_iou: float
     contents: tuple[Contents, ...]
-    """Of the training and the evaluation split: what plots are made of."""
+    """Contents of the training and the evaluation split, for plots."""
     matches: tuple[BoxMatch, ...]
 
     def failed(self) -> bool:
         return any(finding.level == "error" for finding in self.findings)
 
     def to_json(self) -> dict:
-        """Without the boxes themselves."""
+        """As JSON, without the boxes."""
         return {
             "directory": str(self.directory),
             "findings": [dataclasses.asdict(f) for f in self.findings],
@@ -129,7 +129,7 @@ class Report:
 
 
 def match(contents: Contents, config: ml_collections.ConfigDict) -> BoxMatch:
-    """The best anchor of every box that training matches."""
+    """The best anchor IoU of every box that training matches."""
     valid_label = (contents.labels >= 0) & (contents.labels < len(contents.split.class_names))
     places = np.flatnonzero(contents.sound & valid_label)
     shown = at_input(contents.split, contents.row_of[places], contents.cut[places], config)
@@ -138,7 +138,7 @@ def match(contents: Contents, config: ml_collections.ConfigDict) -> BoxMatch:
 
 
 def size_of(areas: Float[np.ndarray, "n"]) -> np.ndarray:
-    """Place in `SIZES` of each area, pixels²."""
+    """Index in `SIZES` of each area, pixels²."""
     return np.searchsorted(_SIZE_LIMITS, areas, side="right")
 
 
@@ -147,17 +147,17 @@ def _input_areas(matched: BoxMatch) -> Float[np.ndarray, "n"]:
 
 
 def class_group(name: str) -> str:
-    """A group of boxes as messages name it."""
+    """Name, for messages, of the boxes of a class."""
     return f"boxes of class {name}"
 
 
 def size_group(name: str) -> str:
-    """A group of boxes as messages name it."""
+    """Name, for messages, of the boxes of a size."""
     return f"{name} boxes (at the input)"
 
 
 def groups_of(contents: Contents, matched: BoxMatch) -> dict[str, np.ndarray]:
-    """Masks over the matched boxes: one for each class, one for each size at the input."""
+    """Masks over the matched boxes: one per class, and one per size at the input."""
     labels, sizes = contents.labels[matched.places], size_of(_input_areas(matched))
     by_class = {
         class_group(name): labels == label for label, name in enumerate(contents.split.class_names)
@@ -169,7 +169,7 @@ def groups_of(contents: Contents, matched: BoxMatch) -> dict[str, np.ndarray]:
 def summarise(
     contents: Contents, matched: BoxMatch, config: ml_collections.ConfigDict
 ) -> SplitSummary:
-    """A split in numbers."""
+    """Statistics of a split."""
     split, iou = contents.split, matched.iou
     recalls = [
         group_recall(iou >= least, groups_of(contents, matched), least=1)
@@ -217,38 +217,40 @@ def summarise(
 def check_recall(
     contents: Contents, matched: BoxMatch, config: ml_collections.ConfigDict
 ) -> tuple[list[Finding], Suggestion | None]:
-    """Classes and sizes that the anchors cannot match, with what would help."""
+    """Finds classes and sizes that the anchors cannot match; also suggests a change."""
     if not len(matched.places):
         return [], None
-    wanted, least = config.matching.foreground_iou, config.matching.background_iou
+    foreground, background = config.matching.foreground_iou, config.matching.background_iou
     groups = groups_of(contents, matched)
     rows, boxes = contents.row_of[matched.places], contents.cut[matched.places]
     suggestion = suggest(contents.split, rows, boxes, groups, config)
     name, found = contents.split.name, []
-    overall = float((matched.iou >= least).mean())
+    overall = float((matched.iou >= background).mean())
     if overall < _LEAST_RECALL and len(matched.places) >= LEAST_BOXES:
         message = (
-            f"{name}: {percent(overall)} of {len(matched.places)} boxes have an anchor with IoU "
-            f"{least:g}: hardly any can be learnt; "
+            f"{name}: only {percent(overall)} of {len(matched.places)} boxes have an anchor with "
+            f"IoU {background:g} or more, so few can be learned; "
             + (suggestion.text() if suggestion else "check the boxes and data.short_side")
         )
         found.append(Finding("error", "anchor_recall", message))
     found += _check_smallest_anchor(name, matched, config)
-    nearly = group_recall(matched.iou >= least, groups)
-    short = {g: r for g, r in group_recall(matched.iou >= wanted, groups).items() if r < ENOUGH}
-    worst = sorted(short.items(), key=lambda item: item[1])[:_MOST_GROUPS]
+    nearly = group_recall(matched.iou >= background, groups)
+    recalls = group_recall(matched.iou >= foreground, groups)
+    low = {group: recall for group, recall in recalls.items() if recall < ENOUGH}
+    worst = sorted(low.items(), key=lambda item: item[1])[:_MOST_GROUPS]
     for group, recall in worst:
-        fix = "no change of anchors or size that was tried helps"
+        fix = "no change of anchors or input size that was tried helps"
         if suggestion:
             reached = percent(suggestion.after[group])
-            fix = f"{reached} {suggestion.text() if group == worst[0][0] else 'with the same'}"
+            flags = suggestion.text() if group == worst[0][0] else "with the same flags"
+            fix = f"{reached} {flags}"
         message = (
             f"{name}: {percent(recall)} of {int(groups[group].sum())} {group} have an anchor with "
-            f"IoU {wanted:g} ({percent(nearly[group])} with {least:g}); {fix}"
+            f"IoU {foreground:g} or more ({percent(nearly[group])} with {background:g}); {fix}"
         )
         found.append(Finding("warning", "anchor_recall", message))
-    if len(short) > _MOST_GROUPS:
-        message = f"{name}: and {len(short) - _MOST_GROUPS} more groups of boxes are out of reach"
+    if len(low) > _MOST_GROUPS:
+        message = f"{name}: {len(low) - _MOST_GROUPS} more groups of boxes have low anchor recall"
         found.append(Finding("warning", "anchor_recall", message))
     return found, suggestion
 
@@ -256,7 +258,7 @@ def check_recall(
 def _check_smallest_anchor(
     name: str, matched: BoxMatch, config: ml_collections.ConfigDict
 ) -> list[Finding]:
-    """Boxes smaller at the input than every anchor."""
+    """Finds boxes that are smaller than every anchor at the input."""
     anchors = config.anchors
     smallest = min(level_sizes(LEVELS[0], anchors.scale, anchors.octaves, anchors.truncate_sizes))
     below = float((np.sqrt(_input_areas(matched)) < smallest).mean())
@@ -289,9 +291,10 @@ def examine(
     config: ml_collections.ConfigDict,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Report:
-    """Reads every record of both splits, decodes every picture small; ``advance`` counts rows.
+    """Reads every record of both splits and decodes every image at low resolution.
 
-    Splits opened with ``labels="dense"``: classes as they are, without slots for absent ids.
+    The splits must be opened with ``labels="dense"``, so that every class exists in the data.
+    ``advance`` counts rows.
     """
     findings = checks.check_prepare_report(train.directory)
     findings += checks.check_category_ids(train)
@@ -327,9 +330,9 @@ def examine(
 def short_form(
     train: Split, evaluation: Split, config: ml_collections.ConfigDict, limit: int = 2000
 ) -> list[Finding]:
-    """What is worth knowing before step 0, errors first; a second or two, no picture is decoded.
+    """Quick checks before step 0, errors first; takes a second or two and decodes no image.
 
-    Ids and box counts of all rows; boxes of at most ``limit`` rows of each split, evenly spread.
+    Checks ids and box counts of all rows, and boxes of at most ``limit`` rows of each split.
     """
     findings = []
     for split, trains in ((train, True), (evaluation, False)):
@@ -343,8 +346,8 @@ def short_form(
             findings += check_recall(read, match(read, config), config)[0]
     if (train.directory, train.name) == (evaluation.directory, evaluation.name):
         message = (
-            f"data.train_split and data.eval_split are both {train.name!r}: its scores say nothing "
-            "of pictures that training has not seen"
+            f"data.train_split and data.eval_split are both {train.name!r}, so scores do not "
+            "measure generalisation; set --config.data.eval_split to another split"
         )
         findings.append(Finding("warning", "leaks", message))
     return list(_ordered(findings))

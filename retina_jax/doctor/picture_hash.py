@@ -1,4 +1,4 @@
-"""The same picture twice: byte for byte, or encoded anew or resized (a difference hash)."""
+"""Finds duplicate images: byte for byte, or re-encoded or resized (with a difference hash)."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from retina_jax.data import transforms as _  # noqa: F401  one thread for each o
 SIDE = 16
 """Rows and columns of the hash: 256 bits."""
 FLAT = 6.0
-"""Standard deviation, grey levels, under which a picture has no hash: noise would decide."""
+"""Standard deviation, grey levels, below which an image has no hash: noise would determine it."""
 LARGEST_DISTANCE = 32
-"""Bits, of 256; two unlike pictures differ in about 128, never under 80 seen."""
+"""Bits, of 256; different images differ in about 128 bits, and in at least 80 so far."""
 LARGEST_DIFFERENCE = 5.0
-"""Mean difference, grey levels, of two thumbnails of one picture."""
+"""Largest mean difference, grey levels, of two thumbnails of the same image."""
 _WORDS = SIDE * SIDE // 64
-_AT_ONCE = 32  # of the right, with all of the left: 30 MB for 118,000
+_AT_ONCE = 32  # images on the right, compared with all on the left: 30 MB for 118,000
 
 
 @dataclasses.dataclass(frozen=True)
 class PictureHash:
-    """What is kept of a picture."""
+    """Hashes of an image."""
 
     digest: bytes
-    """Of the encoded bytes."""
+    """Hash of the encoded bytes."""
     bits: np.ndarray | None
-    """``[4]`` uint64: whether each place is darker than its right neighbour; None: flat."""
+    """``[4]`` uint64: whether each pixel is darker than its right neighbour; None: flat."""
     thumbnail: np.ndarray | None
     """``[16, 17]`` uint8, grey."""
     readable: bool = True
 
 
 def hash_picture(encoded: bytes, height: int, width: int) -> PictureHash:
-    """Hashes of an encoded picture of ``height`` × ``width`` pixels, decoded small and grey."""
+    """Hashes of an encoded image of ``height`` × ``width`` pixels, decoded small and grey."""
     digest = hashlib.blake2b(encoded, digest_size=16).digest()
     flags = _reduced(min(height, width)) | cv2.IMREAD_IGNORE_ORIENTATION
     try:
@@ -54,7 +54,7 @@ def hash_picture(encoded: bytes, height: int, width: int) -> PictureHash:
 
 
 def _reduced(side: int) -> int:
-    """The coarsest decoding that leaves four pixels for one of the hash."""
+    """The coarsest decoding with at least four pixels per pixel of the hash."""
     for factor, flag in (
         (8, cv2.IMREAD_REDUCED_GRAYSCALE_8),
         (4, cv2.IMREAD_REDUCED_GRAYSCALE_4),
@@ -66,22 +66,22 @@ def _reduced(side: int) -> int:
 
 
 def same_bytes(left: list[PictureHash], right: list[PictureHash]) -> Int[np.ndarray, "pairs 2"]:
-    """Places (left, right) of pictures whose encoded bytes are equal: one left for each right."""
+    """Indices (left, right) of images with equal encoded bytes; one left for each right."""
     first = {picture.digest: i for i, picture in reversed(list(enumerate(left)))}
     pairs = [(first[p.digest], i) for i, p in enumerate(right) if p.digest in first]
     return np.array(pairs, np.int64).reshape(-1, 2)
 
 
 def repeats(pictures: list[PictureHash]) -> Int[np.ndarray, "pairs 2"]:
-    """Places (first, later) of pictures of equal bytes in one split."""
+    """Indices (first, later) of images with equal bytes in one split."""
     pairs = same_bytes(pictures, pictures)
     return pairs[pairs[:, 0] != pairs[:, 1]]
 
 
 def same_pictures(left: list[PictureHash], right: list[PictureHash]) -> Int[np.ndarray, "pairs 2"]:
-    """Places (left, right) of the same picture, also encoded anew or resized: the nearest left.
+    """Indices (left, right) of equal images, also if re-encoded or resized; the nearest left.
 
-    Flat pictures take no part.
+    Flat images are skipped.
     """
     left_places, left_bits, left_small = _stacked(left)
     right_places, right_bits, right_small = _stacked(right)
@@ -91,7 +91,7 @@ def same_pictures(left: list[PictureHash], right: list[PictureHash]) -> Int[np.n
     words = np.ascontiguousarray(left_bits.T)
     for start in range(0, len(right_places), _AT_ONCE):
         some = slice(start, start + _AT_ONCE)
-        # half of the bits rules nearly all out
+        # half of the bits rules out nearly all pairs
         first = np.bitwise_count(right_bits[some, None, 0] ^ words[0])
         first += np.bitwise_count(right_bits[some, None, 1] ^ words[1])
         r, l = np.nonzero(first <= LARGEST_DISTANCE)  # noqa: E741

@@ -1,4 +1,4 @@
-"""The pictures of the doctor's page: annotated, worst matched, and as training sees them."""
+"""The images on the doctor's page: annotated, worst matched, and as training sees them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from retina_jax.doctor.contents import Contents
 from retina_jax.doctor.examine import Report
 from retina_jax.draw import draw_boxes
 
-_PANEL = 480  # pixels, the long side of a picture on the page
-_EXAMPLES, _WORST = 6, 6  # pictures
+_PANEL = 480  # pixels, the long side of an image on the page
+_EXAMPLES, _WORST = 6, 6  # images
 
 
 def draw_picture(contents: Contents, row: int, caption_of: dict[int, str]) -> bytes:
-    """PNG of a row with its boxes; ``caption_of``: place of a box in ``contents`` to its tag."""
+    """PNG of a row with its boxes; ``caption_of``: index of a box in ``contents`` to caption."""
     image = decode_image(contents.split[row].image)
     if image is None:
         return b""
@@ -37,7 +37,7 @@ def draw_picture(contents: Contents, row: int, caption_of: dict[int, str]) -> by
 
 
 def draw_pictures(report: Report) -> list[tuple[str, str, bytes]]:
-    """Section, caption and PNG: some of the training split, and where its anchors fit worst."""
+    """Section, caption and PNG of example training images and of those with the worst anchors."""
     contents, matched = report.contents[0], report.matches[0]
     names = contents.split.class_names
     drawn = []
@@ -47,7 +47,7 @@ def draw_pictures(report: Report) -> list[tuple[str, str, bytes]]:
         tags = {int(p): names[contents.labels[p]] for p in mine
                 if len(mine) <= 12 and 0 <= contents.labels[p] < len(names)}  # fmt: skip
         caption = f"{contents.name(row)}, {len(mine)} boxes"
-        drawn.append(("Pictures of the training split", caption, draw_picture(contents, row, tags)))
+        drawn.append(("Images of the training split", caption, draw_picture(contents, row, tags)))
     rows_of_worst: dict[int, list[int]] = {}
     for order in np.argsort(matched.iou, kind="stable"):
         if matched.iou[order] >= report.foreground_iou or len(rows_of_worst) == _WORST:
@@ -63,14 +63,17 @@ def draw_pictures(report: Report) -> list[tuple[str, str, bytes]]:
             f"{matched.iou[i]:.2f}"
             for i in here[:12]
         }
-        caption = f"{contents.name(row)}: {len(here)} boxes out of reach; tags: IoU of their best "
+        caption = (
+            f"{contents.name(row)}: {len(here)} boxes without a matching anchor; the captions show "
+            "the IoU with the best anchor"
+        )
         section = "Boxes that the anchors match worst"
-        drawn.append((section, caption + "anchor", draw_picture(contents, row, tags)))
+        drawn.append((section, caption, draw_picture(contents, row, tags)))
     return [entry for entry in drawn if entry[2]]
 
 
 def draw_batch(config: ml_collections.ConfigDict, split: Split) -> list[tuple[str, str, bytes]]:
-    """Section, caption and PNG: pictures of the first batch, scaled, cut and coloured."""
+    """Section, caption and PNG of the first training batch, after augmentation."""
     batch = next(TrainLoader(split, config).batches(0, 1))
     drawn = []
     for i in range(min(_EXAMPLES, len(batch.images))):
@@ -84,6 +87,6 @@ def draw_batch(config: ml_collections.ConfigDict, split: Split) -> list[tuple[st
         picture.save(buffer, format="PNG")
         gone = int(batch.cut_away[i])
         caption = f"image {split.image_ids[batch.index[i]]}, {len(boxes)} boxes"
-        caption += f", {gone} cut away" if gone else ""
+        caption += f", {gone} removed by the crop" if gone else ""
         drawn.append(("As training sees them: the first batch", caption, buffer.getvalue()))
     return drawn

@@ -1,4 +1,4 @@
-"""The doctor's plots, as PNG."""
+"""The plots on the doctor's page, as PNG."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _BLUE, _GREY, _RED, _GREEN = "#3b6fb6", "#b9c4d0", "#d1495b", "#3a9a5b"
 
 
 def draw_all(report: Report, config: ml_collections.ConfigDict) -> dict[str, bytes]:
-    """Title to PNG, in the order in which they tell the story."""
+    """Title to PNG, in the order of the page."""
     train = report.summaries[0]
     plots = {"Boxes by class": _class_counts(report.summaries)}
     if len(report.matches[0].places):
-        plots["Boxes of the training split against the anchors"] = _against_anchors(
+        plots["Boxes of the training split compared with the anchors"] = _against_anchors(
             report.matches[0], report.foreground_iou, config
         )
         plots["Anchor recall by class"] = _recall(train, report)
@@ -47,12 +47,12 @@ def _png(figure) -> bytes:
 
 
 def _literally(name: str) -> str:
-    """A class name is no formula."""
+    """Escapes a class name, so that matplotlib does not read it as a formula."""
     return name.replace("$", r"\$")
 
 
 def _class_counts(summaries: tuple[SplitSummary, ...]) -> bytes:
-    """Bars of each class in both splits, the most frequent on top; logarithmic if need be."""
+    """Bars of each class in both splits, most frequent first; logarithmic if needed."""
     order = np.argsort([-row.boxes for row in summaries[0].classes], kind="stable")[:_MOST_CLASSES]
     figure, axis = _figure(8, 1.2 + 0.36 * len(order))
     y = np.arange(len(order))
@@ -72,11 +72,13 @@ def _class_counts(summaries: tuple[SplitSummary, ...]) -> bytes:
     return _png(figure)
 
 
-def _against_anchors(matched: BoxMatch, wanted: float, config: ml_collections.ConfigDict) -> bytes:
-    """Sizes and aspects at the network's input, within reach or not; lines are the anchors'."""
+def _against_anchors(
+    matched: BoxMatch, threshold: float, config: ml_collections.ConfigDict
+) -> bytes:
+    """Sizes and aspects at the input, matched or not; lines mark the anchors."""
     anchors = config.anchors
     width, height = (matched.shown.boxes[:, 2:] - matched.shown.boxes[:, :2]).T
-    within = matched.iou >= wanted
+    within = matched.iou >= threshold
     figure, (by_size, by_aspect) = _figure(11, 3.8, 2)
     sizes = [
         size
@@ -94,7 +96,7 @@ def _against_anchors(matched: BoxMatch, wanted: float, config: ml_collections.Co
             bins,
             stacked=True,
             color=[_BLUE, _RED],
-            label=[f"best anchor has IoU {wanted:g} or more", "none has"],
+            label=[f"best anchor has IoU {threshold:g} or more", "no such anchor"],
         )
         for i, line in enumerate(lines):
             axis.axvline(line, color="#444", lw=0.9, ls=":", label=None if i else "anchors")
@@ -111,7 +113,7 @@ def _against_anchors(matched: BoxMatch, wanted: float, config: ml_collections.Co
 
 
 def _recall(train: SplitSummary, report: Report) -> bytes:
-    """Share of each class within reach, the worst on top, and what the suggestion makes of it."""
+    """Anchor recall of each class, worst first, and the recall with the suggested config."""
     rows = sorted((r for r in train.classes if r.boxes), key=lambda r: r.foreground or 0)
     rows = rows[:_MOST_CLASSES]
     figure, axis = _figure(8, 1.2 + 0.36 * len(rows))
@@ -132,13 +134,13 @@ def _recall(train: SplitSummary, report: Report) -> bytes:
 
 
 def _padding(summaries: tuple[SplitSummary, ...]) -> bytes:
-    """Pixels of each bucket over an epoch that show a picture, and those that show none."""
+    """Image and padding pixels of each bucket over an epoch."""
     rows = [(summary.name, row) for summary in summaries for row in summary.buckets]
     figure, axis = _figure(8, 1.2 + 0.4 * len(rows))
     for y, (_, row) in enumerate(rows):
         pixels = row.images * row.height * row.width / 1e6
         padding = pixels * (row.padding or 0)
-        axis.barh(y, pixels - padding, 0.7, color=_BLUE, label=None if y else "picture")
+        axis.barh(y, pixels - padding, 0.7, color=_BLUE, label=None if y else "image")
         axis.barh(y, padding, 0.7, left=pixels - padding, color=_RED,
                   label=None if y else "padding")  # fmt: skip
         text = f" {row.images:,} images, {100 * row.padding:.1f} % padding" if row.images else " –"
@@ -146,6 +148,6 @@ def _padding(summaries: tuple[SplitSummary, ...]) -> bytes:
     axis.set_yticks(range(len(rows)), [f"{name} {r.height}×{r.width}" for name, r in rows])
     axis.invert_yaxis()
     axis.margins(x=0.3)
-    axis.set(xlabel="millions of input pixels an epoch")
+    axis.set(xlabel="input pixels per epoch, millions")
     axis.legend(frameon=False, loc="lower right")
     return _png(figure)

@@ -1,4 +1,4 @@
-"""The doctor's report as text for a terminal and as one self-contained page."""
+"""The doctor's report: tables for a terminal, and a self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.text import Text
 from retina_jax.doctor.checks import Finding, percent
 from retina_jax.doctor.examine import Report, SplitSummary
 
-_MOST_CLASSES = 25  # on a terminal; the page has them all
+_MOST_CLASSES = 25  # on a terminal; the page shows all
 _STYLE = """
 :root { color-scheme: light; }
 body { font: 15px/1.5 system-ui, sans-serif; color: #1c2733; background: #fff;
@@ -42,7 +42,7 @@ def _or_dash(share: float | None) -> str:
 
 
 def _split_cells(summaries: Sequence[SplitSummary]) -> tuple[list[str], list[list[str]]]:
-    header = ["split", "images", "empty", "boxes", "crowds", "most on one image", "padding"]
+    header = ["split", "images", "empty", "boxes", "crowds", "most per image", "padding"]
     return header, [
         [s.name, f"{s.images:,}", f"{s.empty:,}", f"{s.boxes:,}", f"{s.crowds:,}",
          str(s.most_boxes), percent(s.padding)]
@@ -91,22 +91,22 @@ def _bucket_cells(report: Report) -> tuple[list[str], list[list[str]]]:
 
 
 def _tables(report: Report) -> list[tuple[str, list[str], list[list[str]]]]:
-    sizes = "Sizes (COCO's: small under 32², large over 96² pixels), and what anchors can match"
+    sizes = "Sizes (as in COCO: small < 32², large > 96² pixels) and their anchor recall"
     return [
         ("Splits", *_split_cells(report.summaries)),
-        ("Classes, and the share of their boxes that an anchor can match", *_class_cells(report)),
+        ("Classes and their anchor recall, by IoU", *_class_cells(report)),
         (sizes, *_size_cells(report)),
         ("Buckets", *_bucket_cells(report)),
     ]
 
 
 def text_tables(report: Report) -> list[Table]:
-    """For a terminal; long lists of classes are cut to the most frequent."""
+    """Tables for a terminal; shows only the most frequent classes if there are many."""
     drawn = []
     for title, header, cells in _tables(report):
         if len(cells) > _MOST_CLASSES and header[0] == "class":
             left_out = len(cells) - _MOST_CLASSES
-            title = f"{title} ({left_out} rarer ones are on the page)"
+            title = f"{title} ({left_out} rarer classes are on the page)"
             cells = sorted(cells, key=lambda row: -int(row[3].replace(",", "")))[:_MOST_CLASSES]
         table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", title_style="bold")
         for i, name in enumerate(header):
@@ -146,7 +146,7 @@ def _html_table(header: list[str], cells: list[list[str]]) -> str:
 def page(
     report: Report, plots: dict[str, bytes], pictures: Sequence[tuple[str, str, bytes]]
 ) -> str:
-    """HTML with everything inside.
+    """The report as one HTML page without external files.
 
     Args:
       plots: title to PNG.
@@ -164,12 +164,13 @@ def page(
         parts.append(f'<div class="finding {finding.level}"><b>{finding.level}</b> {message}</div>')
     if report.suggestion:
         flags = html.escape(report.suggestion.flags().replace(" --", " \\\n  --"))
-        parts.append(f"<h2>Suggested</h2><pre>{flags}</pre>")
+        parts.append(f"<h2>Suggested flags</h2><pre>{flags}</pre>")
         rows = [
             [group, percent(before), percent(report.suggestion.after[group])]
             for group, before in report.suggestion.before.items()
         ]
-        header = [f"{report.summaries[0].name}, IoU {report.foreground_iou:g}", "now", "then"]
+        recall = f"{report.summaries[0].name}: anchor recall at IoU {report.foreground_iou:g}"
+        header = [recall, "now", "with these flags"]
         parts.append(_html_table(header, rows))
     for title, header, cells in _tables(report):
         parts.append(f"<h2>{html.escape(title)}</h2>{_html_table(header, cells)}")

@@ -1,1 +1,1 @@
-"""Scoring on the host: NMS, COCO metrics, the report."""
+"""Evaluation: detection, NMS, COCO metrics, reports."""

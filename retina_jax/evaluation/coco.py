@@ -1,4 +1,4 @@
-"""COCO's metrics over boxes, by hotcoco or by pycocotools, in the data set's own ids."""
+"""COCO box metrics with hotcoco or pycocotools, in the data set's category ids."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from retina_jax.ops.boxes import xyxy_to_coco_xywh
 from retina_jax.types import Detections
 
 LIMITS = (1, 10, 100)
-"""COCO's own: the most detections of a class and image that recall and, the last, AP count."""
+"""COCO's default limits of detections per class and image: one AR per limit; AP uses the last."""
 
 
 def metric_names(limits: Sequence[int] = LIMITS) -> tuple[str, ...]:
-    """Names of COCO's twelve numbers, in its order."""
+    """Names of the twelve COCO metrics, in COCO's order."""
     recalls = (f"AR{limit}" for limit in limits)
     return ("AP", "AP50", "AP75", "APs", "APm", "APl", *recalls, "ARs", "ARm", "ARl")
 
@@ -30,7 +30,7 @@ METRICS = metric_names()
 def ground_truth(split: Split) -> dict[str, Any]:
     """The split as a COCO data set: xywh in pixels of the original images.
 
-    No image is read where the index has the annotations.
+    Reads no image if the index has the annotations.
     """
     images, annotations = [], []
     for row in range(len(split)):
@@ -59,7 +59,7 @@ def ground_truth(split: Split) -> dict[str, Any]:
 
 
 def categories(split: Split) -> list[dict[str, Any]]:
-    """COCO's list of classes."""
+    """COCO's list of categories."""
     pairs = zip(split.category_ids, split.class_names, strict=True)
     return [{"id": int(i), "name": name} for i, name in pairs]
 
@@ -67,7 +67,7 @@ def categories(split: Split) -> list[dict[str, Any]]:
 def results(
     image_id: int, detections: Detections, category_ids: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """COCO's results of one image, whose boxes are in pixels of the original."""
+    """COCO results of one image; boxes are in pixels of the original image."""
     boxes = xyxy_to_coco_xywh(detections.boxes.astype(np.float64)).round(3)
     return [
         {
@@ -88,15 +88,15 @@ def score(
     engine: str = "hotcoco",
     limits: Sequence[int] = LIMITS,
 ) -> dict[str, Any]:
-    """`metric_names` beside ``per_class`` and ``per_class_AP50`` (class name to AP).
+    """The metrics in `metric_names`, and ``per_class`` and ``per_class_AP50`` (class name to AP).
 
-    None where there is no ground truth to score against.
+    A metric without ground truth is None.
 
     Args:
-      truth: a COCO data set, as `ground_truth` gives it.
+      truth: a COCO data set, as `ground_truth` returns it.
       detections: COCO results.
-      engine: "hotcoco" or "pycocotools", its arbiter; both give the same numbers.
-      limits: the most detections of a class and image that count, ascending.
+      engine: "hotcoco", or "pycocotools", the reference; both give the same numbers.
+      limits: largest numbers of detections per class and image to count, ascending.
     """
     if engine == "hotcoco":
         from hotcoco import COCO, COCOeval
@@ -108,7 +108,7 @@ def score(
         dict(d, id=i, area=d["bbox"][2] * d["bbox"][3], iscrowd=0)
         for i, d in enumerate(detections, 1)
     ]
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools talks
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints progress
         data_sets = []
         for annotations in (truth["annotations"], numbered):
             coco = COCO()
@@ -123,7 +123,7 @@ def score(
         evaluation.accumulate()
     # [IoU, recall, class, area range, limit]; [IoU, class, area range, limit]
     precisions, recalls = (np.asarray(evaluation.eval[n]) for n in ("precision", "recall"))
-    # not from summarize(), which knows the limit 100 alone
+    # summarize() only supports the limit 100
     every = [
         *(precisions[some, :, :, 0, -1] for some in (slice(None), slice(0, 1), slice(5, 6))),
         *(precisions[..., area, -1] for area in (1, 2, 3)),
@@ -145,7 +145,7 @@ def score(
 
 
 def beyond_limit(truth: dict[str, Any], limit: int) -> tuple[int, int]:
-    """Images with more than ``limit`` objects of a class, and the most of a class on one image."""
+    """Number of images with more than ``limit`` objects of a class, and the largest such count."""
     pairs = collections.Counter(
         (a["image_id"], a["category_id"]) for a in truth["annotations"] if not a["iscrowd"]
     )

@@ -1,4 +1,4 @@
-"""Detections as a stream: the network on the device, suppression in threads beside it."""
+"""A stream of detections: the network runs on the device, NMS in host threads meanwhile."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from retina_jax.types import Batch, Candidates, Detections
 
 NMS_THREADS = 4
 Detect = Callable[[Any, Iterable[Batch]], Iterator[tuple[int, Detections]]]
-"""What `make_detect` makes."""
+"""The function that `make_detect` returns."""
 
 
 def make_detect(
     model: RetinaNet, config: ml_collections.ConfigDict, devices: parallel.Devices
 ) -> Detect:
-    """``detect(variables, batches)``: ``(row, detections)`` of every image, in the batches' order.
+    """``detect(variables, batches)``, which yields ``(row, detections)`` of every image in order.
 
-    Compiled once per bucket, however many streams it serves.
+    Compiles once per bucket, for any number of streams.
 
     - ``variables``: of the network, replicated over the devices.
     - ``batches``: of ``eval.batch_size`` images over all hosts; the stream may be endless.
-      ``index`` gives the rows; fillers are left out.
+      ``index`` holds the rows; fillers are skipped.
 
-    Boxes are in pixels of the original image, xyxy, float64, best first. While a batch is
-    suppressed on the host, the device works on the next ones. Raises `UserError` where the
-    devices cannot share a batch.
+    Boxes are in pixels of the original image, xyxy, float64, highest score first. NMS of a batch
+    runs on the host while the device processes the next ones. Raises `UserError` if the batch size
+    is not a multiple of the number of devices.
     """
     devices.check_batch(config.eval.batch_size, "eval.batch_size")
     predict = devices.predict_step(make_predict_step(model, config))
     options = config.eval
 
     def finish(candidates: Candidates, size: np.ndarray, original: np.ndarray) -> Detections:
-        """NMS of one image, and its boxes in pixels of the original."""
+        """NMS of one image; returns boxes in pixels of the original image."""
         detections = suppress(candidates, options.nms_iou, options.max_detections)
         if options.cut_boxes == "after_nms":
             detections = cut_to_picture(detections, *size)
@@ -69,7 +69,7 @@ def make_detect(
                         yield from _results(pending.popleft())
                 while pending:
                     yield from _results(pending.popleft())
-            finally:  # also where the stream is closed before its end
+            finally:  # also if the caller closes the stream early
                 for images in pending:
                     for _, future in images:
                         future.cancel()

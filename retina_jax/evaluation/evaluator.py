@@ -1,4 +1,4 @@
-"""Score a network on a split: detect every image once, score, write."""
+"""Evaluates a network on a split: detects every image once, computes metrics, writes files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from retina_jax.models.retinanet import RetinaNet
 
 
 class Evaluator:
-    """Scores a model on one split; compiled once per bucket, whatever the number of calls."""
+    """Evaluates a model on one split; compiles once per bucket, for any number of calls."""
 
     def __init__(
         self,
@@ -39,27 +39,28 @@ class Evaluator:
         self._truth: dict[str, Any] | None = None
 
     def __len__(self) -> int:
-        """Images of the split."""
+        """Number of images in the split."""
         return len(self._split)
 
     def notices(self) -> list[str]:
-        """What the limits of the metrics leave out, a line each; reads the ground truth."""
-        limit, most_kept = self._config.eval.limits[-1], self._config.eval.max_detections
+        """Warnings where limits of the metrics exclude objects; reads the ground truth."""
+        limit, max_detections = self._config.eval.limits[-1], self._config.eval.max_detections
         images, most = coco.beyond_limit(self._ground_truth(), limit)
-        found = []
+        lines = []
         if images:
-            found.append(
+            lines.append(
                 f"{images} of {len(self._split)} images have more than {limit} objects of one "
-                f"class (at most {most}), and COCO's metrics count the best {limit} detections of "
-                "a class and image: a perfect detector scores below 1; set "
+                f"class (at most {most}), but the COCO metrics count only {limit} detections per "
+                "class and image, so even a perfect detector scores below 1; set "
                 f"{field_flag('eval.limits', (1, 10, most))}"
             )
-        if most > most_kept:
-            found.append(
-                f"eval.max_detections={most_kept} is below the {most} objects of one class on an "
-                f"image; set --config.eval.max_detections={most}"
+        if most > max_detections:
+            lines.append(
+                f"eval.max_detections={max_detections} is smaller than the largest number of "
+                f"objects of one class on an image, {most}; set "
+                f"--config.eval.max_detections={most}"
             )
-        return found
+        return lines
 
     def _ground_truth(self) -> dict[str, Any]:
         if self._truth is None:
@@ -69,9 +70,9 @@ class Evaluator:
     def detect(
         self, variables: Any, advance: Callable[[], bool] = lambda: True
     ) -> list[dict[str, Any]] | None:
-        """COCO results of every image of the split, by row; None when ``advance()`` said to stop.
+        """COCO results of every image of the split, by row; None if ``advance()`` returned False.
 
-        ``advance`` is called after each image. Raises `RuntimeError` where the stream was not of
+        ``advance`` is called after each image. Raises `RuntimeError` unless the stream contains
         every row exactly once.
         """
         split, by_row = self._split, {}
@@ -98,9 +99,9 @@ class Evaluator:
         folder: Path,
         advance: Callable[[], bool] = lambda: True,
     ) -> dict[str, Any] | None:
-        """Detects, scores and writes ``detections.json``, ``metrics.json`` and a picture.
+        """Evaluates; writes ``detections.json``, ``metrics.json`` and ``detections.png``.
 
-        Returns the metrics; None when ``advance()`` said to stop, and then nothing is written.
+        Returns the metrics. If ``advance()`` returns False, stops and writes nothing; returns None.
         """
         detections = self.detect(variables, advance)
         if detections is None:
@@ -114,5 +115,5 @@ class Evaluator:
             draw_split(
                 self._split, detections, folder / "detections.png", self._config.eval.pictures
             )
-        write_json(folder / "metrics.json", metrics)  # last: it says that the rest is there
+        write_json(folder / "metrics.json", metrics)  # last: marks the evaluation as complete
         return metrics

@@ -1,4 +1,4 @@
-"""Class-wise non-maximum suppression on the host, compiled by Numba, free of the GIL."""
+"""Class-wise non-maximum suppression on the host, compiled with Numba; releases the GIL."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from retina_jax.types import Candidates, Detections
 
 
 def _compiled(function):
-    """Compiled by Numba, kept on disk where there is a folder for it; nothing needs the folder."""
+    """Compiles with Numba, with a cache on disk if a folder for it is writable."""
     try:
         return numba.njit(cache=True, nogil=True)(function)
-    except RuntimeError:  # "no locator available": neither package nor home can be written
+    except RuntimeError:  # "no locator available": neither package nor home is writable
         return numba.njit(nogil=True)(function)
 
 
 @_compiled
-def _keep(boxes, labels, order, iou_threshold, most):
-    kept = np.empty(min(most, len(order)), np.int64)
+def _keep(boxes, labels, order, iou_threshold, max_detections):
+    kept = np.empty(min(max_detections, len(order)), np.int64)
     count = 0
     for i in order:
         if count == len(kept):
@@ -52,18 +52,18 @@ def class_wise_nms(
     iou_threshold: float,
     max_detections: int,
 ) -> np.ndarray:
-    """Rows that remain, best first: int64.
+    """Rows to keep, highest score first; int64.
 
-    Greedy by score (ties by row); a box goes when its IoU with a kept box of its class is above
-    ``iou_threshold``. Args: xyxy ``[k, 4]``, scores ``[k]`` and labels ``[k]``. It ends as soon as
-    ``max_detections`` of all classes are found, as those are the best there will be.
+    Greedy by score (ties by row): a box is dropped if its IoU with a kept box of its class exceeds
+    ``iou_threshold``. Args: xyxy ``[k, 4]``, scores ``[k]`` and labels ``[k]``. Stops after
+    ``max_detections`` boxes of all classes, because later boxes have lower scores.
     """
     order = np.argsort(-scores, kind="stable")
     return _keep(boxes.astype(np.float64), labels, order, iou_threshold, max_detections)
 
 
 def suppress(candidates: Candidates, iou_threshold: float, max_detections: int) -> Detections:
-    """NMS over the candidates of one image; places that score 0 are empty."""
+    """NMS over the candidates of one image; a score of 0 marks padding."""
     alive = np.flatnonzero(candidates.scores > 0)
     boxes, scores, labels = (
         x[alive] for x in (candidates.boxes, candidates.scores, candidates.labels)
@@ -73,7 +73,7 @@ def suppress(candidates: Candidates, iou_threshold: float, max_detections: int) 
 
 
 def cut_to_picture(detections: Detections, height: int, width: int) -> Detections:
-    """Boxes cut to the picture; those of which nothing is left are dropped (Detectron2)."""
+    """Clips boxes to the image and drops boxes without area (Detectron2)."""
     boxes = np.clip(detections.boxes, 0, np.array([width, height, width, height], np.float32))
     there = np.flatnonzero((boxes[:, 2:] > boxes[:, :2]).all(axis=1))
     return Detections(

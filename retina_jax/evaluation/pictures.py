@@ -1,4 +1,4 @@
-"""Sheets of pictures: ground truth beside detections."""
+"""Draws contact sheets: ground truth next to detections."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from retina_jax.draw import CAPTION_COLOUR, draw_boxes, draw_legend
 from retina_jax.files import atomic_write
 from retina_jax.ops.boxes import coco_xywh_to_xyxy
 
-_PANEL = 320  # pixels, the long side of one picture
+_PANEL = 320  # pixels, the long side of one image
 _GAP = 8
 _TITLE = 22
 
@@ -31,7 +31,7 @@ def _pair(
         split.class_names[label] + (" (crowd)" if crowd else "")
         for label, crowd in zip(example.labels, example.is_crowd, strict=True)
     ]
-    many = len(found) > 12 or len(truth_names) > 12  # tags would hide what they name
+    many = len(found) > 12 or len(truth_names) > 12  # captions would hide the objects
     truth = draw_boxes(
         image,
         example.boxes,
@@ -39,7 +39,7 @@ def _pair(
         [""] * len(truth_names) if many else truth_names,
         scale,
     )
-    found = sorted(found, key=lambda d: d["score"])  # the best on top
+    found = sorted(found, key=lambda d: d["score"])  # draw the best last, on top
     labels = [label_of[d["category_id"]] for d in found]
     boxes = coco_xywh_to_xyxy(np.array([d["bbox"] for d in found], np.float64).reshape(-1, 4))
     captions = [
@@ -64,9 +64,10 @@ def draw_split(
     count: int,
     least_score: float = 0.4,
 ) -> None:
-    """A sheet of ``count`` images spread over the split, each as a pair, to ``path`` (PNG).
+    """Draws ``count`` images, evenly spread over the split, to ``path`` (PNG).
 
-    ``detections`` are COCO results; those under ``least_score`` are not drawn.
+    Each image appears twice: with ground truth and with detections. ``detections`` are COCO
+    results; those that score below ``least_score`` are not drawn.
     """
     count = min(count, len(split))
     rows = [int(i) for i in np.linspace(0, len(split) - 1, count).round()]

@@ -1,4 +1,4 @@
-"""(variables, images, sizes) -> a fixed number of candidates for each image, on the device."""
+"""(variables, images, sizes) -> a fixed number of candidates per image, on the device."""
 
 from collections.abc import Callable
 
@@ -14,9 +14,10 @@ from retina_jax.types import Candidates
 def make_predict_step(
     model: RetinaNet, config: ml_collections.ConfigDict
 ) -> Callable[..., Candidates]:
-    """The step for one device's share: uint8 ``[n, h, w, 3]`` and sizes ``[n, 2]`` to candidates.
+    """The prediction step for one device's share of a batch.
 
-    Boxes are in pixels of the network's input.
+    Maps images ``[n, h, w, 3]`` and sizes ``[n, 2]`` to candidates, whose boxes are in pixels of
+    the network input.
     """
 
     softmax = resolve(config).softmax

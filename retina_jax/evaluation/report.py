@@ -1,4 +1,4 @@
-"""The numbers of an evaluation as a table for people."""
+"""Prints the metrics of an evaluation as tables."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from retina_jax.evaluation.coco import LIMITS, metric_names
 
 
 def print_table(console: Console, metrics: dict[str, Any]) -> None:
-    """COCO's numbers, precision above recall, then AP and AP50 of each class."""
+    """Prints the COCO metrics, precision then recall, and AP and AP50 of each class."""
     heading = f"COCO metrics on {metrics['images']} images, step {metrics['step']}"
     console.print(heading, markup=False)
     every = metric_names(metrics.get("limits", LIMITS))
-    for names in (every[:6], every[6:]):  # twelve columns would not fit 80 characters
+    for names in (every[:6], every[6:]):  # twelve columns would exceed 80 characters
         summary = Table()
         for name in names:
             summary.add_column(name, justify="right", min_width=6)
@@ -31,4 +31,4 @@ def print_table(console: Console, metrics: dict[str, Any]) -> None:
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None or value < 0 else f"{value:.3f}"  # -1: of an earlier version
+    return "–" if value is None or value < 0 else f"{value:.3f}"  # -1: earlier versions

@@ -1,1 +1,1 @@
-"""Weights from elsewhere."""
+"""Exchange of weights with other systems."""

@@ -1,4 +1,4 @@
-"""Weights under the names of torchvision and Detectron2, where their models can express them."""
+"""Exports weights for torchvision and Detectron2, if their models can represent the network."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ ANCHOR_ORDER = {"torchvision": "ratio_major", "detectron2": "size_major"}
 
 _ADMITTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "model.norm": (("frozen", "batch"), "has batch norm in its backbone"),
-    "model.head_norm": (("none", "group"), "shares the norms of a head over levels"),
-    "model.class_specific_boxes": ((False,), "has one box for all classes"),
+    "model.head_norm": (("none", "group"), "shares the norms of a head across levels"),
+    "model.class_specific_boxes": ((False,), "predicts one box for all classes"),
     "loss.classification": (
         tuple(name for name in CLASSIFICATION_LOSSES if name != "softmax_focal"),
-        "scores each class by a sigmoid",
+        "scores each class with a sigmoid",
     ),
     "anchors.offset": ((0.0,), "centres anchors at k · stride"),
 }
@@ -35,22 +35,22 @@ _ADMITTED_BY = {
     "torchvision": _ADMITTED
     | {
         "model.width": ((64,), "has 64 channels in its stem"),
-        "model.stride_in_1x1": ((False,), "halves in the 3x3"),
-        "model.head_convs": ((4,), "has four convolutions in a tower"),
-        "data.pixel_order": (("RGB",), "reads RGB"),
-        "coder.weights": (((1.0, 1.0, 1.0, 1.0),), "codes boxes with weights of 1"),
+        "model.stride_in_1x1": ((False,), "has the stride in the 3x3 convolution"),
+        "model.head_convs": ((4,), "has four convolutions in each head"),
+        "data.pixel_order": (("RGB",), "takes RGB images"),
+        "coder.weights": (((1.0, 1.0, 1.0, 1.0),), "encodes boxes with weights of 1"),
     },
     "detectron2": _ADMITTED
     | {
-        "model.norm_eps": ((1e-5,), "has an eps of 1e-5 in every norm"),
-        "model.p6_from": (("C5",), "makes P6 from C5"),
+        "model.norm_eps": ((1e-5,), "uses an eps of 1e-5 in every norm"),
+        "model.p6_from": (("C5",), "computes P6 from C5"),
     },
     "retina_jax": {},
 }
 
 
 def check_expressible(config: ml_collections.ConfigDict, system: str) -> None:
-    """Raises `UserError` naming the first field, and its value, that ``system`` cannot express."""
+    """Raises `UserError` for the first field whose value ``system`` cannot represent."""
     fields = leaves(config)
     for field, (admitted, reason) in _ADMITTED_BY[system].items():
         if field in fields and fields[field] not in admitted:
@@ -59,31 +59,33 @@ def check_expressible(config: ml_collections.ConfigDict, system: str) -> None:
         return
     model = config.model
     if model.head_channels != model.fpn_channels:
-        reason = f"gives a tower the channels of the pyramid, {model.fpn_channels}"
+        reason = f"uses the pyramid's channels in the heads, {model.fpn_channels}"
         _refuse(system, "model.head_channels", model.head_channels, reason)
     if model.head_norm == "group" and model.head_channels % 32:
-        _refuse(system, "model.head_channels", model.head_channels, "has 32 groups in a group norm")
+        _refuse(
+            system, "model.head_channels", model.head_channels, "uses 32 groups in a group norm"
+        )
     c5_channels = model.width * (32 if BACKBONES[model.backbone].bottleneck else 8)
     if system == "torchvision" and model.p6_from == "C5" and c5_channels == model.fpn_channels:
-        reason = f"takes P5 for P6 where C5 has as many channels ({c5_channels})"
+        reason = f"computes P6 from P5 if both have the same number of channels ({c5_channels})"
         _refuse(system, "model.p6_from", model.p6_from, reason)
 
 
 def _refuse(system: str, field: str, value: Any, reason: str) -> None:
     raise UserError(
-        f"{system} cannot express config.{field}={value!r}: its RetinaNet {reason}; "
-        "--to=retina_jax writes every network"
+        f"{system} cannot represent config.{field}={value!r}: its RetinaNet {reason}; "
+        "set --to=retina_jax, which supports every network"
     )
 
 
 def export_names(
     tree: dict[str, Any], system: str, batch_counters: bool = False
 ) -> dict[str, np.ndarray]:
-    """The arrays of ``tree`` under the names and in the layout of ``system``, bit for bit.
+    """The arrays of ``tree`` with the names and layout of ``system``, bit for bit.
 
-    The inverse of `read_weights`; anchors keep their order. ``batch_counters`` adds the
-    ``num_batches_tracked`` that torch keeps beside trained batch norms. Raises `UserError` for
-    arrays that the system has no name for.
+    The inverse of `read_weights`; does not reorder anchors. ``batch_counters`` adds the
+    ``num_batches_tracked`` that torch stores with batch norms. Raises `UserError` for arrays
+    without a name in the system.
     """
     flat = {name: np.asarray(value) for name, value in flatten(tree).items()}
     if system == "retina_jax":
@@ -91,9 +93,13 @@ def export_names(
     theirs_of = {ours: theirs for theirs, ours in _pairs(system, flat)}
     without = [name for name in flat if name not in theirs_of]
     if without:
-        raise UserError(f"{system} has no name for {', '.join(without[:8])} of {len(without)}")
+        more = f" and {len(without) - 8} more" if len(without) > 8 else ""
+        raise UserError(
+            f"{system} has no parameters for {', '.join(without[:8])}{more}; "
+            "set --to=retina_jax, which supports every network"
+        )
     arrays = {theirs_of[n]: names.to_their_layout(n, value) for n, value in flat.items()}
-    if system == "detectron2":  # its convolutions keep a bias before a group norm
+    if system == "detectron2":  # its convolutions have a bias even before a group norm
         for head in ("class_head", "box_head"):
             for name in [n for n in flat if re.fullmatch(rf"params/{head}/conv\d+/kernel", n)]:
                 bias = name.replace("/kernel", "/bias")
@@ -115,9 +121,9 @@ def _pairs(system: str, flat: dict[str, np.ndarray]) -> Iterable[tuple[str, str]
 def export_weights(
     tree: dict[str, Any], config: ml_collections.ConfigDict, system: str
 ) -> dict[str, np.ndarray]:
-    """What ``system`` loads to run the network of ``config``: its names, layout and anchor order.
+    """The arrays that ``system`` loads, with its names, layout and anchor order.
 
-    Raises `UserError` for what it cannot express.
+    Raises `UserError` for a config that it cannot represent.
     """
     check_expressible(config, system)
     order = ANCHOR_ORDER.get(system, config.anchors.order)
@@ -133,13 +139,12 @@ def note_of(
     classes: Sequence[tuple[int, str]] | None = None,
     pixel_scale: tuple[float, float] | None = None,
 ) -> dict[str, Any]:
-    """What is to stand beside the arrays, for `read_weights`.
+    """The note to store in the file, for `read_weights`; empty for other systems.
 
     ``classes``: category id and name of each class, by label; None: not known. ``pixel_scale``: the
-    values of 16-bit or float images that became 0 and 255; None: there were none.
+    16-bit or float values that map to 0 and 255; None: no such images.
 
-    The names of other systems tell what their weights were made for, ours tell nothing of anchors
-    or pixels.
+    Files of other systems need no note: their names imply anchors and pixel normalisation.
     """
     if system != "retina_jax":
         return {}
@@ -152,7 +157,7 @@ def note_of(
 def how_to_load(
     tree: dict[str, Any], config: ml_collections.ConfigDict, system: str, path: str
 ) -> list[str]:
-    """Lines of Python, or of its config, that load ``path`` in ``system``."""
+    """Lines of Python (for retina_jax: a flag) that load ``path`` in ``system``."""
     classes = (class_outputs(tree) or 0) // resolve(config).anchors_per_place
     return {
         "torchvision": _load_in_torchvision,

@@ -1,4 +1,4 @@
-"""Read and write named arrays as .safetensors, .pth or .pkl; nothing in a file is ever run."""
+"""Reads and writes named arrays as .safetensors, .pth or .pkl; never executes code from a file."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from retina_jax.files import atomic_write
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".pkl")
 WRAPPERS = ("model", "state_dict", "model_state", "model_state_dict", "blobs")
-"""Keys under which training programs and Caffe2 keep the arrays, beside other things."""
+"""Keys under which training programs and Caffe2 store the arrays."""
 PREFIXES = ("module.", "_orig_mod.")
-"""What torch's DataParallel and compile put before every name."""
+"""Prefixes that torch's DataParallel and compile add to every name."""
 NOTE = "retina_jax"
-"""Key of a `WeightFile.note`, as JSON: beside ``model``, or in the metadata of a .safetensors."""
+"""Key of a `WeightFile.note`, as JSON: next to ``model``, or in the .safetensors metadata."""
 
 
 class WeightFile(NamedTuple):
-    """Arrays by name, and what this program wrote of them beside them."""
+    """Arrays by name, and the note that this program stored with them."""
 
     arrays: dict[str, np.ndarray]
     note: dict[str, Any]
 
 
 def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
-    """The arrays of `read_file`."""
+    """The arrays of a file, as from `read_file`."""
     return read_file(path).arrays
 
 
 def read_file(path: str | Path) -> WeightFile:
-    """The arrays of a file by name: floats as float32, all else as it is; and its note, or {}.
+    """The arrays of a file by name, floats converted to float32, and its note ({} if none).
 
-    Wrappers such as ``{"model": …}`` and prefixes such as ``module.`` are taken off. Raises
-    `UserError` for a file that is missing, cut or damaged, holds no arrays, or asks for code.
+    Removes wrappers such as ``{"model": …}`` and prefixes such as ``module.``. Raises `UserError`
+    for a file that is missing, truncated or damaged, contains no arrays, or would execute code.
     """
     path = _checked(path, "read")
     if not path.is_file():
@@ -48,21 +48,21 @@ def read_file(path: str | Path) -> WeightFile:
     try:
         found = _READERS[path.suffix](path)
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}; give a readable file") from None
+        raise UserError(f"{path}: {error.strerror or error}; use a readable file") from None
     note = _note(path, found)
     while isinstance(found, dict) and (key := _wrapper(found)):
         found = found[key]
     if not isinstance(found, dict):
         raise UserError(
-            f"{path} holds a {type(found).__name__}, not arrays by name; save "
+            f"{path} contains a {type(found).__name__}, not a dict of arrays; save "
             "model.state_dict() to it"
         )
     arrays = {str(name): value for name, value in found.items() if isinstance(value, np.ndarray)}
     if not arrays:
         keys = ", ".join(repr(key) for key in list(found)[:6])
-        there = f"only {keys}" if keys else "nothing"
+        content = f"the keys {keys}" if keys else "nothing"
         raise UserError(
-            f"{path} holds no arrays by name but {there}; save model.state_dict() to it"
+            f"{path} contains no named arrays, only {content}; save model.state_dict() to it"
         )
     for prefix in PREFIXES:
         if all(name.startswith(prefix) for name in arrays):
@@ -73,10 +73,10 @@ def read_file(path: str | Path) -> WeightFile:
 def write_arrays(
     path: str | Path, arrays: dict[str, np.ndarray], note: dict[str, Any] | None = None
 ) -> None:
-    """Writes ``arrays`` whole or not at all; the suffix of ``path`` says how.
+    """Writes ``arrays`` atomically, in the format given by the suffix of ``path``.
 
-    ``.pkl`` is Detectron2's form, ``{"model": arrays, "__author__": …}``; ``.pth`` is a
-    ``state_dict``, with a ``note`` ``{"model": state_dict, NOTE: …}``. Raises `UserError` where the
+    ``.pkl`` is Detectron2's format, ``{"model": arrays, "__author__": …}``. ``.pth`` is a
+    ``state_dict``, or ``{"model": state_dict, NOTE: …}`` with a ``note``. Raises `UserError` if the
     file cannot be written.
     """
     path = _checked(path, "write")
@@ -85,9 +85,7 @@ def write_arrays(
         with atomic_write(path) as temporary:
             _WRITERS[path.suffix](temporary, arrays, {NOTE: json.dumps(note)} if note else {})
     except OSError as error:
-        raise UserError(
-            f"{path}: {error.strerror or error}; give a file that can be written"
-        ) from None
+        raise UserError(f"{path}: {error.strerror or error}; use a writable path") from None
 
 
 def _checked(path: str | Path, verb: str) -> Path:
@@ -95,7 +93,7 @@ def _checked(path: str | Path, verb: str) -> Path:
     if path.suffix not in SUFFIXES:
         raise UserError(
             f"{path}: cannot {verb} {path.suffix or 'a file without suffix'!r}; "
-            f"give one of {', '.join(SUFFIXES)}"
+            f"use one of {', '.join(SUFFIXES)}"
         )
     return path
 
@@ -118,19 +116,21 @@ def _note(path: Path, found: Any) -> dict[str, Any]:
 def _plain(path: Path, name: str, value: np.ndarray) -> np.ndarray:
     is_float = value.dtype.kind == "f" or value.dtype.name == "bfloat16"
     if not is_float and value.dtype.kind not in "iub":
-        raise UserError(f"{path}: {name} is of dtype {value.dtype}, which no weights have")
+        raise UserError(
+            f"{path}: {name} has dtype {value.dtype}, which weights cannot have; remove it"
+        )
     return np.asarray(value, np.float32) if is_float else value
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
     reason = " ".join(str(error).split())[:200] or type(error).__name__
-    if text := _text(path):  # a page or a pointer that was fetched in place of the file
-        reason = f"it is a text that begins with {text!r}"
-    return UserError(f"{path} is cut or damaged ({reason}); fetch or write it again")
+    if text := _text(path):  # a web page or a pointer file instead of the weights
+        reason = f"it is a text file that begins with {text!r}"
+    return UserError(f"{path} is truncated or damaged ({reason}); download or write it again")
 
 
 def _text(path: Path) -> str:
-    """How a file of text begins; "" for any other."""
+    """The beginning of a text file; "" for any other file."""
     with path.open("rb") as file:
         start = file.read(40)
     text = " ".join(start.decode("ascii", "replace").split())
@@ -141,7 +141,7 @@ def _text(path: Path) -> str:
 
 
 def _read_safetensors(path: Path) -> Any:
-    import ml_dtypes  # noqa: F401  gives NumPy bfloat16
+    import ml_dtypes  # noqa: F401  adds bfloat16 to NumPy
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -174,17 +174,17 @@ def _torch(path: Path):
 def _read_torch(path: Path) -> Any:
     torch = _torch(path)
     try:
-        # weights_only: nothing but tensors and plain containers is made from the file
+        # weights_only: creates only tensors and plain containers
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         for_code = "weights_only" in str(error) or "Unsupported" in str(error)
         if not for_code or _text(path):
             raise _damaged(path, error) from None
         raise UserError(
-            f"{path} holds more than weights, and would run code to be read; save "
-            "model.state_dict() alone"
+            f"{path} contains more than weights and would execute code; save only "
+            "model.state_dict() to it"
         ) from None
-    except Exception as error:  # a cut file raises whatever its rest happens to mean
+    except Exception as error:  # a truncated file may raise anything
         raise _damaged(path, error) from None
 
     def to_numpy(value: Any) -> Any:
@@ -202,12 +202,12 @@ def _write_torch(path: Path, arrays: dict[str, np.ndarray], note: dict[str, str]
     torch.save({"model": tensors, **note} if note else tensors, path)
 
 
-# .pkl: NumPy's own unpickling trusts what it is told of types and memory, so none of it is used;
-# a file calls what stands here, and can give state to nothing that outlives it
+# .pkl: NumPy's own unpickling trusts types and sizes from the file, so it is not used. A file can
+# only call the replacements below, and cannot change the state of anything that outlives it.
 
 
 class _Dtype:
-    """A plain number type, in the place of ``numpy.dtype``."""
+    """Replaces ``numpy.dtype``; accepts only number types."""
 
     __slots__ = ("dtype",)
 
@@ -221,7 +221,7 @@ class _Dtype:
 
 
 class _Array:
-    """In the place of ``numpy.ndarray``: takes the state that NumPy writes, and makes it anew."""
+    """Replaces ``numpy.ndarray``: rebuilds the array from the state that NumPy writes."""
 
     __slots__ = ("array",)
 
@@ -252,12 +252,12 @@ def _scalar(dtype: _Dtype, data: Any) -> Any:
 
 
 def _encode_latin1(text: str = "", _encoding: str = "latin1") -> bytes:
-    """What Python 3 writes for bytes in the protocol of Python 2; no codec is looked up."""
+    """Python 3 writes this call for bytes in Python 2's protocol; looks up no codec."""
     return text.encode("latin1")
 
 
 class _Names(dict):
-    """In the place of ``OrderedDict``, whose attributes (torch's ``_metadata``) are left out."""
+    """Replaces ``OrderedDict``; ignores its attributes (torch's ``_metadata``)."""
 
     __slots__ = ()
 
@@ -266,9 +266,9 @@ class _Names(dict):
 
 
 class _Callable:
-    """What a file may call, and not change.
+    """A function that a file may call but cannot change.
 
-    A function has attributes that pickle's BUILD would set (``__defaults__``), and so has a class.
+    Pickle's BUILD could set attributes of a plain function or class, such as ``__defaults__``.
     """
 
     __slots__ = ("_function", "_name")
@@ -281,7 +281,7 @@ class _Callable:
         return self._function(*arguments)
 
     def __setstate__(self, state: Any) -> None:
-        raise _NotAdmittedError(f"another state of {self._name}")
+        raise _NotAdmittedError(f"a change of {self._name}")
 
 
 _FUNCTIONS: dict[tuple[str, str], Callable[..., Any]] = {
@@ -300,7 +300,7 @@ _ADMITTED: dict[tuple[str, str], _Callable | None] = {
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """An unpickler that makes arrays and plain containers, and refuses by name all else."""
+    """An unpickler that creates only arrays and plain containers."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ADMITTED:
@@ -321,22 +321,22 @@ class _NotAdmittedError(pickle.UnpicklingError):
 def _read_pickle(path: Path) -> Any:
     data = path.read_bytes()
     if data.startswith(b"PK\x03\x04"):
-        raise UserError(f"{path} is a file of torch.save, not a pickle; rename it to .pth")
+        raise UserError(f"{path} was written by torch.save and is not a pickle; rename it to .pth")
     try:
         # latin1: the model zoo's files are pickles of Python 2, whose strings are bytes
         return _unwrapped(_ArraysOnly(io.BytesIO(data), encoding="latin1").load())
     except _NotAdmittedError as error:
         raise UserError(
-            f"{path} asks for {error}, which is no array; nothing of it was run. Read only files "
-            "that hold arrays by name, or convert it to .safetensors where you trust it"
+            f"{path} contains {error}, which is not an array; no code was executed; use a file "
+            "with only named arrays, or, if you trust it, convert it to .safetensors"
         ) from None
-    except Exception as error:  # a cut file raises whatever its rest happens to mean
+    except Exception as error:  # a truncated file may raise anything
         raise _damaged(path, error) from None
 
 
 def _write_pickle(path: Path, arrays: dict[str, np.ndarray], note: dict[str, str]) -> None:
-    # protocol 3 spells names out, so that NumPy 2's new one can be put back to the one that
-    # every NumPy knows: Detectron2 often runs beside NumPy 1
+    # protocol 3 stores names as text, so NumPy 2's module name can be replaced by the one that
+    # every NumPy knows: Detectron2 is often used with NumPy 1
     data = pickle.dumps({"model": arrays, "__author__": "retina_jax", **note}, protocol=3)
     path.write_bytes(data.replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n"))
 

@@ -1,4 +1,4 @@
-"""Fit imported weights to the network of a config: classes, anchor order, what stays fresh."""
+"""Fits imported weights to the network of a config: classes, anchor order, missing layers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _GAPS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
 COCO_IDS = tuple(i for i in range(1, 91) if i not in _GAPS)
 """The 80 category ids of COCO 2017."""
 COCO_SLOTS = 91
-"""Outputs of torchvision's COCO models: one for every id up to 90, and 0 for the background."""
+"""Class outputs of torchvision's COCO models: ids up to 90, and 0 for background."""
 STRUCTURE = (
     "backbone width norm fpn_channels p6_from head_convs head_channels head_norm "
     "class_specific_boxes"
@@ -30,27 +30,27 @@ STRUCTURE = (
 
 @dataclasses.dataclass(frozen=True)
 class Fitted:
-    """Weights in the shape of the network, and what was done to them."""
+    """Weights that fit the network, and a report of the changes."""
 
     tree: dict[str, Any]
     fresh: tuple[str, ...]
-    """Arrays, or whole groups, that stayed as they were initialised."""
+    """Arrays, or whole modules, that keep their random initialisation."""
     notes: tuple[str, ...]
-    """What was taken otherwise than as it stood."""
+    """Changes made to the weights, and assumptions."""
     differs: tuple[str, ...]
-    """Fields whose value is not the one that the weights were made for, with the flag."""
+    """Warnings: fields that differ from those the weights were trained with, and the flags."""
 
     def report(self) -> list[str]:
-        """What was done, a line each; ``differs`` are for the user to heed."""
+        """The changes, one line each, without the warnings in ``differs``."""
         lines = list(self.notes)
         if self.fresh:
-            lines.append(f"fresh: {', '.join(self.fresh)}{self._why()}")
+            lines.append(f"initialised randomly ({self._why()}): {', '.join(self.fresh)}")
         return lines
 
     def _why(self) -> str:
         if any(name.startswith((CLASS_LAYER, BOX_LAYER)) for name in self.fresh):
-            return " (the classes differ)"
-        return " (the weights are of a backbone alone)"
+            return "the classes differ"
+        return "the weights contain only a backbone"
 
 
 def fit(
@@ -61,16 +61,16 @@ def fit(
     source: str,
     class_names: Sequence[str] = (),
 ) -> Fitted:
-    """``imported`` instead of ``fresh``, the variables of the network that ``config`` makes.
+    """Replaces ``fresh``, the initial variables of the network of ``config``, by ``imported``.
 
     Args:
-      class_names: of the data set, by label; where the weights are known to be of others (or of
-        the same in another order), the layers of classes stay fresh.
-      category_ids: COCO's own ids of the data set's classes, in the order of its labels; with
-        exactly COCO's 80 they are taken out of torchvision's 91 slots.
+      category_ids: COCO category ids of the data set's classes, by label. If they are exactly
+        COCO's 80, the 80 classes are selected from torchvision's 91 outputs.
       source: for messages.
+      class_names: of the data set, by label. If the weights are known to have other classes, or
+        the same in another order, the class layers keep their initial values.
 
-    Raises `MisfitError` for what does not fit; its message says which fields of the config would.
+    Raises `MisfitError` for weights that do not fit; the message lists fields that would.
     """
     fields = leaves(config)
     per_place = resolve(config).anchors_per_place
@@ -83,22 +83,23 @@ def fit(
         notes.append(f"anchors reordered from {order} to {config.anchors.order}")
     if order is None and class_outputs(tree):
         notes.append(
-            "the weights do not say the order of their anchors: taken as "
+            "the weights do not state the order of their anchors; assuming "
             f"config.anchors.order={config.anchors.order}"
         )
-    wanted, given = class_outputs(fresh), class_outputs(tree)
+    required, outputs = class_outputs(fresh), class_outputs(tree)
     if (
-        given == COCO_SLOTS * per_place
-        and wanted == len(COCO_IDS) * per_place
+        outputs == COCO_SLOTS * per_place
+        and required == len(COCO_IDS) * per_place
         and set(category_ids) == set(COCO_IDS)
     ):
         tree = take_classes(tree, category_ids, COCO_SLOTS)
-        notes.append("80 of 91 classes taken: the slots of COCO's category ids")
+        notes.append("selected COCO's 80 classes from 91 class outputs")
     try:
-        of_classes = _layers_of_classes(tree, wanted, config)
-        merged, stayed = graft(fresh, tree, source, imported.unknown, of_classes)
+        of_classes = _layers_of_classes(tree, required, config)
+        merged, unmatched = graft(fresh, tree, source, imported.unknown, of_classes)
         if _are_others(imported.classes, category_ids, class_names):
-            merged, stayed = _with_fresh(merged, fresh, stayed, _all_layers_of_classes(config))
+            layers = _all_layers_of_classes(config)
+            merged, unmatched = _with_fresh(merged, fresh, unmatched, layers)
     except MisfitError as error:
         flags = [
             f"--config.model.{name}={imported.expects[field]}"
@@ -106,22 +107,22 @@ def fit(
             if (field := f"model.{name}") in imported.expects
             and not _agree(field, imported.expects[field], fields.get(field))
         ]
-        advice = f"its {imported.system} wants {' '.join(flags)}; " if flags else ""
+        advice = f"set {' '.join(flags)} for this {imported.system}; " if flags else ""
         raise MisfitError(source, error.wrong, advice) from None
     differs = [
-        f"these weights were made with {field}={field_value(value)}, the config has "
+        f"the weights were trained with {field}={field_value(value)}, but the config has "
         f"{field_value(fields[field])}; set {field_flag(field, value)}"
         for field, value in imported.expects.items()
         if field in fields and field != "anchors.order" and not _agree(field, value, fields[field])
         and (class_outputs(tree) or not field.startswith(("anchors.", "coder.")))
     ]  # fmt: skip
-    return Fitted(merged, tuple(stayed), tuple(notes), tuple(differs))
+    return Fitted(merged, tuple(unmatched), tuple(notes), tuple(differs))
 
 
 def _are_others(
     classes: Sequence[tuple[int, str]] | None, category_ids: Sequence[int], names: Sequence[str]
 ) -> bool:
-    """Whether weights are known to be of other classes than the data set's."""
+    """Whether the weights are known to have other classes than the data set."""
     if classes is None or not names:
         return False
     return list(classes) != [(int(i), str(n)) for i, n in zip(category_ids, names, strict=True)]
@@ -134,7 +135,7 @@ def _all_layers_of_classes(config: ml_collections.ConfigDict) -> tuple[str, ...]
 def _with_fresh(
     merged: dict[str, Any], fresh: dict[str, Any], unmatched: Sequence[str], layers: tuple[str, ...]
 ) -> tuple[dict[str, Any], list[str]]:
-    """``merged`` with the arrays of ``layers`` out of ``fresh``, and all names that stay fresh."""
+    """``merged`` with ``layers`` from ``fresh``, and the names of all arrays from ``fresh``."""
     flat = flatten(fresh)
     taken = {name: value for name, value in flat.items() if name.startswith(layers)}
     tree = flax.traverse_util.unflatten_dict({**flatten(merged), **taken}, sep="/")
@@ -142,24 +143,24 @@ def _with_fresh(
 
 
 def _layers_of_classes(
-    tree: dict[str, Any], wanted: int | None, config: ml_collections.ConfigDict
+    tree: dict[str, Any], required: int | None, config: ml_collections.ConfigDict
 ) -> tuple[str, ...]:
-    """Layers that another number of classes alone makes another shape.
+    """Layers whose shape depends on the number of classes.
 
-    The last one of the boxes too, where both networks have a box for each class.
+    Includes the box layer if both networks predict one box per class.
     """
-    given = class_outputs(tree)
-    if not config.model.class_specific_boxes or given in (None, wanted):
+    outputs = class_outputs(tree)
+    if not config.model.class_specific_boxes or outputs in (None, required):
         return (CLASS_LAYER,)
     resolved = resolve(config)
-    boxes = given - resolved.background_logits * resolved.anchors_per_place
+    boxes = outputs - resolved.background_logits * resolved.anchors_per_place
     return (CLASS_LAYER, BOX_LAYER) if box_outputs(tree) == 4 * boxes else (CLASS_LAYER,)
 
 
 def reorder_anchors(tree: dict[str, Any], octaves: int, ratios: int, order: str) -> dict[str, Any]:
-    """The predicting layers of both heads with the anchors of a place in the other ``order``.
+    """The predicting layers of both heads with the anchors of a cell in ``order``, from the other.
 
-    Without effect where the layer's outputs are not a multiple of the anchors.
+    A layer whose outputs are not a multiple of the number of anchors is unchanged.
     """
     rows, columns = (ratios, octaves) if order == "size_major" else (octaves, ratios)
 
@@ -174,9 +175,9 @@ def reorder_anchors(tree: dict[str, Any], octaves: int, ratios: int, order: str)
 
 
 def take_classes(tree: dict[str, Any], ids: Sequence[int], slots: int) -> dict[str, Any]:
-    """The class layer with the classes ``ids`` alone, in their order, out of ``slots``.
+    """Selects the classes ``ids``, in this order, from a class layer with ``slots`` classes.
 
-    The box layer too, where it has a box for each slot.
+    Also selects in the box layer if it has a box per class.
     """
     of_slots = box_outputs(tree) == 4 * class_outputs(tree)
 

@@ -1,4 +1,4 @@
-"""Put given weights in the place of fresh ones, and say of every name what became of it."""
+"""Replaces initial weights by given ones, and reports every name that does not fit."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ CLASS_LAYER = "params/class_head/predict/"
 BOX_LAYER = "params/box_head/predict/"
 AFTER_BACKBONE = ("fpn", "class_head", "box_head")
 MOST_NAMES = 8
-"""Names that an error lists before it counts the rest."""
+"""Number of names that an error lists; it counts the rest."""
 
 
 class MisfitError(UserError):
-    """Weights that do not fit the network; ``wrong`` lists every name with its reason.
+    """Weights that do not fit the network; ``wrong`` lists every name with the reason.
 
-    The message has the first of them, ``details`` have all.
+    The message contains the first names, ``details`` all of them.
     """
 
     def __init__(self, source: str, wrong: Sequence[str], advice: str = ""):
@@ -39,41 +39,41 @@ def graft(
     unknown: Sequence[str] = (),
     of_classes: tuple[str, ...] = (CLASS_LAYER,),
 ) -> tuple[dict, list[str]]:
-    """``fresh`` with the values of ``given``, and the names that stayed fresh.
+    """``fresh`` with the values of ``given``, and the names that keep their initial values.
 
-    Two things may stay fresh: the layers ``of_classes``, where only their number of outputs
-    differs, and all that stands on the backbone, where ``given`` has a backbone alone (then the
-    groups are named, not their arrays). Raises `MisfitError` with every name that is missing,
-    misshapen or left over; ``unknown`` are names of the source that have no counterpart here.
+    Initial values may remain in two cases: in the layers ``of_classes``, if only their number of
+    outputs differs; and in the FPN and the heads, if ``given`` contains only a backbone (then the
+    modules are listed, not their arrays). Raises `MisfitError` with every name that is missing, has
+    the wrong shape or is not used; ``unknown`` are names of the source without a counterpart here.
     """
     fresh_flat = flax.traverse_util.flatten_dict(fresh, sep="/")
     given_flat = flax.traverse_util.flatten_dict(given, sep="/")
-    stayed = []
-    backbone_alone = all(_group(name) == "backbone" for name in given_flat)
-    if backbone_alone and given_flat:
-        stayed = [g for g in AFTER_BACKBONE if any(_group(name) == g for name in fresh_flat)]
+    unmatched = []
+    only_backbone = all(_module(name) == "backbone" for name in given_flat)
+    if only_backbone and given_flat:
+        unmatched = [m for m in AFTER_BACKBONE if any(_module(name) == m for name in fresh_flat)]
     wrong, merged = [], {}
     for name, value in fresh_flat.items():
-        wanted = np.shape(value)
+        required = np.shape(value)
         shape = np.shape(given_flat[name]) if name in given_flat else None
-        if shape == wanted:
+        if shape == required:
             merged[name] = np.asarray(given_flat[name])
-        elif shape is not None and name.startswith(of_classes) and shape[:-1] == wanted[:-1]:
+        elif shape is not None and name.startswith(of_classes) and shape[:-1] == required[:-1]:
             merged[name] = value
-            stayed.append(name)
-        elif _group(name) in stayed:
+            unmatched.append(name)
+        elif _module(name) in unmatched:
             merged[name] = value
         else:
-            had = "missing" if shape is None else f"shape {shape}"
-            wrong.append(f"{name} ({had}, wants {wanted})")
-    wrong += [f"{name} (left over)" for name in given_flat if name not in fresh_flat]
+            problem = "missing" if shape is None else f"shape {shape}"
+            wrong.append(f"{name} ({problem}, requires {required})")
+    wrong += [f"{name} (not used)" for name in given_flat if name not in fresh_flat]
     wrong += [f"{name} (unknown)" for name in unknown]
     if wrong:
         raise MisfitError(source, wrong)
-    # a collection without arrays, such as the statistics of group norms, is there all the same
-    return {**fresh, **flax.traverse_util.unflatten_dict(merged, sep="/")}, stayed
+    # keep collections without arrays, such as the statistics of group norms
+    return {**fresh, **flax.traverse_util.unflatten_dict(merged, sep="/")}, unmatched
 
 
-def _group(name: str) -> str:
-    """``fpn`` of ``params/fpn/p6/kernel``."""
+def _module(name: str) -> str:
+    """``fpn`` for ``params/fpn/p6/kernel``."""
     return name.split("/")[1]

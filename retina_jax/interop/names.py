@@ -1,7 +1,8 @@
-"""What others call the parameters of a ResNet, a pyramid and its heads.
+"""Parameter names of ResNets, FPNs and heads in other systems.
 
-A table is a dict from their name to ours, over every name that a network of the family may have;
-read backwards it exports. Ours are joined by "/" and begin with params or batch_stats.
+Each function yields pairs of their name and ours, for every name that a network of the family may
+have; export uses the pairs in reverse. Our names are joined by "/" and begin with params or
+batch_stats.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ Pairs = Iterator[tuple[str, str]]
 
 _BLOCKS = [(stage, block) for stage in (2, 3, 4, 5) for block in range(48)]
 _CONVS = range(16)
-"""Convolutions of a tower; all published heads have four."""
+"""Convolutions of a head; all published heads have four."""
 
 
 def conv(theirs: str, ours: str) -> Pairs:
@@ -24,7 +25,7 @@ def conv(theirs: str, ours: str) -> Pairs:
 
 
 def norm(theirs: str, ours: str) -> Pairs:
-    """Group norm has the first two alone."""
+    """Names of a norm; group norm only has the first two."""
     yield f"{theirs}.weight", f"params/{ours}/scale"
     yield f"{theirs}.bias", f"params/{ours}/bias"
     yield f"{theirs}.running_mean", f"batch_stats/{ours}/mean"
@@ -50,7 +51,7 @@ _TORCHVISION_HEADS = (
 
 
 def torchvision_retinanet() -> Pairs:
-    """v1 and v2: the towers of v2 have a group norm after each convolution."""
+    """v1 and v2; the heads of v2 have a group norm after each convolution."""
     yield from torchvision_resnet("backbone.body.")
     for index, level in enumerate((3, 4, 5)):
         yield from conv(f"backbone.fpn.inner_blocks.{index}.0", f"fpn/lateral{level}")
@@ -65,7 +66,7 @@ def torchvision_retinanet() -> Pairs:
 
 
 def torchvision_retinanet_before_0_13() -> Pairs:
-    """Names of older files, which are read and never written."""
+    """Names in older files; read, never written."""
     for index, level in enumerate((3, 4, 5)):
         yield from conv(f"backbone.fpn.inner_blocks.{index}", f"fpn/lateral{level}")
         yield from conv(f"backbone.fpn.layer_blocks.{index}", f"fpn/output{level}")
@@ -93,7 +94,7 @@ DETECTRON2_HEADS = (
 
 
 def detectron2_retinanet(group_norm_heads: bool) -> Pairs:
-    """A tower counts its convolutions, norms and ReLUs alike: with norms the numbers differ."""
+    """Numbers in a head count convolutions, norms and ReLUs, so they depend on the norm."""
     yield from detectron2_resnet("backbone.bottom_up.")
     for level in (3, 4, 5):
         yield from conv(f"backbone.fpn_lateral{level}", f"fpn/lateral{level}")
@@ -144,12 +145,12 @@ DETECTRON2_IGNORED = re.compile(
     r"(.*\.)?num_batches_tracked|pixel_(mean|std)|anchor_generator\.cell_anchors\.\d+"
     r"|(backbone\.bottom_up\.)?(stem\.fc|linear)\.(weight|bias)"
 )
-# conv1_b: MSRA's models hold it, and Detectron2 leaves it out
+# conv1_b: in MSRA's models, but not used by Detectron2
 CAFFE2_IGNORED = re.compile(r".*_momentum|lr|model_iter|weight_order|(fc1000|pred)_[wb]|conv1_b")
 
 
 def to_our_layout(name: str, value: np.ndarray) -> np.ndarray:
-    """A value under our ``name``: kernels from OIHW to HWIO, a copy; all else as it is."""
+    """Converts the value of our ``name``: kernels from OIHW to HWIO, others unchanged."""
     is_kernel = name.endswith("/kernel") and value.ndim == 4
     return np.ascontiguousarray(value.transpose(2, 3, 1, 0)) if is_kernel else value
 

@@ -1,4 +1,4 @@
-"""The start of a run from given weights: fitted to its network, and reported."""
+"""Initialises a run from given weights: fits them to the network and reports changes."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def start_from(
     say: Say,
     note: Say,
 ) -> dict[str, Any]:
-    """``{"params": …, "batch_stats": …}`` of a network, with ``weights`` where they fit.
+    """``{"params": …, "batch_stats": …}`` of a network, initialised from ``weights``.
 
     Args:
-      fresh: the variables that the network of ``config`` is initialised with; what the weights do
-        not have (a pyramid, heads, another number of classes) keeps these values.
-      category_ids: COCO's own ids of the data set's classes, in the order of the labels.
-      class_names: their names; () where the data set is not there.
+      fresh: the initial variables of the network of ``config``; layers that are missing in the
+        weights (FPN, heads, other classes) keep these values.
+      category_ids: COCO category ids of the data set's classes, by label.
+      class_names: their names; () if there is no data set.
       source: the flag and its value, for messages.
-      say: takes each line that tells what was done.
-      note: takes each line that warns.
+      say: called with each line of the report.
+      note: called with each warning.
 
     Raises `MisfitError` for weights of another network, with every name that does not fit.
     """

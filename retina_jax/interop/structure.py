@@ -1,4 +1,4 @@
-"""What a tree of weights tells of the network that it belongs to, as fields of the config."""
+"""Infers config fields of a network from the shapes of its weights."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def flatten(tree: dict[str, Any]) -> dict[str, Any]:
 def structure_of(tree: dict[str, Any]) -> dict[str, Any]:
     """Fields such as ``{"model.backbone": "resnet50", "model.width": 64, "model.p6_from": "C5"}``.
 
-    Only what the shapes tell for certain; ``model.norm`` is "frozen" where there are statistics
-    (batch norm looks alike) and "group" where there are none.
+    Contains only fields that the shapes determine. ``model.norm`` is "frozen" if there are
+    statistics (batch norm has the same names) and "group" if there are none.
     """
     shapes = {name: value.shape for name, value in flatten(tree).items()}
     found: dict[str, Any] = {}
@@ -45,7 +45,7 @@ def structure_of(tree: dict[str, Any]) -> dict[str, Any]:
     lateral = shapes.get("params/fpn/lateral5/kernel")
     if p6 and p7 and lateral:
         found["model.fpn_channels"] = p7[-1]
-        if lateral[2] != p7[-1]:  # else C5 and P5 have as many channels, and nothing tells
+        if lateral[2] != p7[-1]:  # otherwise C5 and P5 have the same number of channels
             found["model.p6_from"] = "C5" if p6[2] == lateral[2] else "P5"
     if predict := shapes.get("params/class_head/predict/kernel"):
         tower = [n for n in shapes if re.fullmatch(r"params/class_head/conv\d+/kernel", n)]
@@ -62,17 +62,17 @@ def structure_of(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def groups_of(tree: dict[str, Any]) -> int:
-    """Groups of the backbone's 3x3 convolutions: 1 but for ResNeXt."""
+    """Groups of the backbone's 3x3 convolutions: 1 except for ResNeXt."""
     return _groups({name: value.shape for name, value in flatten(tree).items()})
 
 
 def class_outputs(tree: dict[str, Any]) -> int | None:
-    """Numbers that the class layer gives at one place, anchors times classes; None without one."""
+    """Outputs of the class layer per cell, anchors times classes; None without a class layer."""
     return _outputs(tree, "class_head")
 
 
 def box_outputs(tree: dict[str, Any]) -> int | None:
-    """Numbers that the box layer gives at one place: anchors times 4, or times classes times 4."""
+    """Outputs of the box layer per cell: anchors times 4, or anchors times classes times 4."""
     return _outputs(tree, "box_head")
 
 

@@ -1,4 +1,4 @@
-"""Weights of others (and of this project) as trees of our names, with what they were made for."""
+"""Reads weights of any supported system, with the config fields they were trained for."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RGB = {
     "model.stride_in_1x1": False,
     "model.norm_eps": 1e-5,
 }
-"""torchvision's ImageNet models, and Detectron2's copies of them."""
+"""For torchvision's ImageNet models, and Detectron2's copies of them."""
 MSRA = {
     "data.pixel_order": "BGR",
     "data.mean": (103.53, 116.28, 123.675),
@@ -34,9 +34,9 @@ MSRA = {
     "model.stride_in_1x1": True,
     "model.norm_eps": 1e-5,
 }
-"""Detectron2's R-50 and R-101, whose backbone is MSRA's."""
+"""For Detectron2's R-50 and R-101, with MSRA's backbone."""
 FAIR_RESNEXT = {**MSRA, "data.std": (57.375, 57.12, 58.395), "model.stride_in_1x1": False}
-"""Detectron2's X-101."""
+"""For Detectron2's X-101."""
 TORCHVISION_ANCHORS = {
     "anchors.order": "ratio_major",
     "anchors.offset": 0.0,
@@ -59,39 +59,39 @@ CLASSES = "classes"
 
 @dataclasses.dataclass(frozen=True)
 class Imported:
-    """Weights under our names, and what is known of them."""
+    """Weights with our names, and what is known about them."""
 
     tree: dict[str, Any]
     """``{"params": …, "batch_stats": …}``, nested; NumPy float32."""
     system: str
-    """For people: "torchvision RetinaNet", "Caffe2 ResNet", …"""
+    """For messages: "torchvision RetinaNet", "Caffe2 ResNet", …"""
     ignored: tuple[str, ...]
-    """Names of the source that carry no weight of the network."""
+    """Names in the source that are not weights of the network."""
     unknown: tuple[str, ...]
-    """Names of the source that have no counterpart here."""
+    """Names in the source without a counterpart here."""
     expects: dict[str, Any]
-    """Fields of the config with the values that the weights were made for."""
+    """Config fields with the values that the weights were trained for."""
     classes: tuple[tuple[int, str], ...] | None = None
-    """Category id and name of each class, by label; None where nothing tells."""
+    """Category id and name of each class, by label; None if not known."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _System:
     name: str
     marker: str
-    """A name that its files hold and no other system's."""
+    """A name that only files of this system contain."""
     pairs: Callable[[Collection[str]], Iterable[tuple[str, str]]]
-    """The table, given the names of the file."""
+    """The names in the file to pairs of their name and ours."""
     ignored: re.Pattern
     expects: Callable[[dict, dict[str, np.ndarray]], dict[str, Any]]
-    """Of our tree and the arrays of the file."""
+    """Our tree and the arrays in the file to `Imported.expects`."""
 
 
 def _detectron2_pixels(tree: dict, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     found = FAIR_RESNEXT if groups_of(tree) > 1 else MSRA if has_bottlenecks(tree) else RGB
     found = dict(found)
     for field, name in (("data.mean", "pixel_mean"), ("data.std", "pixel_std")):
-        if name in arrays and arrays[name].size == 3:  # files of the first releases say it
+        if name in arrays and arrays[name].size == 3:  # stored by the first releases
             found[field] = tuple(round(float(v), 3) for v in arrays[name].reshape(-1))
     # ImageNet's mean is lowest in blue
     found["data.pixel_order"] = "BGR" if found["data.mean"][0] < found["data.mean"][2] else "RGB"
@@ -128,7 +128,7 @@ _SYSTEMS = (
         lambda tree, arrays: RGB,
     ),
     _System(
-        "Detectron2 ResNet",  # of the zoo these are torchvision's, renamed
+        "Detectron2 ResNet",  # the model zoo's are torchvision's, renamed
         "stem.conv1.weight",
         lambda there: names.detectron2_resnet(),
         names.DETECTRON2_IGNORED,
@@ -152,10 +152,10 @@ _SYSTEMS = (
 
 
 def read_weights(path: str | Path) -> Imported:
-    """The weights of a file, whatever wrote it: its names tell the system.
+    """The weights in a file; the parameter names determine the system.
 
-    Raises `UserError` for a file that cannot be read, whose names belong to none of the systems,
-    or that holds numbers which are not finite.
+    Raises `UserError` for a file that cannot be read, has names of no known system, or contains
+    non-finite values.
     """
     arrays, note = read_file(path)
     return import_arrays(arrays, path, note)
@@ -164,16 +164,16 @@ def read_weights(path: str | Path) -> Imported:
 def import_arrays(
     arrays: dict[str, np.ndarray], path: str | Path, note: dict[str, Any] | None = None
 ) -> Imported:
-    """`read_weights` of arrays that are read already; ``path`` is for messages.
+    """`read_weights` for arrays that were already read; ``path`` is for messages.
 
-    ``note`` is what `made_for` told when a file of this program was written.
+    ``note`` is the note in a file of this program.
     """
     system = next((s for s in _SYSTEMS if s.marker in arrays), None)
     if system is None:
         some = ", ".join(list(arrays)[:4])
         raise UserError(
-            f"{path} holds names such as {some}, of no system that is known here (torchvision "
-            "and Detectron2 ResNets and RetinaNets, Caffe2 ResNets, retina_jax)"
+            f"{path} has parameters such as {some}, which match no supported system; use weights "
+            "of a torchvision or Detectron2 ResNet or RetinaNet, a Caffe2 ResNet, or retina_jax"
         )
     table = dict(system.pairs(arrays))
     flat, ignored, unknown = {}, [], []
@@ -184,23 +184,23 @@ def import_arrays(
         elif ours is None:
             unknown.append(theirs)
         elif ours in flat:
-            raise UserError(f"{path} holds {ours} twice, once as {theirs}; remove one of them")
+            raise UserError(f"{path} contains {ours} twice, once as {theirs}; remove one of them")
         elif system.name == "retina_jax":
             flat[ours] = value
         else:
             flat[ours] = names.to_our_layout(ours, value)
     for ours, value in flat.items():
         if not np.isfinite(value).all():
-            raise UserError(f"{path}: {ours} holds numbers that are not finite; fetch it again")
+            raise UserError(f"{path}: {ours} has non-finite values; download or write it again")
     if system.name == "Caffe2 ResNet":
         _complete_affine_norms(flat)
     ignored += _drop_neutral_biases(flat, path)
     tree = {"params": {}, "batch_stats": {}, **flax.traverse_util.unflatten_dict(flat, sep="/")}
-    said = _checked(made_for(note or {}), path) if system.name == "retina_jax" else {}
-    expects = {**system.expects(tree, arrays), **said, **structure_of(tree)}
+    noted = _checked(made_for(note or {}), path) if system.name == "retina_jax" else {}
+    expects = {**system.expects(tree, arrays), **noted, **structure_of(tree)}
     of_torchvision = system.name == "torchvision RetinaNet"
     if of_torchvision and Path(path).name.startswith("retinanet_resnet50_fpn_coco"):
-        # torchvision sets eps to 0 after loading this one file: it was trained so
+        # torchvision sets eps to 0 after loading this file, which was trained that way
         expects["model.norm_eps"] = 0.0
     classes = _classes_of(note or {}) if system.name == "retina_jax" else None
     return Imported(tree, system.name, tuple(ignored), tuple(unknown), expects, classes)
@@ -211,10 +211,10 @@ def weights_of_run(
     fields: dict[str, Any],
     classes: Sequence[tuple[int, str]] | None = None,
 ) -> Imported:
-    """A checkpoint of this project.
+    """The weights of a checkpoint of this program.
 
-    ``fields`` are the leaves of its config, as JSON has them; ``classes`` the category id and name
-    of each class, by label.
+    ``fields``: the leaves of its config, as stored in JSON. ``classes``: category id and name of
+    each class, by label.
     """
     expects = {**made_for(fields), **structure_of(tree)}
     return Imported(
@@ -223,12 +223,12 @@ def weights_of_run(
 
 
 def made_for(fields: dict[str, Any]) -> dict[str, Any]:
-    """Of the leaves of a run's config, which JSON may have held, those that weights depend on."""
+    """The leaves of a run's config, possibly read from JSON, that determine what weights mean."""
     return {name: tuples(fields[name]) for name in depending("weights") if name in fields}
 
 
 def _classes_of(note: dict[str, Any]) -> tuple[tuple[int, str], ...] | None:
-    """What a file of this program says of its classes; None where it does not, or is damaged."""
+    """The classes stored in a file of this program; None if missing or damaged."""
     try:
         return tuple((int(i), str(name)) for i, name in note[CLASSES])
     except (KeyError, TypeError, ValueError):
@@ -236,23 +236,21 @@ def _classes_of(note: dict[str, Any]) -> tuple[tuple[int, str], ...] | None:
 
 
 def _checked(fields: dict[str, Any], path: str | Path) -> dict[str, Any]:
-    """``fields`` as a file has them; `UserError` for values that no config can hold."""
+    """``fields`` from a file; `UserError` for values that are not valid in a config."""
     config = default_config()
     try:
         config.update_from_flattened_dict(fields)
         validate(config)
     except (TypeError, ValueError, UserError) as error:
-        raise UserError(
-            f"{path} was written for a config that cannot be ({error}); export it again"
-        ) from None
+        raise UserError(f"{path} stores an invalid config ({error}); export it again") from None
     return fields
 
 
 def _complete_affine_norms(flat: dict[str, np.ndarray]) -> None:
-    """Statistics for files without any: Detectron folded them into scale and bias.
+    """Adds statistics to files without any: Detectron folded them into scale and bias.
 
-    Mean 0, and a variance such that ``rsqrt(variance + eps)`` is 1 in float32 at the eps that
-    `MSRA` expects. Detectron2's MSRA files hold statistics of their own, which stay.
+    The mean is 0, and the variance makes ``rsqrt(variance + eps)`` equal 1 in float32 for the eps
+    of `MSRA`. Detectron2's MSRA files contain statistics, which are kept.
     """
     if any(name.startswith("batch_stats/") for name in flat):
         return
@@ -264,14 +262,14 @@ def _complete_affine_norms(flat: dict[str, np.ndarray]) -> None:
 
 
 def _drop_neutral_biases(flat: dict[str, np.ndarray], path: str | Path) -> list[str]:
-    """Detectron2 keeps a bias before a head's group norm; here there is none, so it must be 0."""
+    """Drops the bias that Detectron2 has before a group norm in the heads; it must be 0."""
     dropped = []
     for name in [n for n in flat if re.fullmatch(r"params/\w+_head/conv\d+/bias", n)]:
         if name.replace("/conv", "/norm").replace("/bias", "/scale") in flat:
             if flat[name].any():
                 raise UserError(
-                    f"{path}: {name} stands before a group norm and is not 0; convolutions before "
-                    "a norm have no bias here"
+                    f"{path}: {name} is before a group norm and is not 0; this program has no bias "
+                    "there, so set it to 0"
                 )
             del flat[name]
             dropped.append(f"{name} (0)")

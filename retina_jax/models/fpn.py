@@ -14,7 +14,7 @@ def upsample_twice(x):
 
 
 class FPN(nn.Module):
-    """C3, C4 and C5 to five maps of ``channels``, of strides 8 to 128."""
+    """Maps C3, C4 and C5 to five levels with ``channels`` channels and strides 8 to 128."""
 
     channels: int
     p6_from: str

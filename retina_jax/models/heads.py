@@ -1,4 +1,4 @@
-"""The class and box towers: shared over levels, apart from each other (section 4)."""
+"""The class and box heads: shared across levels, but not with each other (section 4)."""
 
 import math
 from collections.abc import Callable
@@ -15,11 +15,11 @@ Bias = Callable[[int], Any]
 
 
 class Head(nn.Module):
-    """A tower of 3x3 convolutions and one that predicts ``outputs`` numbers for each anchor.
+    """A tower of 3x3 convolutions, and one that predicts ``outputs`` values per anchor.
 
-    Called once a level with the same convolutions: ``[n, h, w, c]`` to
-    ``[n, h · w · anchors, outputs]``, float32, in the order of the anchors. A convolution before a
-    norm has no bias. Group norm is shared over levels, batch norm is each level's own, as their
+    Applies the same convolutions to every level: ``[n, h, w, c]`` to
+    ``[n, h · w · anchors, outputs]``, float32, in anchor order. A convolution before a norm has no
+    bias. Group norm is shared across levels; batch norm is separate for each level, because the
     statistics differ (TF Model Garden).
     """
 
@@ -69,10 +69,10 @@ class Head(nn.Module):
 
 
 def prior_bias(prior: float, softmax_classes: int = 0) -> nn.initializers.Initializer:
-    """Biases by which an anchor shows an object with probability ``prior`` at step 0.
+    """Biases with which an anchor predicts an object with probability ``prior`` at step 0.
 
-    Else background swamps the loss (section 3.3). A class each by sigmoid; with
-    ``softmax_classes`` the last of so many, background, holds the rest.
+    Otherwise background dominates the loss (section 3.3). For sigmoid, the prior applies to each
+    class. With ``softmax_classes`` logits, the last one, background, gets the remainder.
     """
     if not softmax_classes:
         return nn.initializers.constant(-math.log((1 - prior) / prior))

@@ -1,4 +1,4 @@
-"""Convolution and normalisation as the backbone, the pyramid and the heads share them."""
+"""Convolution and normalisation layers of the backbone, the FPN and the heads."""
 
 import math
 from collections.abc import Callable
@@ -12,9 +12,9 @@ from jax import lax
 Initializer = Callable[..., Any]
 
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-"""As torchvision initialises ResNets."""
+"""torchvision's initialisation of ResNets."""
 lecun_uniform_fan_in = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
-"""torch's ``kaiming_uniform_(a=1)``, as FPNs are initialised."""
+"""torch's ``kaiming_uniform_(a=1)``, the initialisation of FPNs."""
 
 
 class Conv(nn.Module):
@@ -35,8 +35,8 @@ class Conv(nn.Module):
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(self.dtype)
         x = x.astype(self.dtype)
         if self.kernel == 1:
-            # as a dot: XLA on CPU runs the weight gradient of a 1x1 convolution several times
-            # slower than the matrix product that it is
+            # as a matrix product: XLA on CPU computes the weight gradient of a 1x1 convolution
+            # several times slower than that of the equivalent product
             x = x[:, :: self.stride, :: self.stride]
             x = jnp.einsum("nhwi,io->nhwo", x, kernel[0, 0])
         else:
@@ -56,10 +56,9 @@ class Conv(nn.Module):
 
 
 class FrozenNorm(nn.Module):
-    """Batch norm on its stored statistics, never updated: an affine map.
+    """Batch norm with fixed statistics: an affine map without gradients for its parameters.
 
-    It keeps batch norm's names, so that weights move between the two; its parameters get no
-    gradient.
+    Its parameters have the names of batch norm, so weights fit both.
     """
 
     epsilon: float
@@ -78,7 +77,7 @@ class FrozenNorm(nn.Module):
 
 
 def group_norm(epsilon: float, dtype: Any, channels: int, name: str) -> nn.Module:
-    """Group norm with 32 groups (arXiv:1803.08494), or as many as divide a narrow layer."""
+    """Group norm with 32 groups (arXiv:1803.08494), or the largest common divisor with channels."""
     groups = math.gcd(32, channels)
     return nn.GroupNorm(num_groups=groups, epsilon=epsilon, dtype=dtype, name=name)
 
@@ -91,10 +90,10 @@ def make_norm(
     axis_name: str | None,
     momentum: float = 0.9,
 ) -> Callable[[str, int], nn.Module]:
-    """A factory ``(name, channels) -> norm`` for ``kind`` in frozen, batch, group.
+    """A factory ``(name, channels) -> norm``; ``kind`` is frozen, batch or group.
 
-    Batch statistics are means over all devices of ``axis_name``, so that one global batch gives
-    one network whatever the number of devices; ``momentum`` is the weight of their past.
+    Batch statistics are averaged over the devices of ``axis_name``, so results do not depend on
+    the number of devices; ``momentum`` is the weight of the old value.
     """
     if kind == "frozen":
         return lambda name, channels: FrozenNorm(epsilon, dtype, name=name)

@@ -18,10 +18,10 @@ Norm = Callable[[str, int], nn.Module]
 
 
 def max_pool_3x3_stride_2(x):
-    """Max pool with a padding of 1, as torch has it; height and width must be even.
+    """Max pool with padding 1, as in torch; height and width must be even.
 
-    As maxima of strided slices: XLA on CPU runs the gradient of a windowed maximum fifteen
-    times slower, and on accelerators the slices fuse.
+    Computed as maxima of strided slices: on CPU, XLA's gradient of a windowed maximum is fifteen
+    times slower; on accelerators, the slices fuse.
     """
     for axis in (1, 2):
         pads = [(0, 0)] * 4
@@ -36,7 +36,7 @@ def max_pool_3x3_stride_2(x):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut."""
+    """Two 3x3 convolutions with a shortcut."""
 
     channels: int
     stride: int
@@ -57,12 +57,12 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and a widening 1x1 convolution beside a shortcut."""
+    """1x1, 3x3 and widening 1x1 convolutions with a shortcut."""
 
     inner: int
     """Channels of the 3x3 convolution."""
     channels: int
-    """Channels that come out."""
+    """Output channels."""
     stride: int
     groups: int
     stride_in_1x1: bool
@@ -86,7 +86,7 @@ class Bottleneck(nn.Module):
 
 
 def is_frozen(names: Sequence[str], frozen_stages: int) -> bool:
-    """Whether a parameter, by its path from the network's root, is of a stage that stays."""
+    """Whether a parameter, given by its path, belongs to a frozen stage."""
     if names[0] != "backbone" or not frozen_stages:
         return False
     module = names[1]
@@ -96,11 +96,11 @@ def is_frozen(names: Sequence[str], frozen_stages: int) -> bool:
 
 
 class ResNet(nn.Module):
-    """``[n, h, w, 3]`` to the stages C3, C4 and C5, of strides 8, 16 and 32.
+    """Maps ``[n, h, w, 3]`` to the stages C3, C4 and C5, with strides 8, 16 and 32.
 
-    The first ``frozen_stages`` (1: the stem, 2: C2 too, …) get no gradient; ``frozen_norm`` is
-    theirs, which for batch norm stands on its stored statistics. ``remat`` computes each block
-    anew for the gradient instead of keeping what is inside: more arithmetic, less memory.
+    The first ``frozen_stages`` (1: the stem, 2: also C2, …) get no gradient and use
+    ``frozen_norm``, which replaces batch norm by its stored statistics. ``remat`` recomputes each
+    block in the backward pass instead of storing its activations: less memory, more time.
     """
 
     backbone: str

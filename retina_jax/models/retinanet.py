@@ -1,4 +1,4 @@
-"""Backbone, pyramid and heads in one: images to logits and deltas."""
+"""The complete network: backbone, FPN and heads; images to logits and deltas."""
 
 from functools import partial
 from typing import Any
@@ -18,11 +18,11 @@ from retina_jax.types import Array
 
 
 class RetinaNet(nn.Module):
-    """Normalised images ``[n, h, w, 3]`` to two lists over P3 to P7, whatever ``train`` is.
+    """Maps normalised images ``[n, h, w, 3]`` to two lists over P3 to P7.
 
-    Logits ``[n, anchors, classes]`` (softmax: and background, last) and deltas
-    ``[n, anchors, k, 4]`` with k = 1, or a box for each class; float32. No sigmoid and no decoding
-    inside.
+    The lists hold logits ``[n, anchors, classes]`` (with softmax, background is an additional last
+    class) and deltas ``[n, anchors, k, 4]``, where k is 1 or the number of classes; float32. The
+    outputs do not depend on ``train``: no sigmoid and no decoding.
     """
 
     config: ml_collections.FrozenConfigDict
@@ -76,17 +76,17 @@ class RetinaNet(nn.Module):
 def build(
     config: ml_collections.ConfigDict, num_classes: int, axis_name: str | None = None
 ) -> RetinaNet:
-    """The network that ``config`` describes; ``axis_name`` joins batch statistics of devices."""
+    """The network of ``config``; batch statistics are averaged over devices of ``axis_name``."""
     return RetinaNet(ml_collections.FrozenConfigDict(config), num_classes, axis_name)
 
 
 def normalize_images(
     images: UInt8[Array, "n h w 3"] | Float[Array, "n h w 3"], sizes: Int[Array, "n 2"], data: Any
 ) -> Float[Array, "n h w 3"]:
-    """Pixels (RGB, 0 to 255) as the network wants them, zero beyond each picture's size.
+    """Normalises pixels (RGB, 0 to 255) for the network; padding beyond ``sizes`` becomes 0.
 
-    ``data`` is the config's group: channels in its ``pixel_order``, minus ``mean`` over ``std``,
-    which are in that order.
+    ``data`` is the config's group: channels are put in ``pixel_order``, then ``mean`` is subtracted
+    and the result divided by ``std``; both are in ``pixel_order``.
     """
     _, height, width, _ = images.shape
     rows = jnp.arange(height)[None, :, None, None] < sizes[:, 0, None, None, None]
@@ -98,5 +98,5 @@ def normalize_images(
 
 
 def anchors_for(config: ml_collections.ConfigDict, image_size: tuple[int, int]) -> list[Any]:
-    """Anchors of each level for an input of ``(height, width)``; NumPy: constants."""
+    """Anchors of each level for an input of ``(height, width)`` pixels; NumPy constants."""
     return pyramid_anchors(image_size, **config.anchors)

@@ -1,6 +1,6 @@
-"""Anchor boxes, computed in NumPy at trace time from static shapes: constants of the program.
+"""Anchor boxes, computed with NumPy at trace time from static shapes: constants of the program.
 
-What systems do differently (centres, rounding, order) is an argument each; see the config.
+Each convention that differs between systems (centres, rounding, order) is an argument.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ STRIDES_FROM = ("level", "grid")
 def feature_grid(image_size: tuple[int, int], level: int) -> tuple[int, int]:
     """Rows and columns of pyramid level P``level`` for an input of ``(height, width)`` pixels.
 
-    Every halving of the network rounds up, as explicit padding makes it.
+    With torch's padding, every layer of stride 2 rounds its output size up.
     """
     height, width = image_size
     return -(-height // 2**level), -(-width // 2**level)
@@ -29,25 +29,25 @@ def level_sizes(
 ) -> tuple[float, ...]:
     """Anchor sizes (square root of the area, pixels) of one level: ``scale · stride · 2^octave``.
 
-    ``truncate`` drops the fraction, as torchvision's ``int(x * 2 ** (1 / 3))`` does.
+    ``truncate`` drops the fraction, like torchvision's ``int(x * 2 ** (1 / 3))``.
     """
     base = scale * 2**level
     sizes = tuple(base * 2.0**octave for octave in octaves)
-    # 1e-9: an octave of 1/3 + 1/3 must not turn a whole number into the one below
+    # 1e-9: rounding errors of octaves must not reduce a whole number by one
     return tuple(float(int(size + 1e-9)) for size in sizes) if truncate else sizes
 
 
 def base_anchors(
     sizes: Sequence[float], ratios: Sequence[float], order: str, rounded: bool
 ) -> Float[np.ndarray, "b 4"]:
-    """Anchors of one place, centred on the origin: float32, xyxy, pixels.
+    """Anchors of one cell, centred on the origin: float32, xyxy, pixels.
 
     Args:
       sizes: square roots of the areas.
       ratios: height over width.
       order: "size_major" (Detectron2: all ratios of the first size first) or "ratio_major"
         (torchvision).
-      rounded: corners to whole pixels, half to even (torchvision).
+      rounded: round corners to whole pixels, half to even (torchvision).
     """
     if order == "size_major":
         pairs = [(size, ratio) for size in sizes for ratio in ratios]
@@ -70,9 +70,9 @@ def grid_anchors(
     stride: tuple[int, int],
     offset: float,
 ) -> Float[np.ndarray, "a 4"]:
-    """`base` shifted to every place of a grid, row by row: ``a = rows · columns · b``.
+    """`base` shifted to every cell of a grid, row by row: ``a = rows · columns · b``.
 
-    Centres stand at ``(k + offset) · stride`` pixels; ``stride`` is (vertical, horizontal).
+    Centres are at ``(k + offset) · stride`` pixels; ``stride`` is (vertical, horizontal).
     """
     rows, columns = grid
     y = (np.arange(rows, dtype=np.float32) + np.float32(offset)) * stride[0]
@@ -94,10 +94,10 @@ def pyramid_anchors(
     truncate_sizes: bool = False,
     stride_from: str = "level",
 ) -> list[Float[np.ndarray, "_ 4"]]:
-    """Anchors of P3 to P7 for an input of ``(height, width)`` pixels, one array a level.
+    """Anchors of P3 to P7 for an input of ``(height, width)`` pixels, one array per level.
 
-    The defaults are the paper's section 4: areas of 32² to 512² with three octaves and three
-    ratios. ``stride_from="grid"`` takes the input's size divided by the grid's (torchvision).
+    The defaults follow section 4 of the paper: areas of 32² to 512² with three octaves and three
+    ratios. ``stride_from="grid"`` divides the input size by the grid size (torchvision).
     """
     if stride_from not in STRIDES_FROM:
         raise UserError(f"anchors.stride_from={stride_from!r} must be one of level, grid")

@@ -1,7 +1,7 @@
-"""Box losses, one pure function each: of deltas, or of decoded boxes.
+"""Box losses as pure functions of deltas or of decoded boxes.
 
-Those of boxes take xyxy in pixels, float32, and give one number a box, finite with a finite
-gradient also for boxes without area.
+Losses of decoded boxes take xyxy in pixels, float32, and return one value per box. Values and
+gradients are finite, even for boxes without area.
 """
 
 import jax
@@ -13,15 +13,15 @@ from retina_jax.ops.boxes import area
 from retina_jax.types import Array
 
 _EPSILON = 1e-7
-"""Beside a denominator, as torchvision and fvcore have it."""
+"""Added to denominators, as in torchvision and fvcore."""
 
 
 def smooth_l1(
     predictions: Float[Array, "*n"], targets: Float[Array, "*n"], beta: float
 ) -> Float[Array, "*n"]:
-    """``|x|`` with its corner rounded to ``x² / 2β`` inside β, shifted to meet; β = 0 is L1.
+    """``x² / 2β`` for ``|x| < β``, otherwise ``|x| - β / 2``; β = 0 is L1.
 
-    Float32, element by element. Source: Fast R-CNN (arXiv:1504.08083), with Detectron2's β.
+    Float32, elementwise. Source: Fast R-CNN (arXiv:1504.08083), with Detectron2's β.
     """
     difference = jnp.abs(predictions.astype(jnp.float32) - targets)
     if beta == 0:
@@ -39,7 +39,7 @@ def _overlap(a: Array, b: Array) -> tuple[Array, Array]:
 
 
 def _hull(a: Array, b: Array) -> Array:
-    """Width and height ``[*n, 2]`` of the smallest box around each pair."""
+    """Width and height ``[*n, 2]`` of the smallest box that encloses each pair."""
     return jnp.maximum(a[..., 2:], b[..., 2:]) - jnp.minimum(a[..., :2], b[..., :2])
 
 
@@ -52,7 +52,7 @@ def giou_loss(boxes: Float[Array, "*n 4"], targets: Float[Array, "*n 4"]) -> Flo
 
 
 def _diou_parts(boxes: Array, targets: Array) -> tuple[Array, Array]:
-    """IoU, and the centres' distance² over the hull's diagonal²."""
+    """IoU, and squared centre distance / squared diagonal of the enclosing box."""
     intersection, union = _overlap(boxes, targets)
     diagonal = (_hull(boxes, targets) ** 2).sum(-1)
     centres = (boxes[..., :2] + boxes[..., 2:] - targets[..., :2] - targets[..., 2:]) / 2
@@ -67,7 +67,7 @@ def diou_loss(boxes: Float[Array, "*n 4"], targets: Float[Array, "*n 4"]) -> Flo
 
 
 def ciou_loss(boxes: Float[Array, "*n 4"], targets: Float[Array, "*n 4"]) -> Float[Array, "*n"]:
-    """DIoU plus ``α v``, the difference of aspect; α is held constant (arXiv:1911.08287)."""
+    """DIoU loss plus ``α v``, the aspect-ratio term; α has no gradient (arXiv:1911.08287)."""
     iou, distance = _diou_parts(boxes, targets)
     angle = [
         jnp.arctan((b[..., 2] - b[..., 0]) / (b[..., 3] - b[..., 1] + _EPSILON))

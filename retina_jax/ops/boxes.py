@@ -1,4 +1,4 @@
-"""Box arithmetic: frames, areas, IoU and the box coder. Boxes are xyxy, half-open, in pixels."""
+"""Box arithmetic: formats, areas, IoU and the box coder. Boxes are xyxy, half-open, in pixels."""
 
 import math
 
@@ -10,7 +10,7 @@ from jaxtyping import Float
 from retina_jax.types import Array
 
 DELTA_CLAMP = math.log(1000.0 / 16)
-"""Largest log scale that is decoded (torchvision, Detectron2): a wild delta stays finite."""
+"""Upper limit of dw and dh in `decode` (torchvision, Detectron2); keeps boxes finite."""
 
 
 def coco_xywh_to_xyxy(boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4"]:
@@ -28,20 +28,20 @@ def tfds_yxyx_to_xyxy(
 ) -> Float[np.ndarray, "n 4"]:
     """TFDS's normalised float32 ``[ymin, xmin, ymax, xmax]`` to pixels, float64.
 
-    Rounded to 1/1000 pixel, which gives back the decimals that COCO annotations have.
+    Rounds to 1/1000 pixel, which restores the decimals of COCO annotations.
     """
     scale = np.array([width, height, width, height], np.float64)
     return np.round(boxes[:, [1, 0, 3, 2]].astype(np.float64) * scale, 3)
 
 
 def area(boxes: Float[Array, "*n 4"]) -> Float[Array, "*n"]:
-    """Width times height, pixels²; 0 for a box turned inside out."""
+    """Width times height, pixels²; 0 for a box with a negative side."""
     size = jnp.maximum(boxes[..., 2:] - boxes[..., :2], 0)
     return size[..., 0] * size[..., 1]
 
 
 def pairwise_intersection(a: Float[Array, "n 4"], b: Float[Array, "m 4"]) -> Float[Array, "n m"]:
-    """Area shared by each pair, pixels²."""
+    """Intersection area of each pair, pixels²."""
     top_left = jnp.maximum(a[:, None, :2], b[None, :, :2])
     bottom_right = jnp.minimum(a[:, None, 2:], b[None, :, 2:])
     size = jnp.maximum(bottom_right - top_left, 0)
@@ -49,14 +49,14 @@ def pairwise_intersection(a: Float[Array, "n 4"], b: Float[Array, "m 4"]) -> Flo
 
 
 def pairwise_iou(a: Float[Array, "n 4"], b: Float[Array, "m 4"]) -> Float[Array, "n m"]:
-    """Intersection over union of each pair, 0 to 1; boxes of no area score 0."""
+    """Intersection over union of each pair, 0 to 1; 0 for boxes without area."""
     intersection = pairwise_intersection(a, b)
     union = area(a)[:, None] + area(b)[None, :] - intersection
     return jnp.where(union > 0, intersection / jnp.where(union > 0, union, 1), 0)
 
 
 def clip(boxes: Float[Array, "*n 4"], height: ArrayLike, width: ArrayLike) -> Array:
-    """Boxes cut to a picture of ``height`` × ``width`` pixels."""
+    """Boxes clipped to an image of ``height`` × ``width`` pixels."""
     x = jnp.clip(boxes[..., 0::2], 0, width)
     y = jnp.clip(boxes[..., 1::2], 0, height)
     return jnp.stack([x[..., 0], y[..., 0], x[..., 1], y[..., 1]], axis=-1)
@@ -72,10 +72,10 @@ def encode(
     anchors: Float[Array, "*n 4"],
     weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0),
 ) -> Float[Array, "*n 4"]:
-    """Deltas ``(dx, dy, dw, dh)`` that carry ``anchors`` onto ``boxes`` (R-CNN, arXiv:1311.2524).
+    """Deltas ``(dx, dy, dw, dh)`` that map ``anchors`` to ``boxes`` (R-CNN, arXiv:1311.2524).
 
-    ``dx = wx (x - xa) / wa`` of the centres and ``dw = ww log(w / wa)``. Boxes and anchors must
-    have area; masked places should be given their anchor instead.
+    ``dx = wx (x - xa) / wa`` with centres x, and ``dw = ww log(w / wa)``. Boxes and anchors must
+    have area; for masked entries, pass the anchor as the box.
     """
     centre, size = _centre_and_size(boxes)
     anchor_centre, anchor_size = _centre_and_size(anchors)
@@ -90,7 +90,7 @@ def decode(
     weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0),
     clamp: float = DELTA_CLAMP,
 ) -> Float[Array, "*n 4"]:
-    """The inverse of `encode`; log scales are cut to ``clamp``. Float32, pixels."""
+    """The inverse of `encode`; dw and dh are clipped to ``clamp``. Float32, pixels."""
     deltas = deltas.astype(jnp.float32) / jnp.asarray(weights, jnp.float32)
     anchor_centre, anchor_size = _centre_and_size(anchors)
     centre = deltas[..., :2] * anchor_size + anchor_centre

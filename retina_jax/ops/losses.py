@@ -1,8 +1,8 @@
-"""Classification losses, one pure function each: the loss of an anchor, summed over its classes.
+"""Classification losses as pure functions: the loss of each anchor, summed over its classes.
 
 All take logits ``[*n, c]`` of any float dtype and labels ``[*n]`` (the class of a foreground
-anchor, -1 for background), and give ``[*n]`` in float32, finite with a finite gradient for logits
-up to 1e30 in size. Sums, ignored anchors and normalisers belong to `retina_jax.training.objective`.
+anchor, -1 for background), and return ``[*n]`` in float32. Values and gradients are finite for
+logits up to ±1e30. `retina_jax.training.objective` handles sums, ignored anchors and normalisers.
 
 With y = ±1, ``x_t = y · x`` and ``p_t = σ(x_t)`` as in section 3 of arXiv:1708.02002.
 """
@@ -19,9 +19,10 @@ from retina_jax.types import Array
 
 
 def _recomputed(loss: Callable) -> Callable:
-    """Keeps for the gradient nothing beyond the arguments: logits are the largest array there is,
+    """Recomputes ``loss`` in the backward pass, so that only its arguments are stored.
 
-    and autodiff would keep several more of ``[anchors, classes]`` for a few cheap operations.
+    Autodiff would store several arrays of the size of the logits, the largest array, to save a few
+    cheap operations.
     """
     return jax.checkpoint(loss)
 
@@ -61,12 +62,12 @@ def sigmoid_focal_loss(
     """``FL = -α_t (1 - p_t)^γ log p_t`` (equation 5), summed over classes.
 
     Args:
-      logits: a class each; an anchor's classes are independent.
+      logits: one per class; the classes of an anchor are independent.
       labels: class, or -1.
-      alpha: weight of the logits whose class is there; ``1 - alpha`` of all others.
+      alpha: weight of the logit of the anchor's class; all others have ``1 - alpha``.
       gamma: focusing exponent, 0 or more.
 
-    The power is taken in the logarithm. The gradient keeps the logits alone.
+    The power is computed in log space. Only the logits are stored for the backward pass.
     """
 
     @_recomputed
@@ -90,8 +91,8 @@ def focal_star_loss(
 ) -> Float[Array, "*n"]:
     """``FL* = -α_t log σ(γ x_t + β) / γ`` (appendix A), γ above 0, summed over classes.
 
-    The appendix writes it without α; the weights of the focal loss are kept, as it says that all
-    other settings are. ``alpha=0.5`` is half of the formula as printed.
+    The appendix omits α but states that all other settings are unchanged, so α is kept.
+    ``alpha=0.5`` gives half of the printed formula.
     """
 
     @_recomputed
@@ -111,10 +112,10 @@ def softmax_focal_loss(
     alpha: float = 0.25,
     gamma: float = 2.0,
 ) -> Float[Array, "*n"]:
-    """``-α_t (1 - p_t)^γ log p_t`` with ``p_t`` the softmax of the anchor's own class.
+    """``-α_t (1 - p_t)^γ log p_t``, where ``p_t`` is the softmax of the anchor's class.
 
-    The last of the ``c`` logits is background; α weighs foreground anchors, ``1 - alpha`` the
-    background. γ = 0 with α = 0.5 is half the softmax cross entropy.
+    The last of the ``c`` logits is background. Foreground anchors have weight ``alpha``, background
+    has ``1 - alpha``. γ = 0 with α = 0.5 is half the softmax cross entropy.
     """
 
     @_recomputed
@@ -123,7 +124,7 @@ def softmax_focal_loss(
         target = jnp.where(labels >= 0, labels, logits.shape[-1] - 1)
         log_p = jax.nn.log_softmax(logits, axis=-1)
         log_p_t = jnp.take_along_axis(log_p, target[..., None], axis=-1)[..., 0]
-        # log(1 - p_t) as the log-sum of all others: 1 - p_t would cancel to 0 near p_t = 1
+        # log(1 - p_t) as logsumexp of the other classes: 1 - p_t would cancel to 0 near p_t = 1
         own = jax.nn.one_hot(target, logits.shape[-1], dtype=bool)
         log_not_p_t = jax.nn.logsumexp(jnp.where(own, -jnp.inf, log_p), axis=-1)
         alpha_t = jnp.where(labels >= 0, alpha, 1 - alpha)
@@ -140,10 +141,10 @@ def hard_examples(
     count: int,
     nms_iou: float,
 ) -> Bool[Array, "a"]:
-    """The ``count`` anchors of highest loss after NMS, one image (OHEM, arXiv:1604.03540).
+    """The ``count`` anchors with the highest loss after NMS, one image (OHEM, arXiv:1604.03540).
 
-    Greedily the highest loss among the allowed is chosen and all that overlap it above
-    ``nms_iou`` are put aside; fewer are chosen where fewer remain. ``nms_iou=1`` is no NMS.
+    Greedily selects the ``allowed`` anchor with the highest loss, and drops those that overlap it
+    with an IoU above ``nms_iou``. Selects fewer if no more remain. ``nms_iou=1`` disables NMS.
     """
     anchors = jnp.asarray(anchors)
     remaining = jnp.where(allowed, jax.lax.stop_gradient(losses), -jnp.inf)
@@ -173,19 +174,20 @@ def ohem_selection(
     nms_iou: float,
     negatives_per_positive: float = 0.0,
 ) -> Bool[Array, "a"]:
-    """Which anchors of one image make OHEM's batch of ``count`` (section 5.3).
+    """The ``count`` anchors of one image that OHEM trains on, as a mask (section 5.3).
 
-    With ``negatives_per_positive`` (3 in SSD and the paper's "OHEM 1:3") the batch holds at most
-    ``count / (1 + negatives_per_positive)`` foreground anchors and that many times as much
-    background, the hardest of each; an image without foreground counts as having one.
+    With ``negatives_per_positive`` (3 in SSD and the paper's "OHEM 1:3"), selects at most
+    ``count / (1 + negatives_per_positive)`` foreground anchors and, for each of them,
+    ``negatives_per_positive`` background anchors, the hardest of each. An image without foreground
+    gets the background anchors of one.
     """
     if not negatives_per_positive:
         return hard_examples(losses, anchors, ~ignore, count, nms_iou)
-    most = int(np.ceil(count / (1 + negatives_per_positive)))
-    positives = hard_examples(losses, anchors, foreground, most, nms_iou)
+    max_positives = int(np.ceil(count / (1 + negatives_per_positive)))
+    positives = hard_examples(losses, anchors, foreground, max_positives, nms_iou)
     background = ~foreground & ~ignore
-    negatives = hard_examples(losses, anchors, background, count - most, nms_iou)
-    wanted = negatives_per_positive * jnp.maximum(positives.sum(), 1)
+    negatives = hard_examples(losses, anchors, background, count - max_positives, nms_iou)
+    max_negatives = negatives_per_positive * jnp.maximum(positives.sum(), 1)
     order = jnp.argsort(jnp.where(negatives, -losses, jnp.inf))
     rank = jnp.zeros(losses.shape, jnp.int32).at[order].set(jnp.arange(losses.shape[0]))
-    return positives | (negatives & (rank < wanted))
+    return positives | (negatives & (rank < max_negatives))

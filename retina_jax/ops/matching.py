@@ -1,4 +1,4 @@
-"""Which anchor answers for which box."""
+"""Matching of anchors to boxes."""
 
 import enum
 
@@ -11,7 +11,7 @@ from retina_jax.types import Array
 
 
 class Match(enum.IntEnum):
-    """Values of a matched index that name no box."""
+    """Special values of a matched index."""
 
     BACKGROUND = -1
     IGNORE = -2
@@ -24,14 +24,15 @@ def match_iou(
     background_iou: float = 0.4,
     low_quality: bool = True,
 ) -> Int[Array, "a"]:
-    """Index of each anchor's box, or a `Match`; int32.
+    """Index of the box that each anchor is matched to, or a `Match`; int32.
 
-    An anchor belongs to its best box from ``foreground_iou`` up, is background below
-    ``background_iou``, and is ignored between. With ``low_quality`` each box also claims the
-    anchors nearest to it (all that tie), which then belong to *their* best box, as in Detectron2
-    and torchvision; a box that touches no anchor claims none. Ties go to the first box.
+    An anchor is matched to its best box at an IoU of ``foreground_iou`` or more, is background
+    below ``background_iou``, and is ignored in between. With ``low_quality``, the anchors with the
+    highest IoU with a box (all that tie) are foreground too, and are matched to *their* best box,
+    as in Detectron2 and torchvision. A box that overlaps no anchor claims none. Ties go to the
+    first box.
     """
-    # the barrier keeps XLA from computing the IoU anew, with other roundings, beside its maximum
+    # the barrier keeps XLA from recomputing the IoU with other roundings next to its maximum
     iou = jax.lax.optimization_barrier(jnp.where(valid, iou, -1.0))
     best_box = jnp.argmax(iou, axis=1).astype(jnp.int32)
     best_iou = jnp.max(iou, axis=1)
@@ -53,11 +54,11 @@ def match_anchors(
     background_iou: float = 0.4,
     low_quality: bool = True,
 ) -> Int[Array, "a"]:
-    """`match_iou` of one image, with crowds: index into ``boxes`` or a `Match`; int32.
+    """`match_iou` for one image with crowds: index into ``boxes`` or a `Match`; int32.
 
-    No anchor is ever matched to a crowd. A background anchor of whose own area a crowd covers
-    ``background_iou`` or more is ignored: what it shows is not background. The share of the
-    anchor's area, not the IoU, is how COCO compares detections with crowds.
+    Anchors are never matched to a crowd. A background anchor is ignored if a crowd covers a share
+    of its area of ``background_iou`` or more, because it does not show background. COCO also
+    compares detections with crowds by this share rather than by IoU.
     """
     iou = pairwise_iou(anchors, boxes)
     matched = match_iou(iou, valid & ~is_crowd, foreground_iou, background_iou, low_quality)

@@ -1,4 +1,4 @@
-"""From logits and deltas to a fixed number of candidate boxes, on the device."""
+"""Selects a fixed number of candidate boxes from logits and deltas, on the device."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from retina_jax.types import Array, Candidates
 
 
 def class_scores(logits: Float[Array, "*n c"], softmax: bool) -> Float[Array, "*n k"]:
-    """Probability of each class, float32: by sigmoid, or by softmax less its last, background."""
+    """Probability of each class, float32: sigmoid, or softmax without its last class, background."""
     logits = logits.astype(jnp.float32)
     return jax.nn.softmax(logits, axis=-1)[..., :-1] if softmax else jax.nn.sigmoid(logits)
 
@@ -27,12 +27,12 @@ def select_candidates(
     coder_clamp: float = DELTA_CLAMP,
     cut_to_picture: bool = True,
 ) -> Candidates:
-    """The ``top_k`` best (anchor, class) pairs of each level above the threshold, decoded.
+    """The ``top_k`` best (anchor, class) pairs of each level of one image, decoded.
 
-    One image: lists over levels of ``[anchors, classes]`` scores, ``[anchors, k, 4]`` deltas (k is
-    1, or a box for each class) and anchors in pixels; ``size`` is the picture's (height, width), to
-    which boxes are cut if asked (Detectron2 cuts after NMS).
-    Returns ``Σ min(top_k, anchors · classes)`` places; those under the threshold score 0.
+    ``scores`` ``[anchors, classes]``, ``deltas`` ``[anchors, k, 4]`` (k is 1 or the number of
+    classes) and ``anchors`` (pixels) are lists over levels. ``size`` is the (height, width) of the
+    image, to which boxes are clipped with ``cut_to_picture`` (Detectron2 clips after NMS). Returns
+    ``Σ min(top_k, anchors · classes)`` candidates; those at or below the threshold have score 0.
     Source: section 4.1, "Inference".
     """
     levels = []

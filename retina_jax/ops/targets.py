@@ -1,4 +1,4 @@
-"""From boxes to what each anchor shall say."""
+"""Training targets of the anchors, from ground-truth boxes."""
 
 import jax.numpy as jnp
 from jaxtyping import Float
@@ -18,7 +18,7 @@ def assign_targets(
 ) -> Targets:
     """Targets of one image; ``vmap`` over ``ground_truth`` for a batch.
 
-    Anchors and boxes in pixels of the input. An image without boxes is all background.
+    Anchors and boxes are in pixels of the input. Without boxes, all anchors are background.
     """
     matched = match_anchors(
         anchors,
@@ -31,7 +31,7 @@ def assign_targets(
     )
     foreground = matched >= 0
     box = jnp.maximum(matched, 0)
-    # elsewhere the anchor stands for its own box, so that no logarithm of nothing is taken
+    # other anchors use themselves as their box, so that encode() never takes log(0)
     own_box = jnp.where(foreground[:, None], ground_truth.boxes[box], anchors)
     return Targets(
         labels=jnp.where(foreground, ground_truth.labels[box], -1),

@@ -1,1 +1,1 @@
-"""What a command does to a run, from end to end, without flags or a console."""
+"""The work of each command from end to end, without flags or console."""

@@ -1,4 +1,4 @@
-"""The doctor on the data set of a config: its report, as a page and as JSON."""
+"""Runs the doctor on the data set of a config; writes its report as HTML and JSON."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def doctor(
 ) -> Report:
     """Examines both splits and writes ``doctor.html`` and ``doctor.json`` to ``out``.
 
-    Raises `UserError` for a data set or a folder that cannot be used.
+    Raises `UserError` if the data set or the folder cannot be used.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--out={out}: {error.strerror}; give another folder") from None
+        raise UserError(f"--out={out}: {error.strerror}; set --out to another folder") from None
     directory = open_data_set(config.data.dir, config.data.name)
     splits = [open_split(directory, s) for s in (config.data.train_split, config.data.eval_split)]
     for split in splits:

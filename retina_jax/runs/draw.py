@@ -1,4 +1,4 @@
-"""A sheet of pictures of a run's evaluation."""
+"""Draws the detections of an evaluation of a run."""
 
 from __future__ import annotations
 
@@ -19,10 +19,15 @@ def draw(
     least_score: float = 0.4,
     out: Path | None = None,
 ) -> Path:
-    """Draws ground truth beside detections of a step (None: the last that was evaluated).
+    """Draws ground truth next to detections; returns the path of the PNG.
 
-    ``count`` images, detections of ``least_score`` or more, to ``out`` (None: detections.png of the
-    evaluation). Raises `UserError` where nothing was evaluated.
+    Args:
+      step: an evaluated step; None: the last one.
+      count: number of images.
+      least_score: smallest score of the detections to draw.
+      out: PNG to write; None: detections.png in the folder of the evaluation.
+
+    Raises `UserError` if the step was not evaluated.
     """
     if count < 1:
         raise UserError(f"--count={count} must be 1 or more")
@@ -31,9 +36,9 @@ def draw(
     by_step = {int(folder.name): folder for folder in evaluations if folder.name.isdigit()}
     if not by_step or (step is not None and step not in by_step):
         which = "" if step is None else f" of step {step}"
-        there = f"; there are {', '.join(map(str, sorted(by_step)))}" if by_step else ""
+        available = f" (available: {', '.join(map(str, sorted(by_step)))})" if by_step else ""
         raise UserError(
-            f"{workdir} holds no evaluation{which}{there}; run the evaluate command there first"
+            f"{workdir} has no evaluation{which}{available}; run the evaluate command on it first"
         )
     evaluation = by_step[max(by_step) if step is None else step]
     directory = open_data_set(config.data.dir, config.data.name)

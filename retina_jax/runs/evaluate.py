@@ -1,4 +1,4 @@
-"""An evaluation of a run: one of its checkpoints, scored on a data set."""
+"""Evaluates a checkpoint of a run on a data set."""
 
 from __future__ import annotations
 
@@ -31,22 +31,23 @@ from retina_jax.training.workdir import CONFIG, Classes, read_pixel_scale
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationResult:
-    """What a call of `evaluate` came to."""
+    """The result of `evaluate`."""
 
     folder: Path
-    """Where detections.json, metrics.json and the pictures are."""
+    """The folder of detections.json, metrics.json and detections.png."""
     metrics: dict[str, Any] | None
-    """None where a signal stopped it; then nothing was written."""
+    """None if a signal stopped the evaluation; then nothing was written."""
     signal: signal.Signals | None = None
 
 
 def evaluate(
     config: ml_collections.ConfigDict, workdir: str | Path, report: Reporter | None = None
 ) -> EvaluationResult:
-    """Scores the latest (or best) checkpoint into ``workdir/eval/<step>``.
+    """Evaluates the latest (or best) checkpoint; writes the results to ``workdir/eval/<step>``.
 
-    On other data, or with other fields on which scores depend, the folder's name says so. Raises
-    `UserError` for a workdir without checkpoints, of another network or of other classes.
+    If the data or fields that affect scores differ from the run's, the name of the folder lists
+    the differences. Raises `UserError` for a workdir without checkpoints, or whose checkpoint has
+    another network or other classes.
     """
     report = report or Reporter()
     devices = parallel.Devices.local()
@@ -62,20 +63,21 @@ def evaluate(
         step = checkpoints.best_step() if config.eval.checkpoint == "best" else None
         step = checkpoints.latest_step() if step is None else step
     if step is None:
-        raise UserError(f"--workdir={workdir} holds no checkpoint to evaluate; train there first")
+        raise UserError(f"--workdir={workdir} has no checkpoint to evaluate; train it first")
     weights = checkpoints.restore_weights(step)
     source = f"checkpoint of step {step} in {folder}"
     check_classes(folder, Classes.of(split), report)
     variables, unmatched = graft(variable_shapes(model), weights, source)
     if unmatched:
         raise UserError(
-            f"{source} has another number of classes than {directory} ({len(split.class_names)}); "
-            "set --config.data.dir and --config.data.name to the data set that it was trained on"
+            f"{source} has a different number of classes than {directory} "
+            f"({len(split.class_names)}); set --config.data.dir and --config.data.name to the data "
+            "set that it was trained on"
         )
     if (folder / CONFIG).exists():
         check_pixel_scale(read_pixel_scale(folder), split, report)
         for name, (own, now) in scored_otherwise(folder, config).items():
-            report.note(f"config.{name}: the run has {own}, this evaluation {now}")
+            report.note(f"config.{name} is {own} in the run, {now} in this evaluation")
     report.say(f"evaluating step {step} of {folder} on {len(split)} images ({directory})")
     variables = devices.replicate(variables)
     target = folder / "eval" / evaluation_name(folder, step, config, split)
@@ -96,7 +98,7 @@ def evaluate_variables(
     stop: StopRequest,
     report: Reporter,
 ) -> dict[str, Any] | None:
-    """COCO's metrics of replicated ``variables``, written to ``target``; None if told to stop."""
+    """Evaluates replicated ``variables`` into ``target``; returns None after a stop request."""
     with report.progress(f"evaluating step {step}", len(evaluator)) as bar:
 
         def advance() -> bool:

@@ -1,4 +1,4 @@
-"""Whether weights still mean what they meant when they were trained."""
+"""Checks that a config and data set interpret weights as they were trained."""
 
 from __future__ import annotations
 
@@ -20,54 +20,54 @@ _LONGEST_NAME = 80  # characters of a folder's name
 
 
 def check_classes(folder: Path, classes: Classes, report: Reporter) -> None:
-    """Raises `UserError` where the run in ``folder`` was trained on other classes.
+    """Raises `UserError` if the run in ``folder`` was trained on other classes.
 
-    The same number of classes in another order counts as others. Runs of earlier versions do not
-    say their classes; then a line does.
+    The same classes in another order count as different. Runs of earlier versions do not store
+    their classes; in that case, reports a note instead.
     """
     stored = read_classes(folder) if (folder / CONFIG).exists() else None
     if stored is None:
         report.note(
-            f"{folder} does not say which classes it was trained on; its outputs are taken for "
-            f"the data set's {len(classes.names)}"
+            f"{folder} does not store the classes it was trained on; assuming the data set's "
+            f"{len(classes.names)} classes"
         )
         return
     difference = stored.difference(classes)
     if difference:
         raise UserError(
-            f"--workdir={folder} was trained on other classes than the data set has: "
+            f"--workdir={folder} was trained on different classes than the data set has: "
             f"{difference}; set --config.data.dir, --config.data.name and --config.data.labels to "
-            "its data set, or "
+            "the data set of the run, or "
             f"start a new run from its weights with {field_flag('model.init_from', str(folder))}"
         )
 
 
 def check_pixel_scale(trained: tuple[float, float] | None, split: Split, report: Reporter) -> None:
-    """A line where 16-bit or float images were scaled otherwise than those of training."""
+    """Reports a note if 16-bit or float images were scaled differently than for training."""
     if trained != split.pixel_scale:
         report.note(
-            f"{split.label()}: its 16-bit or float images were scaled by {split.pixel_scale}, "
-            f"those of training by {trained}; prepare it with the same --pixel-range"
+            f"{split.label()}: 16-bit or float images were scaled with {split.pixel_scale}, those "
+            f"of training with {trained}; prepare the data set with the same --pixel-range"
         )
 
 
 def check_same_weights(
     folder: Path, config: ml_collections.ConfigDict, classes: Classes, report: Reporter
 ) -> None:
-    """Raises `UserError` where a run is resumed with classes or fields that its weights deny."""
+    """Raises `UserError` if a run is resumed with classes or fields that its weights contradict."""
     check_classes(folder, classes, report)
     weights = set(depending("weights"))
     for name, (before, now) in changed_fields(folder, config).items():
         if name in weights:
             raise UserError(
-                f"config.{name}={now} is not what the weights in --workdir={folder} were trained "
-                f"with; set {field_flag(name, tuples(before))}, or start a new run from them with "
-                f"{field_flag('model.init_from', str(folder))}"
+                f"config.{name}={now} differs from the value that the weights in "
+                f"--workdir={folder} were trained with; set {field_flag(name, tuples(before))}, or "
+                f"start a new run from them with {field_flag('model.init_from', str(folder))}"
             )
 
 
 def scored_otherwise(folder: Path, config: ml_collections.ConfigDict) -> dict[str, tuple[Any, Any]]:
-    """Fields on which scores depend that differ from the run's own: name to (the run's, now)."""
+    """Fields that affect scores and differ from the run's: name to (value in the run, now)."""
     on_scores = {*depending("weights"), *depending("scores")}
     return {n: values for n, values in changed_fields(folder, config).items() if n in on_scores}
 
@@ -75,11 +75,10 @@ def scored_otherwise(folder: Path, config: ml_collections.ConfigDict) -> dict[st
 def evaluation_name(
     folder: Path, step: int, config: ml_collections.ConfigDict, split: Split
 ) -> str:
-    """Name of the folder below ``eval/`` for the scores of ``step``: the step where all is the
-    run's own, else what differs.
+    """Name of the folder in ``eval/`` for the evaluation of ``step``: the step, and differences.
 
-    The data set and split stand in it by name; fields by name and value, or by a digest where they
-    are many.
+    Differences are the data set and split, by name, and fields that differ from the run's, by name
+    and value. A long name is shortened with a digest.
     """
     differ = scored_otherwise(folder, config) if (folder / CONFIG).exists() else {}
     parts = [str(step)]

@@ -1,4 +1,4 @@
-"""A training run: opened, resumed or begun, trained, evaluated on the way."""
+"""Starts or resumes a training run, with periodic evaluation."""
 
 from __future__ import annotations
 
@@ -42,26 +42,26 @@ from retina_jax.types import TrainState
 
 @dataclasses.dataclass(frozen=True)
 class TrainingResult:
-    """What a call of `train` came to."""
+    """The result of `train`."""
 
     folder: Path
     metrics: dict[str, Any] | None = None
-    """COCO's metrics of the last evaluation; None where a signal stopped the run."""
+    """COCO metrics of the last evaluation; None if a signal stopped the run."""
     signal: signal.Signals | None = None
-    """What stopped the run; it is saved and resumes."""
+    """The signal that stopped the run; the run is saved and can resume."""
     evaluation: Path | None = None
     """Folder of the last evaluation."""
     curves: Path | None = None
-    """The plot of the run."""
+    """The plot of losses, learning rate and AP."""
 
 
 def train(
     config: ml_collections.ConfigDict, workdir: str | Path, report: Reporter | None = None
 ) -> TrainingResult:
-    """Trains to ``train.steps`` in ``workdir``, evaluating on the way; resumes what is there.
+    """Trains up to ``train.steps`` in ``workdir`` with periodic evaluation; resumes if possible.
 
-    Raises `UserError` for what the user can mend, before the step is compiled, and
-    `NonFiniteLossError` for a loss that is not finite.
+    Raises `UserError` for errors that the user can fix, before compilation, and
+    `NonFiniteLossError` for a non-finite loss.
     """
     report = report or Reporter()
     devices = parallel.Devices.local()
@@ -74,7 +74,7 @@ def train(
     check_pixel_scale(train_split.pixel_scale, eval_split, report)
     findings = short_form(train_split, eval_split, config)
     if findings and findings[0].level == "error":
-        raise UserError(f"{findings[0].message} (the doctor command shows more)")
+        raise UserError(f"{findings[0].message} (run the doctor command for details)")
     model = retinanet.build(config, len(train_split.class_names), parallel.AXIS)
     evaluator = Evaluator(model, eval_split, config, devices)
     optimizer = build_optimizer(config)
@@ -86,9 +86,9 @@ def train(
     first_step = latest_step or 0
     if first_step > config.train.steps:
         raise UserError(
-            f"--workdir={workdir} is trained to step {first_step} already, beyond "
+            f"--workdir={workdir} is already trained to step {first_step}, beyond "
             f"config.train.steps={config.train.steps}; set --config.train.steps={first_step} or "
-            "more, or give another --workdir"
+            "more, or use another --workdir"
         )
     classes = Classes.of(train_split)
     if latest_step:
@@ -100,8 +100,8 @@ def train(
         state = _start_from_step_0(state, checkpoints, folder, report)
     elif latest_step is None and config.model.init_from:
         state = _start_from(state, config, train_split, report)
-    known = classes.to_json() | {"pixel_scale": train_split.pixel_scale}
-    write_config(folder, config, known)
+    facts = classes.to_json() | {"pixel_scale": train_split.pixel_scale}
+    write_config(folder, config, facts)
     _introduce(config, folder, devices, loader, train_split, eval_split, state, report)
     warnings = [f.message for f in findings if f.level == "warning"]
     for line in [*notices(config), *warnings, *evaluator.notices()]:
@@ -112,8 +112,8 @@ def train(
             report.note(line, label="changed since the last run")
         if config.optimizer.schedule == "cosine" and "train.steps" in before:
             report.note(
-                f"optimizer.schedule=cosine ends at train.steps: from here on the learning rate "
-                f"follows the curve of {config.train.steps} steps, not that of "
+                f"optimizer.schedule=cosine ends at train.steps: from now on the learning rate "
+                f"follows the curve for {config.train.steps} steps, not the one for "
                 f"{before['train.steps'][0]}"
             )
 
@@ -135,15 +135,17 @@ def train(
     if stop:
         return TrainingResult(folder, signal=stop.signal)
     evaluation = folder / "eval" / str(config.train.steps)
-    if metrics is None:  # an earlier run came to the end
-        report.say(f"already trained to step {config.train.steps}; raise --config.train.steps")
+    if metrics is None:  # an earlier call reached the end
+        report.say(
+            f"already trained to step {config.train.steps}; to continue, raise --config.train.steps"
+        )
         metrics = json.loads((evaluation / "metrics.json").read_text())
     return TrainingResult(folder, metrics, None, evaluation, draw_curves(folder))
 
 
 @contextlib.contextmanager
 def _faults_named(config: ml_collections.ConfigDict, folder: Path) -> Iterator[None]:
-    """A full disk and a lack of device memory, with the fields or the folder to change."""
+    """Turns a full disk or a lack of device memory into an error with advice."""
     advice = (
         f"lower --config.train.batch_size={config.train.batch_size} or "
         f"{field_flag('data.short_side', config.data.short_side)}"
@@ -155,15 +157,15 @@ def _faults_named(config: ml_collections.ConfigDict, folder: Path) -> Iterator[N
         if not is_disk_full(error):
             raise
         raise RunError(
-            f"the disk of --workdir={folder} is full; the last whole checkpoint is kept: free some "
-            "space and run the same command again"
+            f"the disk of --workdir={folder} is full; the last complete checkpoint is kept; free "
+            "some space and run the same command again"
         ) from error
 
 
 def _start_from(
     state: TrainState, config: ml_collections.ConfigDict, split: Split, report: Reporter
 ) -> TrainState:
-    """``state`` with the weights of ``model.init_from``, a file or another run's workdir."""
+    """``state`` with the weights of ``model.init_from``, a file or the workdir of another run."""
     source = config.model.init_from
     weights = read_source(source, "config.model.init_from")
     report.say(f"weights from {source} ({weights.system})")
@@ -177,15 +179,17 @@ def _start_from(
 def _start_from_step_0(
     state: TrainState, checkpoints: Checkpoints, folder: Path, report: Reporter
 ) -> TrainState:
-    """``state`` with the weights of a checkpoint of step 0, for there was no update yet.
+    """``state`` with the weights of a checkpoint of step 0, before any update.
 
-    So a workdir that holds only imported weights can be trained with any optimiser, and on other
-    classes.
+    Taking only the weights lets a workdir with imported weights train with any optimiser and on
+    other classes.
     """
     fresh = {"params": state.params, "batch_stats": state.batch_stats}
     source = f"checkpoint of step 0 in {folder}"
-    merged, stayed = graft(fresh, checkpoints.restore_weights(0), source)
-    note = f"; fresh, as the number of classes differs: {', '.join(stayed)}" if stayed else ""
+    merged, unmatched = graft(fresh, checkpoints.restore_weights(0), source)
+    note = ""
+    if unmatched:
+        note = f"; initialised randomly (number of classes differs): {', '.join(unmatched)}"
     report.say(f"weights from the {source}{note}")
     return state.replace(params=merged["params"], batch_stats=merged["batch_stats"])
 
@@ -197,10 +201,10 @@ def _introduce(config, folder, devices, loader, train_split, eval_split, state, 
         f"{config.train.precision} on {devices.describe()}"
     )
     report.say(
-        f"{len(train_split)} images to train on, {len(eval_split)} to evaluate, "
+        f"{len(train_split)} training images, {len(eval_split)} evaluation images, "
         f"{len(train_split.class_names)} classes, {loader.padding_share:.0%} padding "
         f"({train_split.directory})"
     )
     if loader.left_out:
-        report.say(f"{loader.left_out} images without a box left out (data.drop_empty)")
+        report.say(f"{loader.left_out} images without boxes excluded (data.drop_empty)")
     report.say(f"workdir {folder}")

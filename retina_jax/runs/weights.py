@@ -1,4 +1,4 @@
-"""Weights in and out of workdirs: files of any system that `interop` reads, and other runs."""
+"""Imports weights into workdirs and exports them, in any format that `interop` supports."""
 
 from __future__ import annotations
 
@@ -35,10 +35,9 @@ from retina_jax.training.workdir import (
 
 
 def read_source(source: str, field: str) -> Imported:
-    """Weights of a file, whatever system wrote it, or of a workdir of this program.
+    """The weights in a file of any supported system, or in a workdir.
 
-    Raises `UserError`, naming the ``field`` that says so, for what is neither, and for what cannot
-    be read.
+    Raises `UserError`, naming ``field``, if ``source`` is neither or cannot be read.
     """
     path = Path(source).expanduser()
     if (path / FOLDER).is_dir():
@@ -48,9 +47,9 @@ def read_source(source: str, field: str) -> Imported:
         return weights_of_run(weights_of(path), fields, classes and classes.pairs())
     if path.is_dir() or path.suffix not in SUFFIXES:
         raise UserError(
-            f"{field}={source!r} is not a workdir with checkpoints, nor a file of weights "
-            f"({', '.join(SUFFIXES)}); give the --workdir of a run, or a file of torchvision, "
-            "Detectron2 or this program"
+            f"{field}={source!r} is neither a workdir with checkpoints nor a weight file "
+            f"({', '.join(SUFFIXES)}); set it to the workdir of a run, or to a file of "
+            "torchvision, Detectron2 or this program"
         )
     return read_weights(path)
 
@@ -62,30 +61,30 @@ def import_weights(
     classes: int = 0,
     report: Reporter | None = None,
 ) -> Path:
-    """Makes a workdir with a checkpoint of step 0; returns its folder.
+    """Creates a workdir with a checkpoint of step 0; returns its folder.
 
     Args:
       weights: a file, or the workdir of another run.
-      classes: of the network; 0: the weights' own, or the data set's for a backbone alone.
+      classes: number of classes; 0: that of the weights, or of the data set for a backbone.
 
-    Raises `UserError` for what does not fit, with all of it.
+    Raises `UserError` with every parameter that does not fit.
     """
     report = report or Reporter()
     if classes < 0:
         raise UserError(f"--classes={classes} must be 1 or more")
     folder = Path(workdir).expanduser()
     if (folder / FOLDER).exists():
-        raise UserError(f"--workdir={folder} has checkpoints already; give another folder")
+        raise UserError(f"--out={folder} already has checkpoints; use another folder")
     imported = read_source(weights, "--weights")
     report.say(f"{imported.system}: {len(flatten(imported.tree))} arrays in {weights}")
     if imported.ignored:
-        report.say(f"ignored, as they are no weights of the network: {_in_short(imported.ignored)}")
+        report.say(f"ignored arrays (not weights of the network): {_in_short(imported.ignored)}")
     category_ids = _category_ids_of_data(config)
     count, category_ids = _count_classes(imported, config, category_ids, weights, classes)
     state = init_state(retinanet.build(config, count), build_optimizer(config), config)
     fresh = {"params": state.params, "batch_stats": state.batch_stats}
     named = f"--weights={weights}"
-    # the network is that of the weights: its classes are theirs, whatever the data set has
+    # no class names: the network keeps the classes of the weights, whatever the data set has
     tree = start_from(imported, fresh, config, category_ids, (), named, report.say, report.note)
     folder, _ = open_workdir(workdir, config)
     state = state.replace(params=tree["params"], batch_stats=tree["batch_stats"])
@@ -93,15 +92,15 @@ def import_weights(
     checkpoints.save(state)
     checkpoints.wait()
     checkpoints.close()
-    known = imported.classes if imported.classes and len(imported.classes) == count else None
-    known = known and Classes(tuple(n for _, n in known), tuple(i for i, _ in known))
-    write_config(folder, config, known and known.to_json())
-    report.say(f"{config.model.backbone}-FPN of {count} classes in {folder}, step 0")
+    pairs = imported.classes if imported.classes and len(imported.classes) == count else None
+    stored = pairs and Classes(tuple(n for _, n in pairs), tuple(i for i, _ in pairs))
+    write_config(folder, config, stored and stored.to_json())
+    report.say(f"{config.model.backbone}-FPN with {count} classes, step 0, in {folder}")
     return folder
 
 
 def _category_ids_of_data(config: ml_collections.ConfigDict) -> tuple[int, ...]:
-    """COCO's ids of the classes of the config's data set; () where it is not there."""
+    """Category ids of the classes of the config's data set; () if it does not exist."""
     try:
         directory = find_data_set(data_dir(config.data.dir), config.data.name)
         return open_split(directory, config.data.eval_split, config.data.labels).category_ids
@@ -116,22 +115,22 @@ def _count_classes(
     weights: str,
     classes: int,
 ) -> tuple[int, tuple[int, ...]]:
-    """Classes of the network to make, and the category ids that they stand for."""
+    """Number of classes of the network, and their category ids."""
     outputs = class_outputs(imported.tree)
     if outputs is None:
         count = classes or len(category_ids)
         if not count:
             raise UserError(
-                f"--weights={weights} is a backbone alone and config.data.name="
-                f"{config.data.name!r} is not there to count classes; set --classes=80 for example"
+                f"--weights={weights} is a backbone without classes, and data set config.data.name="
+                f"{config.data.name!r} does not exist; set the number, for example --classes=80"
             )
         return count, category_ids
     resolved = resolve(config)
     if outputs % resolved.anchors_per_place:
         raise UserError(
-            f"--weights={weights} gives {outputs} class scores per cell, no multiple of the "
-            f"{resolved.anchors_per_place} anchors of config.anchors.octaves and "
-            "config.anchors.ratios"
+            f"--weights={weights} predicts {outputs} class scores per cell, not a multiple of the "
+            f"{resolved.anchors_per_place} anchors per cell; set --config.anchors.octaves and "
+            "--config.anchors.ratios to those of the weights"
         )
     own = outputs // resolved.anchors_per_place - resolved.background_logits
     if own == COCO_SLOTS and classes == len(COCO_IDS):
@@ -142,16 +141,16 @@ def _count_classes(
 
 
 def _in_short(names: Sequence[str]) -> str:
-    """Names by their last part, with how many there are of each."""
+    """Counts of names by their last part."""
     counts = collections.Counter(name.rsplit(".", 1)[-1] for name in names)
     return ", ".join(f"{count} {name}" for name, count in counts.items())
 
 
 def export_run(workdir: str | Path, system: str, out: Path) -> tuple[int, list[str]]:
-    """Writes the weights of a run under the names of ``system``.
+    """Writes the weights of a run in the format of ``system``.
 
-    Returns the number of arrays, and the lines of Python (or of its config) that load them there.
-    Raises `UserError` for a network that the system cannot express.
+    Returns the number of arrays, and the code (or config lines) that loads them there. Raises
+    `UserError` for a network that the system cannot represent.
     """
     workdir = Path(workdir).expanduser()
     config = read_config(workdir)

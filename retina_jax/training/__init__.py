@@ -1,1 +1,1 @@
-"""The training step, its optimiser, and what a run writes as it goes."""
+"""The training step, its optimiser, and the files that a run writes."""

@@ -1,4 +1,4 @@
-"""Save and restore by Orbax: asynchronous, the latest n and the best by AP."""
+"""Checkpoints with Orbax: asynchronous; keeps the latest n and the best by AP."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _average_precision(metrics: dict[str, float]) -> float:
 
 
 class Checkpoints:
-    """The checkpoints of a workdir. A half-written one is never seen: Orbax renames at the end."""
+    """The checkpoints of a workdir. Orbax renames at the end, so none is ever half-written."""
 
     def __init__(self, workdir: Path, keep: int = 1):
         policy = checkpoint_managers.AnyPreservationPolicy(
@@ -50,14 +50,14 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def best_step(self) -> int | None:
-        """The step of the highest AP, or None where none was evaluated."""
+        """The step with the highest AP; None if no checkpoint was evaluated."""
         return self._manager.best_step()
 
     def save(self, state: TrainState, average_precision: float | None = None) -> None:
-        """Begins to write; training may go on.
+        """Starts to write a checkpoint; training may continue meanwhile.
 
-        A checkpoint that is already there stays, unless an AP has come that it lacks and another
-        checkpoint stands by while it is written anew.
+        An existing checkpoint of the same step is kept. It is rewritten only to add a missing AP,
+        and only while another checkpoint exists.
         """
         step = int(state.step)
         metrics = None if average_precision is None else {_METRIC: float(average_precision)}
@@ -67,33 +67,32 @@ class Checkpoints:
                 return
             self._manager.wait_until_finished()
             self._manager.delete(step)
-        # host copies: the state's buffers are given up to the next step, every host holds the same,
-        # and Orbax would else split and write each replica's share by programs of its own
+        # host copies: the next step reuses the state's buffers, all hosts hold the same state, and
+        # Orbax would otherwise compile a slicing program per parameter and replica
         host = parallel.fetch(state)
         self._manager.save(step, args=ocp.args.StandardSave(host), metrics=metrics, force=True)
 
     def restore(self, template: TrainState, step: int) -> TrainState:
-        """The state of a step as NumPy, bit for bit.
+        """The state of a step as NumPy arrays, bit for bit.
 
-        ``template`` gives its tree and shapes (`training.step.state_shapes`). Raises `UserError`
-        for a checkpoint of other shapes.
+        ``template`` is a state with the expected tree and shapes (`training.step.state_shapes`).
+        Raises `UserError` for a checkpoint with other shapes.
         """
         tree = self._manager.item_metadata(step).tree
-        saved, required = _by_name(tree), _by_name(template)
-        shapes = {name: tuple(leaf.shape) for name, leaf in saved.items()}
-        wanted = {name: tuple(leaf.shape) for name, leaf in required.items()}
-        if shapes != wanted:
+        saved = {name: tuple(leaf.shape) for name, leaf in _by_name(tree).items()}
+        required = {name: tuple(leaf.shape) for name, leaf in _by_name(template).items()}
+        if saved != required:
             differ = sorted(
-                k for k in shapes.keys() | wanted.keys() if shapes.get(k) != wanted.get(k)
+                k for k in saved.keys() | required.keys() if saved.get(k) != required.get(k)
             )
             none = "nothing"
             shown = "; ".join(
-                f"{name}: saved {shapes.get(name, none)}, configured {wanted.get(name, none)}"
-                for name in differ[-3:]  # parameters come after what the optimiser keeps of them
+                f"{name}: saved {saved.get(name, none)}, configured {required.get(name, none)}"
+                for name in differ[-3:]  # parameters sort after the optimiser's state
             )
             raise UserError(
                 f"checkpoint {self._folder / str(step)} does not fit this config ({len(differ)} "
-                f"arrays differ, such as {shown}); use another --workdir or the config that made it"
+                f"arrays differ, such as {shown}); use another --workdir, or the config of that run"
             )
         restored = _by_name(self._restore_as_saved(step, tree))
         return jax.tree_util.tree_map_with_path(
@@ -105,12 +104,12 @@ class Checkpoints:
         return self._manager.restore(step, args=ocp.args.StandardRestore(template))
 
     def restore_weights(self, step: int) -> dict[str, Any]:
-        """``{"params": …, "batch_stats": …}`` of a step, whatever made it; NumPy."""
+        """``{"params": …, "batch_stats": …}`` of a step, for any network and optimiser; NumPy."""
         restored = self._restore_as_saved(step, self._manager.item_metadata(step).tree)
         return {"params": restored["params"], "batch_stats": restored.get("batch_stats") or {}}
 
     def wait(self) -> None:
-        """Until all that was begun is on disk; raises what went wrong there."""
+        """Waits until all checkpoints are on disk; raises errors that occurred while writing."""
         self._manager.wait_until_finished()
         self._manager.check_for_errors()
 
@@ -123,9 +122,9 @@ def _by_name(tree: Any) -> dict[str, Any]:
 
 
 def _name(path: tuple[Any, ...]) -> str:
-    """Of an array in a state; the optimiser's parts by their kind, not by their place in its chain.
+    """Name of an array in a state, without its position in the optimiser's chain.
 
-    Earlier versions had a part more where gradients are clipped: ``opt_state/1/trace`` or
+    In earlier versions the position depended on gradient clipping: ``opt_state/1/trace`` or
     ``opt_state/2/trace``.
     """
     name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -133,15 +132,15 @@ def _name(path: tuple[Any, ...]) -> str:
 
 
 def weights_of(workdir: str | Path) -> dict[str, Any]:
-    """Weights of the best checkpoint (or else the latest) of a workdir; `UserError` without one."""
+    """Weights of a workdir's best checkpoint by AP, else the latest; `UserError` without one."""
     folder = Path(workdir).expanduser()
     if not (folder / FOLDER).is_dir():
-        raise UserError(f"{str(workdir)!r} is not a workdir with checkpoints; train there first")
+        raise UserError(f"{str(workdir)!r} is not a workdir with checkpoints; train it first")
     checkpoints = Checkpoints(folder)
     step = checkpoints.best_step()
     step = checkpoints.latest_step() if step is None else step
     if step is None:
-        raise UserError(f"{str(workdir)!r} holds no whole checkpoint; train there first")
+        raise UserError(f"{str(workdir)!r} has no complete checkpoint; train it first")
     weights = checkpoints.restore_weights(step)
     checkpoints.close()
     return weights

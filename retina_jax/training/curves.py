@@ -1,4 +1,4 @@
-"""The curves of a run, from the files that it leaves."""
+"""Plots the curves of a run from its files."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from retina_jax.files import atomic_write
 
 
 def _or_gap(value: float | None) -> float:
-    """None: all steps since the last log were skipped, or there was nothing to score against."""
-    return math.nan if value is None or value < 0 else value  # -1: of an earlier version
+    """NaN for None: all steps since the last log were skipped, or there was no ground truth."""
+    return math.nan if value is None or value < 0 else value  # -1: written by earlier versions
 
 
 def draw_curves(workdir: Path) -> Path | None:
-    """Losses, learning rate and AP over steps, from the files of a run; None without any."""
+    """Plots losses, learning rate and AP over steps to curves.png; None if the log is empty."""
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     log = [json.loads(line) for line in lines]
     if not log:

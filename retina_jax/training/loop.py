@@ -1,4 +1,4 @@
-"""The training loop: steps, and what is due between them."""
+"""The training loop: steps, and logging, checkpoints and evaluations between them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from retina_jax.training.stop import StopRequest
 from retina_jax.types import TrainState
 
 Evaluate = Callable[[TrainState, int], dict[str, Any] | None]
-"""``(state, step)`` to COCO's metrics; None where it was told to stop."""
+"""``(state, step)`` to COCO metrics; None after a stop request."""
 
 
 class TrainingLoop:
-    """Steps from one checkpoint to the last, and what is due after each."""
+    """Runs the training steps, and logs, saves and evaluates when due."""
 
     def __init__(
         self,
@@ -47,13 +47,13 @@ class TrainingLoop:
     def run(
         self, state: TrainState, step_fn: Callable, loader: TrainLoader, first_step: int
     ) -> dict[str, Any] | None:
-        """Trains from ``first_step``; returns the last evaluation, None if stopped before it."""
+        """Trains from ``first_step``; returns the last metrics, None if stopped before them."""
         config, stop, steps = self._config.train, self._stop, self._config.train.steps
         log = MetricsLog(self._folder, first_step)
         meter = Meter(loader.split.image_ids)
         metrics = None
         evaluated = (self._folder / "eval" / str(first_step) / "metrics.json").exists()
-        if first_step and self._evaluation_due(first_step) and not evaluated:  # stopped before it
+        if first_step and self._evaluation_due(first_step) and not evaluated:  # it was interrupted
             metrics = self._evaluate(state, first_step, log)
         batches = parallel.ahead(
             loader.batches(first_step, steps),
@@ -68,7 +68,7 @@ class TrainingLoop:
                 try:
                     rows, cut_away, batch = next(batches)
                 except (RuntimeError, RunError):
-                    if stop:  # the signal has ended the workers too
+                    if stop:  # the signal also ended the workers
                         break
                     raise
                 waited = time.perf_counter() - started
@@ -78,7 +78,7 @@ class TrainingLoop:
                 if compiled:
                     elapsed = time.perf_counter() - started
                     meter.time(config.batch_size, elapsed, waited)
-                else:  # the first step's time is the compiler's
+                else:  # the first step includes compilation
                     jax.block_until_ready(step_metrics)
                     meter.time_compilation(config.batch_size, time.perf_counter() - started)
                     compiled = True
@@ -99,7 +99,7 @@ class TrainingLoop:
                 elif save_due:
                     self._checkpoints.save(state)
         if stop:
-            # a step that is not finite must not be saved unnoticed
+            # report a non-finite step before saving
             meter.settle(config.on_nonfinite, self._checkpoints.latest_step())
             self._checkpoints.save(state)
         log.close()
@@ -115,7 +115,7 @@ class TrainingLoop:
         if metrics is None:
             self._checkpoints.save(state)
             return None
-        self._checkpoints.save(state, metrics["AP"])  # without ground truth: none, never the best
+        self._checkpoints.save(state, metrics["AP"])  # AP is None without ground truth
         scores = {name: value for name, value in metrics.items() if isinstance(value, float)}
         log.scalars("eval", step, scores)
         shown = ("–" if metrics[n] is None else f"{metrics[n]:.3f}" for n in ("AP", "AP50"))

@@ -1,4 +1,4 @@
-"""Numbers of a run as it goes: means between log steps, ``metrics.jsonl``, TensorBoard events."""
+"""Training metrics: means between log steps, ``metrics.jsonl``, TensorBoard events."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from retina_jax.files import write_text
 
 
 class Meter:
-    """Metrics of the steps since the last log, fetched from the device only when they are read."""
+    """Metrics of the steps since the last log; fetched from the device only when read."""
 
     def __init__(self, image_ids: np.ndarray):
-        """``image_ids``: of each row of the training split."""
+        """``image_ids``: the image id of each row of the training split."""
         self._image_ids = image_ids
         self._pending: list[tuple[int, np.ndarray, dict[str, jax.Array]]] = []
         self._read: list[dict[str, float]] = []
@@ -30,15 +30,15 @@ class Meter:
     def add(
         self, step: int, rows: np.ndarray, cut_away: int, metrics: dict[str, jax.Array]
     ) -> None:
-        """A step that was begun, on ``rows``, of whose boxes ``cut_away`` were left out."""
+        """Adds a dispatched step on ``rows``; augmentation removed ``cut_away`` of its boxes."""
         self._pending.append((step, rows, metrics))
         self._cut_away += cut_away
         if len(self._pending) > 2:
-            # two steps stay under way: the device never waits, yet a stop is heard soon
+            # keep two steps in flight: the device stays busy, and a stop request acts soon
             jax.block_until_ready(self._pending[-3][2])
 
     def time_compilation(self, images: int, seconds: float) -> None:
-        """The first step: it counts only where a log step has no other."""
+        """Times the first step; used only if it is the only step of a log entry."""
         self._compiling = (images, seconds)
 
     def time(self, images: int, seconds: float, input_wait: float) -> None:
@@ -47,7 +47,7 @@ class Meter:
         self._input_wait += input_wait
 
     def settle(self, on_nonfinite: str, last_checkpoint: int | None) -> None:
-        """Waits for all steps given so far; `NonFiniteLossError` at the first not finite."""
+        """Waits for all added steps; raises `NonFiniteLossError` at the first non-finite one."""
         for step, rows, metrics in self._pending:
             values = {name: float(value) for name, value in parallel.fetch(metrics).items()}
             finite = values.pop("finite")
@@ -59,21 +59,21 @@ class Meter:
             else:
                 ids = ", ".join(str(i) for i in self._image_ids[rows])
                 kept = (
-                    "no checkpoint was written yet"
+                    "no checkpoint has been written yet"
                     if last_checkpoint is None
-                    else f"the last good checkpoint is of step {last_checkpoint}"
+                    else f"the last good checkpoint is at step {last_checkpoint}"
                 )
                 raise NonFiniteLossError(
                     f"step {step}: loss {values['loss']}, gradient norm {values['gradient_norm']} "
-                    f"on images {ids}; {kept}. Lower --config.optimizer.learning_rate, set "
-                    "--config.optimizer.clip_norm=10, or --config.train.on_nonfinite=skip, and "
-                    "run the same command again"
+                    f"on images {ids}; {kept}; lower --config.optimizer.learning_rate, set "
+                    "--config.optimizer.clip_norm=10, or set --config.train.on_nonfinite=skip, and "
+                    "run the command again"
                 )
         self._pending.clear()
 
     def read(self) -> dict[str, float | None]:
-        """Means since the last reading, images/s and the share of time spent waiting for input."""
-        values: dict[str, float | None] = dict.fromkeys(self._names)  # None: all were skipped
+        """Means since the last call, images/s and the share of time spent waiting for input."""
+        values: dict[str, float | None] = dict.fromkeys(self._names)  # None: all steps skipped
         if self._read:
             values = {n: float(np.mean([m[n] for m in self._read])) for n in self._names}
         if not self._images:
@@ -90,9 +90,9 @@ class Meter:
 
 
 class MetricsLog:
-    """One JSON object a log step in ``metrics.jsonl``, and the same to TensorBoard.
+    """Writes one JSON object per log step to ``metrics.jsonl``, and the same to TensorBoard.
 
-    Opened at ``first_step``, it drops what a killed run had logged beyond its last checkpoint.
+    When opened at ``first_step``, drops entries that a killed run logged after its last checkpoint.
     """
 
     def __init__(self, workdir: Path, first_step: int):
@@ -106,7 +106,7 @@ class MetricsLog:
                     if json.loads(line)["step"] <= first_step:
                         kept.append(line)
                 except ValueError:
-                    break  # a line that a kill cut short: nothing stands behind it
+                    break  # the last line, truncated when the run was killed
         write_text(self._path, "".join(line + "\n" for line in kept))
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
 

@@ -1,4 +1,4 @@
-"""From logits, deltas and targets to the two numbers that training lowers."""
+"""The classification and box losses of a batch, from logits, deltas and targets."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class ImageLosses:
     classification: Float[Array, "*n"]
     box: Float[Array, "*n"]
     foreground: Float[Array, "*n"]
-    """Foreground anchors."""
+    """Number of foreground anchors."""
     selected: Float[Array, "*n"]
-    """Anchors that OHEM chose; 0 without it."""
+    """Number of anchors that OHEM selected; 0 without OHEM."""
 
 
 def classification_function(loss: Any) -> Callable[[Array, Array], Array]:
-    """``(logits, labels) -> losses`` as the config's ``loss`` group describes it."""
+    """``(logits, labels) -> losses`` for the config's ``loss`` group."""
     name, fields = CLASSIFICATION_LOSSES[loss.classification]
     return partial(getattr(losses, name), **{field: getattr(loss, field) for field in fields})
 
@@ -39,7 +39,7 @@ def classification_function(loss: Any) -> Callable[[Array, Array], Array]:
 def classification_loss(
     logits: Float[Array, "a c"], targets: Targets, anchors: Float[Array, "a 4"], config: Any
 ) -> tuple[jax.Array, jax.Array]:
-    """Of one image: loss of each anchor ``[a]``, 0 where it takes no part, and OHEM's count."""
+    """Loss of each anchor of one image ``[a]``, 0 if not used, and the count that OHEM selected."""
     loss = classification_function(config)(logits, targets.labels)
     if config.classification != "ohem":
         return jnp.where(targets.ignore, 0.0, loss), jnp.zeros(())
@@ -61,9 +61,10 @@ def box_loss(
     anchors: Float[Array, "a 4"],
     config: ml_collections.ConfigDict,
 ) -> jax.Array:
-    """Of one image: loss of each anchor ``[a]``, 0 unless it is foreground.
+    """Box loss of each anchor of one image ``[a]``; 0 unless it is foreground.
 
-    ``k`` is 1, or the number of classes: then an anchor learns the box of its own class.
+    ``k`` is 1 or the number of classes. With one box per class, only the box of the anchor's class
+    has a loss.
     """
     boxes_of_anchor = deltas.shape[1]
     own = jnp.clip(targets.labels, 0, boxes_of_anchor - 1)
@@ -86,7 +87,7 @@ def image_losses(
     anchors: Float[Array, "a 4"],
     config: ml_collections.ConfigDict,
 ) -> ImageLosses:
-    """Both losses of each image of a batch, before any normaliser."""
+    """Both losses of each image of a batch, not normalised."""
 
     def one_image(logits, deltas, targets):
         classification, selected = classification_loss(logits, targets, anchors, config.loss)
@@ -107,17 +108,19 @@ def normalize(
     over_devices: Callable[[Any], Any],
     config: Any,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """This device's share of the classification and of the box loss, and the next ``ema``.
+    """This device's share of the classification and box losses, and the next ``ema``.
 
-    The shares add up over devices to the loss of the global batch: counts are summed first, the
-    ratio comes after. ``config`` is the ``loss`` group; its ``normalizer`` says what divides:
+    Summed over devices, the shares give the loss of the global batch: counts are summed over
+    devices before the division. ``config`` is the ``loss`` group; ``normalizer`` selects the
+    divisor:
 
-    - "foreground": the foreground anchors of the batch, at least 1 (section 4.1);
-    - "foreground_plus_1": that many and one more (TF Model Garden);
-    - "per_image": each image by its own, at least 1, then the mean over images (torchvision);
-    - "ema": their moving average (Detectron2), which the state carries from step to step.
+    - "foreground": number of foreground anchors in the batch, at least 1 (section 4.1);
+    - "foreground_plus_1": that number plus 1 (TF Model Garden);
+    - "per_image": foreground anchors of each image, at least 1; then the mean over images
+      (torchvision);
+    - "ema": moving average of the foreground anchors per batch (Detectron2), kept in the state.
 
-    OHEM's classification loss is the mean over the anchors it chose, as in Fast R-CNN.
+    OHEM's classification loss is the mean over the selected anchors, as in Fast R-CNN.
     """
     counts = jax.lax.stop_gradient((sums.foreground, sums.selected, jnp.ones_like(sums.box)))
     foreground, selected, images = over_devices(jax.tree.map(jnp.sum, counts))

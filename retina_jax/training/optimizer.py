@@ -1,4 +1,4 @@
-"""SGD and AdamW as torch runs them, warm-up, schedules, decay off norms, clipping."""
+"""SGD and AdamW in torch's order, warm-up, schedules, weight decay mask, clipping."""
 
 import jax
 import ml_collections
@@ -17,7 +17,7 @@ def learning_rate_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
         decay_steps = max(1, config.train.steps - warmup)
         main = optax.cosine_decay_schedule(peak, decay_steps)
     else:
-        # join_schedules counts from the boundary: the decays are given from step 0
+        # join_schedules restarts the count at the boundary; decay_at counts from step 0
         boundaries = {at - warmup: optimizer.decay_factor for at in optimizer.decay_at}
         main = optax.piecewise_constant_schedule(peak, boundaries)
     if warmup == 0:
@@ -27,9 +27,9 @@ def learning_rate_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
 
 
 def decay_mask(params, decay_biases: bool, frozen_stages: int = 0):
-    """True for what weight decay shrinks: kernels, biases of convolutions if asked.
+    """True for parameters with weight decay: kernels and, with ``decay_biases``, biases.
 
-    No norm, and nothing of the backbone's frozen stages.
+    Norms and the backbone's frozen stages are never decayed.
     """
 
     def decays(path, leaf) -> bool:
@@ -42,15 +42,15 @@ def decay_mask(params, decay_biases: bool, frozen_stages: int = 0):
 
 
 def build_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    """Clip, then SGD in torch's order (decay onto the gradient, momentum), or AdamW.
+    """Gradient clipping, then SGD in torch's order (weight decay, momentum), or AdamW.
 
-    The tree of its state depends on ``optimizer.name`` alone.
+    The tree of the optimiser state depends only on ``optimizer.name``.
 
-    What it gives is still to be scaled by minus the learning rate. The step does that, from its own
-    number: a count of Optax's would stand still where an update is left out.
+    The caller must scale the updates by minus the learning rate. The training step does this with
+    its own step number, because Optax's counter would not advance when an update is skipped.
     """
     optimizer = config.optimizer
-    # always there, so that the tree of a checkpoint is the same with and without clipping
+    # always present, so that checkpoints have the same tree with and without clipping
     clip = optax.identity()
     if optimizer.clip_norm:
         clip = optax.clip_by_global_norm(optimizer.clip_norm)

@@ -1,4 +1,4 @@
-"""(state, batch) -> (state, metrics): pure; it knows an axis name and nothing else of devices."""
+"""(state, batch) -> (state, metrics): pure; knows nothing about devices except the axis name."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +21,7 @@ def init_state(
     optimizer: optax.GradientTransformation,
     config: ml_collections.ConfigDict,
 ) -> TrainState:
-    """Fresh weights of ``config.seed`` and a step of 0."""
+    """The state at step 0, with weights initialised from ``config.seed``."""
     init = jax.jit(lambda key: _init_variables(model, key))
     return _state_of(init(jax.random.key(config.seed)), optimizer, config)
 
@@ -31,7 +31,7 @@ def state_shapes(
     optimizer: optax.GradientTransformation,
     config: ml_collections.ConfigDict,
 ) -> TrainState:
-    """`init_state` as `jax.ShapeDtypeStruct`: nothing is computed, nothing is on a device."""
+    """`init_state` as `jax.ShapeDtypeStruct`, without any computation."""
 
     def init(key):
         return _state_of(_init_variables(model, key), optimizer, config)
@@ -70,11 +70,11 @@ def make_train_step(
     schedule: optax.Schedule,
     config: ml_collections.ConfigDict,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """The step for one device's share of a batch, under ``model.axis_name`` (or none).
+    """The training step for one device's share of a batch, under ``model.axis_name`` (or none).
 
-    Sums over devices come first, ratios after (`objective.normalize`), so that the number of
-    devices changes nothing. A step whose loss or gradient is not finite leaves weights and
-    statistics as they were and says so in ``metrics["finite"]``.
+    Quantities are summed over devices before they are divided (`objective.normalize`), so the
+    result does not depend on the number of devices. If the loss or gradient is not finite, weights
+    and statistics are unchanged and ``metrics["finite"]`` is False.
     """
     target_options = target_arguments(config)
     axis = model.axis_name

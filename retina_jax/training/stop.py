@@ -1,4 +1,4 @@
-"""The wish to stop that reaches a run from outside."""
+"""Stop requests by signal."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import threading
 
 
 class StopRequest:
-    """True once SIGINT or SIGTERM has come; a second one ends the program as usual.
+    """True after SIGINT or SIGTERM; a second signal ends the program as usual.
 
-    Outside the main thread, where Python admits no signal handlers, it stays false.
+    Outside the main thread, where Python allows no signal handlers, it is always false.
     """
 
     def __init__(self):

@@ -28,11 +28,11 @@ CONFIG = "config.json"
 
 @dataclasses.dataclass(frozen=True)
 class Classes:
-    """What the outputs of a network stand for, by label."""
+    """Names and ids of the classes of a network, by label."""
 
     names: tuple[str, ...]
     ids: tuple[int, ...]
-    """COCO's category ids."""
+    """COCO category ids."""
 
     @classmethod
     def of(cls, split: Split) -> Classes:
@@ -43,11 +43,11 @@ class Classes:
         return {"class_names": self.names, "category_ids": self.ids}
 
     def pairs(self) -> tuple[tuple[int, str], ...]:
-        """Category id and name of each, by label."""
+        """Category id and name of each class, by label."""
         return tuple(zip(self.ids, self.names, strict=True))
 
     def difference(self, other: Classes) -> str:
-        """Where ``other`` differs first, as text; "" where it does not."""
+        """The first difference to ``other``, as text; "" if there is none."""
         if len(self.names) != len(other.names):
             return f"{len(self.names)} classes against {len(other.names)}"
         for label, (one, two) in enumerate(zip(self.pairs(), other.pairs(), strict=True)):
@@ -59,23 +59,23 @@ class Classes:
 def write_config(
     folder: Path, config: ml_collections.ConfigDict, classes: Mapping[str, Any] | None = None
 ) -> None:
-    """Writes ``config.json``; to be done once the run is known to fit its checkpoints.
+    """Writes ``config.json``; call it after checking that the config fits the checkpoints.
 
-    The fields stand there as they were set; under "resolved" stands what follows from them, and
-    ``classes`` (`Classes.to_json`; None: not known).
+    Stores the fields as set by the user; "resolved" holds derived values and ``classes``
+    (`Classes.to_json`; None: not known).
     """
     resolved = resolve(config).to_json() | dict(classes or {})
     write_json(folder / CONFIG, to_json(config, resolved))
 
 
 def read_pixel_scale(folder: Path) -> tuple[float, float] | None:
-    """The values of 16-bit or float images that became 0 and 255; None: the data had none."""
+    """The 16-bit or float values that map to 0 and 255; None: no such images in the data."""
     scale = _read(Path(folder)).get(RESOLVED, {}).get("pixel_scale")
     return None if scale is None else (float(scale[0]), float(scale[1]))
 
 
 def read_classes(folder: Path) -> Classes | None:
-    """What the outputs of a run's network stand for; None where an earlier version did not say."""
+    """The classes of a run's network; None if an earlier version did not store them."""
     resolved = _read(Path(folder)).get(RESOLVED, {})
     if "class_names" not in resolved or "category_ids" not in resolved:
         return None
@@ -85,7 +85,7 @@ def read_classes(folder: Path) -> Classes | None:
 def read_config(folder: Path) -> ml_collections.ConfigDict:
     """The config of a run; `UserError` without one.
 
-    A field that has come since has its default, one that is gone is left out.
+    Fields added since have their defaults; removed fields are dropped.
     """
     return from_json(_read(Path(folder)))
 
@@ -97,26 +97,26 @@ def _read(folder: Path) -> dict[str, Any]:
         if not isinstance(content, dict):
             raise ValueError("not an object")
     except FileNotFoundError:
-        raise UserError(f"{folder} has no {CONFIG}; give the --workdir of a run") from None
+        raise UserError(f"{folder} has no {CONFIG}; set --workdir to that of a run") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); give the --workdir of a run") from None
+        raise UserError(
+            f"{path} cannot be read ({error}); set --workdir to that of a run"
+        ) from None
     return content
 
 
 def open_workdir(workdir: str | Path, config: ml_collections.ConfigDict) -> tuple[Path, list[str]]:
-    """Makes the folder of a run; also a line for each field that differs from its last run.
+    """Creates the folder of a run; also returns a line for each field that changed since last time.
 
-    Raises `UserError` where the folder cannot be written.
+    Raises `UserError` if the folder is not writable.
     """
     folder = Path(workdir).expanduser().absolute()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
-            pass  # it can be written
+            pass  # the folder is writable
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"--workdir={workdir}: {error}; give a folder that can be written"
-        ) from None
+        raise UserError(f"--workdir={workdir}: {error}; use a writable folder") from None
     changed = changed_fields(folder, config)
     return folder, [
         f"config.{name}: {before} before, {now} now" for name, (before, now) in changed.items()
@@ -124,7 +124,7 @@ def open_workdir(workdir: str | Path, config: ml_collections.ConfigDict) -> tupl
 
 
 def changed_fields(folder: Path, config: ml_collections.ConfigDict) -> dict[str, tuple[Any, Any]]:
-    """Fields that differ from those of the last run in ``folder``: name to (before, now)."""
+    """Fields that differ from the last run in ``folder``: name to (before, now)."""
     if not (folder / CONFIG).exists():
         return {}
     return differences(comparable(_read(folder)), comparable(config))

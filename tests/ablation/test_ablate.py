@@ -70,7 +70,10 @@ def test_mistakes_are_one_line(tmp_path, capsys):
         (["--study=gama", f"--out={tmp_path}"], "--study=gama must be one of prior"),
         ([f"--out={tmp_path}"], "--study is missing; set --study=prior,focal"),
         (["--study=prior", "--out=/proc/none"], "--out=/proc/none: No such file or directory"),
-        (["--study=prior", f"--out={tmp_path}", "--only=("], "--only='(' is no regular expression"),
+        (
+            ["--study=prior", f"--out={tmp_path}", "--only=("],
+            "--only='(' is not a regular expression",
+        ),
     ):
         code, said = ablate(capsys, SHAPES, *flags)
         assert code == MISTAKE
@@ -108,7 +111,7 @@ def test_runs_get_the_config_flags_alone_however_written(
     monkeypatch.setattr(subprocess, "run", run)
     code, said = ablate(capsys, *flags)
     assert code == MISTAKE
-    assert "error: CE, prior 0.01, seed 0: exit code 2: error: " in said
+    assert "error: CE, prior 0.01, seed 0 failed with exit code 2: error: " in said
     assert "config.train.batch_size=12 must be a multiple of" in said
     (folder,) = (tmp_path / "here/runs").glob("*")
     assert folder.name == "classification=cross_entropy,prior=0.01"
@@ -142,7 +145,7 @@ def test_a_study_is_run_resumed_and_tabulated(tmp_path, programs, capsys):
              "--config.train.steps=2"]  # fmt: skip
     code, said = ablate(capsys, *flags)
     assert code == MISTAKE
-    assert "--only='γ 2' leaves no row of --study=boxes" in said
+    assert "--only='γ 2' matches no row of --study=boxes" in said
     flags[1] = "--study=focal"
     code, said = ablate(capsys, *flags)
     assert code == 0, said
@@ -191,12 +194,12 @@ def test_columns_and_the_figure_of_anchors_and_speed(tmp_path, programs, capsys)
     kept.write_text(json.dumps({"images_per_second": 100.0}))
     code, said = ablate(capsys, *flags)
     assert code == MISTAKE
-    assert "speed.json does not say with which flags it was made; give another" in said
+    assert "speed.json does not store the flags it was made with; set another" in said
     kept.unlink()
     programs.code, programs.stderr = 1, "Traceback\nValueError: what stopped it"
     code, said = ablate(capsys, *flags)
     assert code == MISTAKE
-    assert "its speed could not be measured: ValueError: what stopped it" in said
+    assert "cannot measure its speed: ValueError: what stopped it" in said
 
 
 def test_a_run_that_diverges_is_told_from_one_that_fails(tmp_path, programs, capsys):

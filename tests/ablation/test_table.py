@@ -28,7 +28,7 @@ def test_other_flags_are_named_with_both_values(tmp_path, fields):
         Outcome.read(tmp_path, now)
     for part in (
         "train.steps=90000, now 5", "data.buckets=[[800, 1344], [1344, 800]], now [[64, 64]]",
-        "give another --out",
+        "set another --out",
     ):  # fmt: skip
         assert part in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -36,7 +36,7 @@ def test_other_flags_are_named_with_both_values(tmp_path, fields):
 
 def test_many_other_flags_are_counted(tmp_path, fields):
     now = dict.fromkeys(fields, -1)
-    with pytest.raises(UserError, match=rf"; and {len(fields) - 3} more\); give another --out"):
+    with pytest.raises(UserError, match=rf"; and {len(fields) - 3} more\); set another --out"):
         check_made_with(tmp_path, fields, now)
 
 
@@ -49,7 +49,7 @@ def test_a_field_that_has_come_since_had_its_default(tmp_path, fields):
 
 def test_an_outcome_that_does_not_say_its_flags_is_not_trusted(tmp_path, fields):
     (tmp_path / OUTCOME).write_text(json.dumps({"scores": None, "stopped": "stopped: step 3"}))
-    with pytest.raises(UserError, match="does not say with which flags it was made; give another"):
+    with pytest.raises(UserError, match="does not store the flags it was made with; set another"):
         Outcome.read(tmp_path, fields)
 
 

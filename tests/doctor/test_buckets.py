@@ -35,7 +35,7 @@ def test_a_bucket_that_is_too_small_is_named_with_the_fix(fields, shown):
     assert finding.level == "warning"
     field = "train_short_sides" if "train_short_sides" in fields else "short_side"
     assert f"data.{field}={fields[field]}" in finding.message
-    assert f"down to {shown} of it" in finding.message
+    assert f"requires, down to {shown};" in finding.message
     assert "set --config.data.buckets='()'" in finding.message
     config.data.buckets = ()
     assert check_shrinking(SPLIT, config) == []
@@ -46,8 +46,8 @@ def test_only_the_images_that_shrink_are_counted():
     config.data.update({"short_side": 480, "long_side": 640, "buckets": ((480, 640),)})
     (finding,) = check_shrinking(SPLIT, config)
     # the portrait one: 480 of 640 pixels high; landscape ones and the square one fit
-    assert "shows 1 of 6 images smaller" in finding.message
-    assert "down to 75 % of it" in finding.message
+    assert "scales 1 of 6 images smaller" in finding.message
+    assert "requires, down to 75 %;" in finding.message
 
 
 @pytest.mark.parametrize(("short", "long"), [(800, 1333), (256, 320), (640, 640), (601, 1000)])

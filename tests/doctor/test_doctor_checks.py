@@ -11,7 +11,7 @@ from retina_jax.doctor.contents import read_contents
 
 def test_a_sound_data_set_is_left_alone(config):
     report = examined(config, healthy())
-    assert [f.message for f in report.findings] == ["train: bucket 160×96 shows no image"]
+    assert [f.message for f in report.findings] == ["train: bucket 160×96 receives no images"]
     assert not report.failed()
     short = doctor.short_form(
         split_of("train", healthy()), split_of("validation", healthy(1000, 4)), config
@@ -46,13 +46,13 @@ def test_size_limits_are_cocos():
 
 def test_no_boxes_is_an_error_in_training(config):
     message = both_say(config, [image_of(i, []) for i in range(5)], "boxes", "error")
-    assert "no box on 5 images" in message
+    assert "no boxes on 5 images" in message
 
 
 def test_no_boxes_to_evaluate_on_is_a_warning(config):
     empty = split_of("validation", [image_of(1000 + i, []) for i in range(4)])
     report = examined(config, healthy(), empty)
-    assert "AP is void" in told(report.findings, "boxes", "warning")
+    assert "AP is undefined" in told(report.findings, "boxes", "warning")
     assert not report.failed()
 
 
@@ -110,7 +110,7 @@ def test_coordinates_of_a_larger_picture(config):
     images = healthy()
     for image in images:
         image["boxes"] = image["boxes"] * 4
-    assert "beyond twice their picture" in both_say(config, images, "units", "error")
+    assert "beyond twice the size of their image" in both_say(config, images, "units", "error")
 
 
 def random_boxes(rng, count, least=0.02, most=0.5):
@@ -168,9 +168,9 @@ def test_boxes_that_are_not_as_boxes_should_be(config):
     messages = [f.message for f in findings if f.check == "box_shapes"]
     assert [m.split(", on")[0] for m in messages] == [
         "train: 1 of 29 boxes are not finite",
-        "train: 2 of 29 boxes are of no area",
-        "train: 1 of 29 boxes are wholly outside their picture",
-        "train: 1 of 29 boxes are partly outside their picture",
+        "train: 2 of 29 boxes are without area",
+        "train: 1 of 29 boxes are completely outside their image",
+        "train: 1 of 29 boxes are partly outside their image",
     ]
     assert "image 71" in messages[1]
     assert all(f.level == "warning" for f in findings if f.check == "box_shapes")
@@ -226,7 +226,7 @@ def test_classes_without_boxes(config):
     messages = [(f.level, f.message) for f in examined(config, split, evaluation).findings
                 if f.check == "classes"]  # fmt: skip
     assert messages == [
-        ("warning", "train: no box of class newt: it can never be detected"),
+        ("warning", "train: no boxes of class newt; it cannot be learned"),
         ("note", "train: fewer than 10 boxes of class dog"),
-        ("note", "validation: no box of class dog, newt: it has no AP"),
+        ("note", "validation: no boxes of class dog, newt; AP is undefined"),
     ]

@@ -32,8 +32,8 @@ def test_what_prepare_reported(config, tmp_path):
     split = split_of("train", healthy(), directory=tmp_path)
     found = {f.message: f.level for f in examined(config, split).findings if f.check == "prepare"}
     assert found == {
-        "train: prepare found 3 grey pictures": "note",
-        "train: prepare found 9 boxes of no area, dropped": "warning",
+        "train: prepare reported 3 grey pictures": "note",
+        "train: prepare reported 9 boxes of no area, dropped": "warning",
     }
     (tmp_path / "prepare_report.json").write_text("[1]")
     assert "cannot be read" in told(examined(config, split).findings, "prepare")
@@ -48,7 +48,7 @@ def test_pictures_in_both_splits(config):
     evaluation = split_of("validation", [*healthy(1000, 4), *copies])
     report = examined(config, healthy(), evaluation)
     exact, alike = [f.message for f in report.findings if f.check == "leaks"]
-    assert exact.startswith("1 of 7 pictures of validation are in train too, byte for byte: image ")
+    assert exact.startswith("1 of 7 images of validation are also in train, byte for byte: image ")
     assert "image 2000 (validation_2000.png) = image 3 (train_3.png)" in exact
     assert "2 of 7" in alike
     assert "image 2001 (validation_2001.png) = image 5 (train_5.png)" in alike
@@ -59,7 +59,7 @@ def test_pictures_in_both_splits(config):
 def test_all_of_evaluation_in_training_is_an_error(config):
     evaluation = split_of("validation", [image_of(i, [], id=2000 + i) for i in range(3)])
     report = examined(config, healthy(), evaluation)
-    assert "every picture of validation is in train" in told(report.findings, "leaks", "error")
+    assert "every image of validation is also in train" in told(report.findings, "leaks", "error")
 
 
 def test_likeness_of_the_whole_is_not_enough(config):
@@ -104,12 +104,12 @@ def test_a_class_out_of_reach_and_what_helps(config):
     report = examined(config, split)
     messages = [f.message for f in report.findings if f.check == "anchor_recall"]
     pattern = (
-        r"train: 0 % of 12 boxes of class cat have an anchor with IoU 0.5 \(0 % with 0.4\); 100 % "
-        r"with --config.anchors.scale=[\d.]+"
+        r"train: 0 % of 12 boxes of class cat have an anchor with IoU 0.5 or more "
+        r"\(0 % with 0.4\); 100 % with --config.anchors.scale=[\d.]+"
     )
     assert re.fullmatch(pattern, messages[0])
     assert messages[1].startswith("train: 0 % of 12 small boxes (at the input)")
-    assert messages[1].endswith("with the same")
+    assert messages[1].endswith("with the same flags")
     short = doctor.short_form(split, split_of("validation", healthy(1000, 4)), config)
     assert [f.message for f in short] == messages
     assert report.to_json()["suggestion"]["flags"] == report.suggestion.flags()
@@ -145,10 +145,10 @@ def test_buckets(config):
     huge = [image_of(320, [], size=(480, 800))]
     messages = [f.message for f in examined(config, [*healthy(), *wide, *square, *huge]).findings
                 if f.check == "buckets"]  # fmt: skip
-    assert any("shrunk up to 5 times" in m for m in messages)
-    assert any("bucket 96×96 shows 1 of 16 images, fewer than train.batch_size=4" in m
+    assert any("shrinks images up to 5 times" in m for m in messages)
+    assert any("bucket 96×96 receives 1 of 16 images, fewer than train.batch_size=4" in m
                for m in messages)  # fmt: skip
-    assert any("enlarged up to 4.8 times" in m for m in messages)
+    assert any("enlarges images up to 4.8 times" in m for m in messages)
     config.data.buckets = ((160, 160),)
     padded = told(examined(config, healthy()).findings, "buckets", "warning")
     assert "bucket 160×160 is 40 % padding over 12 images" in padded

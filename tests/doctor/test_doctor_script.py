@@ -75,7 +75,7 @@ def test_exit_code_2_where_evaluation_is_training(bccd, tmp_path):
     prepare(bccd / "images", files, tmp_path / "data")
     done = run(CUSTOM, f"--config.data.dir={tmp_path / 'data'}", f"--out={tmp_path}")
     assert done.returncode == 2
-    assert "error: every picture of validation is in train too" in done.stdout
+    assert "error: every image of validation is also in train" in done.stdout
     assert (tmp_path / "doctor.html").exists()
 
 

@@ -1,4 +1,4 @@
-"""Imported weights in the place of fresh ones: classes, anchors, what stays, what is said."""
+"""Imported weights fitted to a network: classes, anchors, missing layers, reports."""
 
 import jax
 import numpy as np
@@ -43,7 +43,8 @@ def test_a_backbone_alone_says_what_stays_fresh(config_of, random_weights):
     fitted = fit(import_arrays(resnet, "file"), fresh, config, DENSE, "file")
     assert fitted.fresh == ("fpn", "class_head", "box_head")
     assert (
-        "fresh: fpn, class_head, box_head (the weights are of a backbone alone)" in fitted.report()
+        "initialised randomly (the weights contain only a backbone): fpn, class_head, box_head"
+        in fitted.report()
     )
     assert_same_trees(fitted.tree["params"]["backbone"], given["params"]["backbone"])
     assert_same_trees(fitted.tree["params"]["fpn"], fresh["params"]["fpn"])
@@ -56,7 +57,7 @@ def test_another_number_of_classes_keeps_all_but_the_last_layer(config_of, rando
     assert fitted.fresh == tuple(
         f"params/class_head/predict/{part}" for part in ("bias", "kernel")
     ) or set(fitted.fresh) == {f"params/class_head/predict/{p}" for p in ("bias", "kernel")}
-    assert any("the number of classes differs" in line for line in fitted.report())
+    assert any("(the classes differ)" in line for line in fitted.report())
     assert_same_trees(fitted.tree["params"]["box_head"]["conv0"],
                       given["params"]["box_head"]["conv0"])  # fmt: skip
 
@@ -90,7 +91,7 @@ def test_an_order_that_nobody_tells_is_said(config_of, random_weights):
     given = import_arrays(export_names(random_weights(config), "retina_jax"), "file")
     fitted = fit(given, random_weights(config, seed=1), config, DENSE, "file")
     assert fitted.notes == (
-        "the weights do not say the order of their anchors: taken as "
+        "the weights do not state the order of their anchors; assuming "
         "config.anchors.order=size_major",
     )
 
@@ -112,7 +113,7 @@ def test_boxes_of_each_class_stay_fresh_with_another_number_of_classes(
     imported = own_file(tmp_path / "ours.safetensors", given, config)
     fitted = fit(imported, fresh, config, DENSE, "file")
     assert set(fitted.fresh) == LAST_LAYERS
-    assert any("the number of classes differs" in line for line in fitted.report())
+    assert any("(the classes differ)" in line for line in fitted.report())
     assert_same_trees(fitted.tree["params"]["box_head"]["predict"],
                       fresh["params"]["box_head"]["predict"])  # fmt: skip
     assert_same_trees(fitted.tree["params"]["box_head"]["conv0"],
@@ -125,7 +126,7 @@ def test_one_box_for_all_classes_is_no_other_number_of_classes(
 ):
     there, here = config_of(), config_of(class_specific_boxes=True)
     imported = own_file(tmp_path / "ours.safetensors", random_weights(there, classes), there)
-    with pytest.raises(MisfitError, match=r"wants --config\.model\.class_specific_boxes=False"):
+    with pytest.raises(MisfitError, match=r": set --config\.model\.class_specific_boxes=False"):
         fit(imported, random_weights(here, 3), here, DENSE, "file")
 
 
@@ -134,7 +135,7 @@ def test_a_backbone_of_another_width_names_the_flag_in_one_line(config_of, rando
     start = "backbone.body."
     resnet = {n.removeprefix(start): v for n, v in names.items() if n.startswith(start)}
     config = config_of(backbone="resnet50", width=16)
-    with pytest.raises(MisfitError, match=r"wants --config\.model\.width=32;") as caught:
+    with pytest.raises(MisfitError, match=r": set --config\.model\.width=32 for") as caught:
         fit(import_arrays(resnet, "file"), random_weights(config), config, DENSE, "file")
     assert "\n" not in str(caught.value)
 
@@ -145,7 +146,7 @@ def test_coco_is_taken_out_of_91_slots_by_its_ids(config_of, random_weights):
     given, fresh = random_weights(config, 91), random_weights(config, 80, seed=1)
     fitted = fit(imported(given), fresh, config, COCO_IDS, "file")
     assert fitted.fresh == ()
-    assert fitted.notes == ("80 of 91 classes taken: the slots of COCO's category ids",)
+    assert fitted.notes == ("selected COCO's 80 classes from 91 class outputs",)
     slots = given["params"]["class_head"]["predict"]["bias"].reshape(9, 91)
     taken = fitted.tree["params"]["class_head"]["predict"]["bias"].reshape(9, 80)
     for label, category_id in enumerate(COCO_IDS):
@@ -175,7 +176,7 @@ def test_a_network_of_another_shape_names_the_flags_and_all_names(config_of, ran
     given = random_weights(config_of(backbone="resnet18"))
     with pytest.raises(MisfitError) as caught:
         fit(imported(given), random_weights(config), config, DENSE, "file")
-    assert "wants --config.model.backbone=resnet18" in str(caught.value)
+    assert ": set --config.model.backbone=resnet18" in str(caught.value)
     assert len(caught.value.wrong) > 100
     assert "\n" not in str(caught.value)
 
@@ -215,7 +216,7 @@ def test_what_they_cannot_express_is_refused_by_field_and_value(config_of, syste
     config = config_of(width=64, fpn_channels=64, head_channels=64)
     check_expressible(config, system)
     config.update_from_flattened_dict({field: value})
-    with pytest.raises(UserError, match=rf"{system} cannot express config\.{field}="):
+    with pytest.raises(UserError, match=rf"{system} cannot represent config\.{field}="):
         export_weights({}, config, system)
 
 

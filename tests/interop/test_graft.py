@@ -1,4 +1,4 @@
-"""Weights put in place of fresh ones: every name is accounted for."""
+"""Weights replace initial ones: every name is accounted for."""
 
 import numpy as np
 import pytest
@@ -60,9 +60,9 @@ def test_what_is_missing_left_over_or_misshapen_is_listed():
     with pytest.raises(UserError) as caught:
         graft(tree(), given, "there", unknown=["roi_heads.weight"])
     message = str(caught.value)
-    assert "params/backbone/kernel (shape (1, 1), wants (3, 3))" in message
-    assert "batch_stats/backbone/mean (missing, wants (3,))" in message
-    assert "params/spare/bias (left over)" in message
+    assert "params/backbone/kernel (shape (1, 1), requires (3, 3))" in message
+    assert "batch_stats/backbone/mean (missing, requires (3,))" in message
+    assert "params/spare/bias (not used)" in message
     assert "roi_heads.weight (unknown)" in message
 
 

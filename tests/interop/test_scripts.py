@@ -66,7 +66,7 @@ def test_there_and_back_bit_for_bit_and_on_from_there(
     again = program("import-weights", *own, f"--weights={torchvision_file}",
                     f"--workdir={tmp_path}/run")  # fmt: skip
     assert again.returncode == 2
-    assert "has checkpoints already" in again.stderr
+    assert "already has checkpoints" in again.stderr
 
     exported = program("export-weights", f"--workdir={tmp_path}/run",
                        "--to=torchvision", f"--out={tmp_path}/back.safetensors")  # fmt: skip
@@ -136,11 +136,11 @@ def test_mistakes_are_one_line(program, tmp_path):
         (["import-weights", *NARROW, "--weights=none.pth", f"--workdir={tmp_path}/a"],
          r"none\.pth: no such file"),
         (["import-weights", *NARROW, "--weights=setup.cfg", f"--workdir={tmp_path}/a"],
-         r"--weights='setup\.cfg' is not a workdir with checkpoints, nor a file of weights"),
+         r"--weights='setup\.cfg' is neither a workdir with checkpoints nor a weight file"),
         (["import-weights", *NARROW, f"--workdir={tmp_path}/a"],
          r"--weights is missing"),
         (["export-weights", f"--workdir={tmp_path}", "--to=torchvision",
-          f"--out={tmp_path}/a.pth"], r"has no config\.json; give the --workdir of a run"),
+          f"--out={tmp_path}/a.pth"], r"has no config\.json; set --workdir to that of a run"),
     ):  # fmt: skip
         done = program(*arguments)
         assert done.returncode == 2, done.stderr

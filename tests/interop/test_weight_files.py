@@ -50,7 +50,7 @@ def test_a_note_stands_beside_the_arrays(tmp_path, suffix):
 
 def test_a_damaged_note_is_one_line(tmp_path):
     (tmp_path / "weights.pkl").write_bytes(pickle.dumps({"model": ARRAYS, NOTE: '{"order": '}))
-    with pytest.raises(UserError, match=r"weights\.pkl is cut or damaged \(Expecting value"):
+    with pytest.raises(UserError, match=r"weights\.pkl is truncated or damaged \(Expecting value"):
         read_arrays(tmp_path / "weights.pkl")
 
 
@@ -64,7 +64,9 @@ def test_a_text_in_place_of_weights_is_shown(tmp_path, suffix, text):
         pytest.importorskip("torch")
     (tmp_path / f"weights{suffix}").write_text(text)
     start = re.escape(text.split()[0])
-    with pytest.raises(UserError, match=rf"\(it is a text that begins with '{start}") as caught:
+    with pytest.raises(
+        UserError, match=rf"\(it is a text file that begins with '{start}"
+    ) as caught:
         read_arrays(tmp_path / f"weights{suffix}")
     assert "\n" not in str(caught.value)
 
@@ -75,7 +77,9 @@ def test_a_cut_file_is_one_line(tmp_path, suffix, share):
     path = written(tmp_path, suffix)
     data = path.read_bytes()
     path.write_bytes(data[: int(share * len(data))])
-    with pytest.raises(UserError, match=r"weights\.\w+ is cut or damaged \(.+\); fetch") as caught:
+    with pytest.raises(
+        UserError, match=r"weights\.\w+ is truncated or damaged \(.+\); download"
+    ) as caught:
         read_arrays(path)
     assert "\n" not in str(caught.value)
 
@@ -98,13 +102,13 @@ def test_half_a_file_is_never_left(tmp_path, suffix, monkeypatch):
 def test_paths_that_hold_no_weights(tmp_path):
     with pytest.raises(UserError, match=r"nowhere\.pkl: no such file"):
         read_arrays(tmp_path / "nowhere.pkl")
-    with pytest.raises(UserError, match=r"cannot read '\.h5'; give one of \.safetensors, \.pth"):
+    with pytest.raises(UserError, match=r"cannot read '\.h5'; use one of \.safetensors, \.pth"):
         read_arrays(tmp_path / "weights.h5")
     (tmp_path / "weights.pkl").write_bytes(pickle.dumps({"iteration": 3}))
-    with pytest.raises(UserError, match="holds no arrays by name but only 'iteration'"):
+    with pytest.raises(UserError, match="contains no named arrays, only the keys 'iteration'"):
         read_arrays(tmp_path / "weights.pkl")
     (tmp_path / "weights.pkl").write_bytes(pickle.dumps([np.zeros(3)]))
-    with pytest.raises(UserError, match="holds a list, not arrays by name"):
+    with pytest.raises(UserError, match="contains a list, not a dict of arrays"):
         read_arrays(tmp_path / "weights.pkl")
 
 
@@ -142,16 +146,16 @@ class Command:
 
 
 ATTACKS = {
-    "system": (lambda mark: Command(os.system, f"touch {mark}"), r"asks for posix\.system"),
-    "eval": (lambda mark: Command(eval, f"open('{mark}', 'w')"), r"asks for \w+\.eval"),
-    "getattr": (lambda mark: Command(getattr, "text", "format"), r"asks for \w+\.getattr"),
-    "numpy": (lambda mark: Command(np.load, str(mark)), r"asks for numpy"),
-    "objects": (lambda mark: np.array([Command(open, str(mark), "w")], object), r"asks for dtype"),
-    "pointer": (lambda mark: Command(np.ndarray, (1,), "O", b"A" * 8), "is cut or damaged"),
-    "dtype": (lambda mark: Command(np.dtype, "O"), "asks for dtype 'O'"),
+    "system": (lambda mark: Command(os.system, f"touch {mark}"), r"contains posix\.system"),
+    "eval": (lambda mark: Command(eval, f"open('{mark}', 'w')"), r"contains \w+\.eval"),
+    "getattr": (lambda mark: Command(getattr, "text", "format"), r"contains \w+\.getattr"),
+    "numpy": (lambda mark: Command(np.load, str(mark)), r"contains numpy"),
+    "objects": (lambda mark: np.array([Command(open, str(mark), "w")], object), r"contains dtype"),
+    "pointer": (lambda mark: Command(np.ndarray, (1,), "O", b"A" * 8), "is truncated or damaged"),
+    "dtype": (lambda mark: Command(np.dtype, "O"), "contains dtype 'O'"),
     "size": (
         lambda mark: Command(np._core.multiarray.scalar, np.dtype("f4"), 1 << 40),
-        "asks for an array of int",
+        "contains an array of int",
     ),
 }
 
@@ -187,7 +191,9 @@ STATES = {
 def test_a_file_changes_nothing_that_it_may_call(tmp_path, name, state):
     path = tmp_path / "weights.pkl"
     path.write_bytes("c{}\n{}\n".format(*name).encode() + STATES[state] + b".")
-    with pytest.raises(UserError, match=r"weights\.pkl (asks for|is cut or damaged)") as caught:
+    with pytest.raises(
+        UserError, match=r"weights\.pkl (contains|is truncated or damaged)"
+    ) as caught:
         read_arrays(path)
     assert "\n" not in str(caught.value)
     path.write_bytes(pickle.dumps(OrderedDict(ARRAYS), 2))  # is read as before
@@ -218,7 +224,7 @@ def test_a_torch_file_with_code_is_refused_and_not_run(tmp_path):
     torch = pytest.importorskip("torch")
     mark = tmp_path / "mark"
     torch.save({"a": Command(os.system, f"touch {mark}")}, tmp_path / "weights.pth")
-    with pytest.raises(UserError, match="would run code to be read; save model"):
+    with pytest.raises(UserError, match="would execute code; save only model"):
         read_arrays(tmp_path / "weights.pth")
     assert not mark.exists()
 

@@ -157,7 +157,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_images(tiny_confi
     tiny_config.optimizer.learning_rate = 1e30
     tiny_config.optimizer.clip_norm = 0.0
     tiny_config.train.log_every = 4
-    with pytest.raises(RunError, match=r"step 2: loss .* on images \d+, .*no checkpoint was"):
+    with pytest.raises(RunError, match=r"step 2: loss .* on images \d+, .*no checkpoint has been"):
         train.run(tiny_config, str(tmp_path / "stop"), quiet)
     tiny_config.train.on_nonfinite = "skip"
     tiny_config.train.log_every = 1
@@ -173,7 +173,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_images(tiny_confi
 def test_a_checkpoint_of_another_run_is_a_mistake(tiny_config, copied_run, quiet):
     written = (copied_run / "config.json").read_text()
     tiny_config.train.steps = 3
-    with pytest.raises(UserError, match="is trained to step 4 already, beyond"):
+    with pytest.raises(UserError, match="is already trained to step 4, beyond"):
         train.run(tiny_config, str(copied_run), quiet)
     tiny_config.train.steps = 5
     tiny_config.model.fpn_channels = 32

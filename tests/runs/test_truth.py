@@ -62,8 +62,11 @@ def one_class_as_crowds(record):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (as_crowds, r"train: all \d+ boxes are crowds .*: nothing can be learned"),
-        (one_class_as_crowds, r"every box of class bar is a crowd .*nothing can be learned of it"),
+        (as_crowds, r"train: all \d+ boxes are crowds .*, so nothing can be learned"),
+        (
+            one_class_as_crowds,
+            r"every box of class bar is a crowd .*so the class cannot be learned",
+        ),
     ],
 )
 def test_what_nothing_can_be_learned_from_stops_before_step_0(
@@ -161,7 +164,9 @@ def test_evaluate_takes_the_config_from_the_workdir_and_keeps_the_runs_own_score
     assert evaluate_main([f"--workdir={run}"]) == 0
     assert (run / "eval/1/metrics.json").read_bytes() == own
     assert evaluate_main([f"--workdir={run}", "--config.eval.nms-iou=0.3"]) == 0
-    assert "config.eval.nms_iou: the run has 0.5, this evaluation 0.3" in capsys.readouterr().err
+    assert (
+        "config.eval.nms_iou is 0.5 in the run, 0.3 in this evaluation" in capsys.readouterr().err
+    )
     assert (run / "eval/1-nms_iou=0.3/metrics.json").exists()
     assert (run / "eval/1/metrics.json").read_bytes() == own
     assert read_config(run).eval.nms_iou == 0.5

@@ -62,11 +62,11 @@ def test_a_loss_that_is_not_finite_names_step_images_and_checkpoint():
         meter.settle("stop", 2)
     message = str(caught.value)
     assert message.startswith("step 5: loss nan, gradient norm 1.0 on images 71, 73; the last good")
-    assert "checkpoint is of step 2" in message
+    assert "checkpoint is at step 2" in message
     assert "--config.train.on_nonfinite=skip" in message
     meter = Meter(IDS)
     meter.add(1, np.array([0]), 0, step(np.inf, finite=False))
-    with pytest.raises(NonFiniteLossError, match="no checkpoint was written yet"):
+    with pytest.raises(NonFiniteLossError, match="no checkpoint has been written yet"):
         meter.settle("stop", None)
 
 

@@ -30,13 +30,13 @@ def test_a_config_is_read_back_with_an_absolute_folder_of_data(tmp_path, monkeyp
 def test_a_config_that_cannot_be_read_is_one_line(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     for read in (read_config, lambda folder: open_workdir(folder, default_config())):
-        with pytest.raises(UserError, match=r"config\.json cannot be read \(.*\); give") as caught:
+        with pytest.raises(UserError, match=r"config\.json cannot be read \(.*\); set") as caught:
             read(tmp_path)
         assert "\n" not in str(caught.value)
 
 
 def test_a_folder_without_a_config_is_no_workdir(tmp_path):
-    with pytest.raises(UserError, match=r"has no config\.json; give the --workdir of a run"):
+    with pytest.raises(UserError, match=r"has no config\.json; set --workdir to that of a run"):
         read_config(tmp_path)
 
 
@@ -72,10 +72,10 @@ def test_a_run_of_the_previous_version_has_not_changed(tmp_path):
 @pytest.mark.parametrize("name", ["file/run", "nul\0"])
 def test_a_folder_that_cannot_be_made_is_named(tmp_path, name):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"^--workdir=.*; give a folder that can be written$"):
+    with pytest.raises(UserError, match=r"^--workdir=.*; use a writable folder$"):
         open_workdir(tmp_path / name, default_config())
 
 
 def test_a_folder_in_which_no_file_can_be_made_is_named():
-    with pytest.raises(UserError, match=r"^--workdir=/proc: .*; give a folder that can be written"):
+    with pytest.raises(UserError, match=r"^--workdir=/proc: .*; use a writable folder"):
         open_workdir("/proc", default_config())  # not even for root
