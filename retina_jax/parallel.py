@@ -86,7 +86,7 @@ class Devices:
 
 
 @contextlib.contextmanager
-def memory_named(advice: str) -> Iterator[None]:
+def explain_out_of_memory(advice: str) -> Iterator[None]:
     """Turns an out-of-memory error of the device into a `UserError` with ``advice``."""
     try:
         yield
@@ -114,7 +114,7 @@ def process_count() -> int:
     return jax.process_count()
 
 
-def ahead(items: Iterable[Any], put: Callable[[Any], T], depth: int = 2) -> Iterator[T]:
+def prefetch(items: Iterable[Any], put: Callable[[Any], T], depth: int = 2) -> Iterator[T]:
     """Yields ``put(item)`` for each item and prefetches ``depth`` items."""
     queue: collections.deque[T] = collections.deque()
     for item in items:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from retina_jax.errors import UserError
-from retina_jax.parallel import Devices, ahead, fetch, join
+from retina_jax.parallel import Devices, fetch, join, prefetch
 
 
 def test_shard_and_join_are_inverse():
@@ -33,6 +33,6 @@ def test_a_batch_that_cannot_be_shared_names_one_that_can():
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 7])
 def test_ahead_gives_all_in_order_and_puts_early(count):
     put = []
-    for item in ahead(range(count), lambda i: put.append(i) or i):
+    for item in prefetch(range(count), lambda i: put.append(i) or i):
         assert len(put) == min(count, item + 3)
     assert put == list(range(count))

@@ -98,7 +98,7 @@ def resolve(config: ml_collections.ConfigDict) -> Resolved:
         learning_rate=optimizer.learning_rate * scale,
         anchors_per_place=len(config.anchors.octaves) * len(config.anchors.ratios),
         buckets=tuple(data.buckets)
-        or following_buckets(data.short_side, data.long_side, data.train_short_sides),
+        or derive_buckets(data.short_side, data.long_side, data.train_short_sides),
         background_logits=int(config.loss.classification == "softmax_focal"),
         data_dir=absolute_folder(data.dir),
     )
@@ -109,7 +109,7 @@ def absolute_folder(folder: str) -> str:
     return str(Path(folder).expanduser().absolute()) if folder else ""
 
 
-def following_buckets(
+def derive_buckets(
     short_side: int, long_side: int, train_short_sides: Sequence[int]
 ) -> tuple[tuple[int, int], ...]:
     """Landscape and portrait, (height, width), for the largest sides that images are scaled to."""
@@ -151,7 +151,7 @@ def comparable(content: ml_collections.ConfigDict | Mapping[str, Any]) -> dict[s
         fields["data.dir"] = resolved.get("data.dir") or absolute_folder(fields["data.dir"])
     if not fields["data.buckets"]:
         sides = (fields[f"data.{n}"] for n in ("short_side", "long_side", "train_short_sides"))
-        fields["data.buckets"] = following_buckets(*sides)
+        fields["data.buckets"] = derive_buckets(*sides)
     return json.loads(json.dumps(fields))
 
 

@@ -1,10 +1,10 @@
-"""A batch that a worker fills and the program reads through Grain's queue, without a copy.
+"""Passes batches from workers to the main process without a copy.
 
-Its memory is a file without a name (``memfd_create``). The kernel frees it when the last process
-that holds it ends, so a kill of the program, of a worker or of all at once, at any moment, leaves
-nothing behind; nor does the size of ``/dev/shm`` limit it. The queue carries only where the worker
-has the file open, in one write that no kill can cut short. The worker keeps it open until the
-reader, which has it open by then, says so in the file's last byte.
+A batch is in an anonymous file (``memfd_create``). The kernel frees it when the last process that
+has it open ends, so killing any of the processes at any time leaves nothing behind, and the size of
+``/dev/shm`` does not limit it. Grain's queue only carries the address of the worker's open file, in
+one write that a kill cannot truncate. The worker keeps the file open until the reader has opened it
+too, which the reader signals in the last byte of the file.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ import numpy as np
 
 from retina_jax.errors import UserError
 
-_QUEUES_BYTES = 256 * 1024  # 30 semaphores of Python's queues, a page each, and some room
+_QUEUES_BYTES = 256 * 1024  # 30 semaphores of Python's queues, one page each, plus a margin
 _SHARED_MEMORY = "/dev/shm"
 _handed_over: set[Block] = set()
-"""What this process has sent and nobody is known to have opened."""
+"""Blocks that this process has sent and that may not have been opened yet."""
 
 
 class SenderDiedError(Exception):
-    """The process that sent a batch ended before another had opened it."""
+    """The process that sent a batch ended before the batch was opened."""
 
     def __init__(self, pid: int):
         super().__init__(pid)
@@ -40,12 +40,12 @@ class SenderDiedError(Exception):
 
 
 def available() -> bool:
-    """Whether this system has memory without a name: Linux does."""
+    """Whether the system supports anonymous files: Linux does."""
     return hasattr(os, "memfd_create")
 
 
 class Block:
-    """Zeros, ``array [shape]``, in memory that another process can open."""
+    """An array of zeros, ``array [shape]``, in memory that another process can open."""
 
     def __init__(self, shape: tuple[int, ...], dtype: type):
         _close_opened()
@@ -59,25 +59,25 @@ class Block:
             os.close(self.file)
 
     def opened(self) -> bool:
-        """Whether the reader has set the last byte, which `Parcel` adds."""
+        """Whether the reader has set the last byte, which `Parcel` appends."""
         return os.pread(self.file, 1, os.fstat(self.file).st_size - 1) == b"\1"
 
 
 class Parcel:
-    """A tree with a block's array among its leaves; unpickled elsewhere, it is the tree itself.
+    """A tree with a block's array among its leaves; unpickles to the tree in another process.
 
-    It goes through `received` there: where the memory is gone, it is what says so.
+    Pass the unpickled object to `received`, which raises an error if the memory is gone.
     """
 
     def __init__(self, tree: Any, block: Block):
         buffer = io.BytesIO()
         _Pickler(buffer, block.array).dump(tree)
         rest, size = buffer.getvalue(), block.array.nbytes
-        os.pwrite(block.file, rest + b"\0", size)  # behind the array; the byte says "opened"
+        os.pwrite(block.file, rest + b"\0", size)  # after the array; the last byte means "opened"
         self._block = block
         self._address = (os.getpid(), block.file, os.fstat(block.file).st_ino)
         self._layout = (block.array.shape, block.array.dtype, len(rest))
-        del block.array  # this process is done with it
+        del block.array  # this process no longer needs it
 
     def __reduce__(self):
         _handed_over.add(self._block)
@@ -86,14 +86,17 @@ class Parcel:
 
 @dataclasses.dataclass(frozen=True)
 class _Unopened:
-    """In place of a tree; raised only in `received`: unpickling is Grain's, and so is closing."""
+    """Replaces a tree that could not be opened.
+
+    The error is raised only in `received`, because Grain unpickles elements, also while it closes.
+    """
 
     pid: int
     error: OSError
 
 
 def received(item: Any) -> Any:
-    """An element as it came; `SenderDiedError` where its sender ended, and its memory with it."""
+    """The received element; `SenderDiedError` if its sender ended and its memory is gone."""
     if not isinstance(item, _Unopened):
         return item
     if isinstance(item.error, (FileNotFoundError, ProcessLookupError)):
@@ -108,7 +111,7 @@ def _open(
         file = os.open(f"/proc/{pid}/fd/{number}", os.O_RDWR | os.O_CLOEXEC)
         try:
             if os.fstat(file).st_ino != inode:
-                raise ProcessLookupError(f"{pid} is another process by now")
+                raise ProcessLookupError(f"{pid} is now another process")
             array = _mapped(file, shape, dtype)
             rest = os.pread(file, length, array.nbytes)
             os.pwrite(file, b"\1", array.nbytes + length)
@@ -120,7 +123,7 @@ def _open(
 
 
 def _mapped(file: int, shape: tuple[int, ...], dtype: type | np.dtype) -> np.ndarray:
-    """An array over a file's first bytes; the mapping lives as long as the array."""
+    """An array mapped to a file's first bytes; the mapping lives as long as the array."""
     count = math.prod(shape)
     memory = mmap.mmap(file, count * np.dtype(dtype).itemsize)
     return np.frombuffer(memory, dtype, count).reshape(shape)
@@ -133,7 +136,7 @@ def _close_opened() -> None:
 
 
 class _Pickler(pickle.Pickler):
-    """Leaves one array out."""
+    """Pickles a tree without one array."""
 
     def __init__(self, buffer: io.BytesIO, array: np.ndarray):
         super().__init__(buffer, protocol=5)
@@ -144,7 +147,7 @@ class _Pickler(pickle.Pickler):
 
 
 class _Unpickler(pickle.Unpickler):
-    """Puts it in again."""
+    """Unpickles a tree and inserts the array."""
 
     def __init__(self, buffer: io.BytesIO, array: np.ndarray):
         super().__init__(buffer)
@@ -155,16 +158,16 @@ class _Unpickler(pickle.Unpickler):
 
 
 def exit_code(pid: int) -> int | None:
-    """Of a child process that is ending, negative for a signal; None where it cannot be known.
+    """Exit code of a child process that is ending, negative for a signal; None if unknown.
 
-    The child is left for `multiprocessing` to reap.
+    Does not reap the child; `multiprocessing` does.
     """
     try:
         handle = os.pidfd_open(pid)
     except OSError:
         return None
     try:
-        wait([handle], timeout=10)  # a process closes its files shortly before it has ended
+        wait([handle], timeout=10)  # a process closes its files shortly before it ends
         ended = os.waitid(os.P_PIDFD, handle, os.WEXITED | os.WNOWAIT | os.WNOHANG)
     except ChildProcessError:
         return None
@@ -176,17 +179,17 @@ def exit_code(pid: int) -> int | None:
 
 
 def check_room(workers: int, batches: int, batch_bytes: int) -> None:
-    """`UserError` where ``workers`` processes cannot hold ``batches`` each at the same time.
+    """`UserError` if memory is too small for ``batches`` batches in each of ``workers`` processes.
 
-    Batches lie in main memory; ``/dev/shm`` holds the semaphores of Python's queues alone.
+    Batches are in main memory; ``/dev/shm`` only holds the semaphores of Python's queues.
     """
     needed = workers * _QUEUES_BYTES
     if os.path.isdir(_SHARED_MEMORY):
         free = shutil.disk_usage(_SHARED_MEMORY).free
         if free < needed:
             raise UserError(
-                f"config.data.num_workers={workers} needs {_mebibytes(needed)} of "
-                f"{_SHARED_MEMORY}, which has {_mebibytes(free)} free; enlarge it (docker run "
+                f"config.data.num_workers={workers} needs {_mebibytes(needed)} in "
+                f"{_SHARED_MEMORY}, but only {_mebibytes(free)} are free; enlarge it (docker run "
                 f"--shm-size={-(-needed // 2**20)}m) or set --config.data.num_workers=0"
             )
     needed = workers * batches * batch_bytes
@@ -194,13 +197,13 @@ def check_room(workers: int, batches: int, batch_bytes: int) -> None:
     if free is not None and free < needed:
         raise UserError(
             f"config.data.num_workers={workers} needs {_mebibytes(needed)} of memory for {batches} "
-            f"batches of {_mebibytes(batch_bytes)} per worker, and {_mebibytes(free)} are free; "
-            "set a lower --config.data.num_workers or --config.train.batch_size"
+            f"batches of {_mebibytes(batch_bytes)} per worker, but only {_mebibytes(free)} are "
+            "free; lower --config.data.num_workers or --config.train.batch_size"
         )
 
 
 def free_memory() -> int | None:
-    """Bytes that the system, or the container's limit, still leaves; None where unknown."""
+    """Bytes of memory available within the system's and the container's limit; None if unknown."""
     limits = []
     with contextlib.suppress(OSError, ValueError):
         lines = Path("/proc/meminfo").read_text().splitlines()

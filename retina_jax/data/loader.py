@@ -1,7 +1,7 @@
-"""Rows of a split to batches in host memory. Grain does workers, prefetch and order.
+"""Loads batches of a split into host memory; Grain handles workers, prefetching and order.
 
-A batch's pictures are decoded side by side, on the process's share of the cores; so few batches
-need to be under way, and memory does not grow with the cores.
+The images of a batch are decoded in parallel, on the process's share of the cores. A few batches in
+flight are therefore enough, and memory does not grow with the number of cores.
 """
 
 from __future__ import annotations
@@ -40,26 +40,26 @@ from retina_jax.errors import RunError, UserError
 from retina_jax.types import Batch, GroundTruth
 
 _MOST_THREADS = 16
-"""Of one process: with more, the parts of Python between decodings queue for its lock."""
+"""Largest number of threads per process; more would contend for Python's interpreter lock."""
 _AHEAD = 4
-"""Batches of one process that are under way or wait to be taken.
+"""Batches of one process that are in progress or waiting to be consumed.
 
-Of a worker's, Grain holds one as it is filled, one in the queue and two on the program's side.
+With workers, Grain holds one while it is filled, one in the queue, and two in the main process.
 """
 
 
 def placements(split: Split, config: ml_collections.ConfigDict) -> Placements:
-    """Where each row of a split lies in its bucket."""
+    """The bucket and scaled size of each row of a split."""
     return place_all(split.sizes, **placement_rule(config))
 
 
 def decoding_threads(workers: int) -> int:
-    """Threads that decode pictures in each process that does: its share of the cores, at most 16.
+    """Number of decoding threads per process: its share of the cores, at most 16.
 
-    The processes are the loader's workers, or the program itself where there are none.
+    The processes are the loader's workers, or the main process if there are none.
     """
     cores = os.cpu_count() or 1
-    if hasattr(os, "sched_getaffinity"):  # a batch system may grant less than the machine has
+    if hasattr(os, "sched_getaffinity"):  # a batch system may grant only some of the cores
         cores = min(cores, len(os.sched_getaffinity(0)))
     return min(_MOST_THREADS, max(1, cores // max(1, workers)))
 
@@ -71,18 +71,18 @@ def check_not_empty(split: Split) -> None:
 
 
 def check_boxes(split: Split, config: ml_collections.ConfigDict) -> None:
-    """`UserError` for a split with more boxes on an image than training keeps."""
+    """`UserError` for a split with an image that has more than ``data.max_boxes`` boxes."""
     most = int(split.box_counts.max())
     if most > config.data.max_boxes:
         image_id = int(split.image_ids[int(split.box_counts.argmax())])
         raise UserError(
-            f"config.data.max_boxes={config.data.max_boxes} is under the {most} boxes of image "
-            f"{image_id} in {split.label()}; set --config.data.max_boxes={most}"
+            f"config.data.max_boxes={config.data.max_boxes} is smaller than the {most} boxes of "
+            f"image {image_id} in {split.label()}; set --config.data.max_boxes={most}"
         )
 
 
 class _Facts(NamedTuple):
-    """What a batch holds of one picture beside its pixels; fields as in `Batch`."""
+    """The entries of a `Batch` for one image, without its pixels."""
 
     sizes: np.ndarray
     original_sizes: np.ndarray
@@ -93,7 +93,7 @@ class _Facts(NamedTuple):
 
 
 class _Pictures:
-    """Rows to batches; picklable, for workers."""
+    """Makes batches from rows; picklable, for workers."""
 
     def __init__(
         self,
@@ -103,7 +103,7 @@ class _Pictures:
         augments: bool,
         threads: int,
     ):
-        """``augments``: for training; evaluation keeps every box, however many."""
+        """``augments``: for training. Evaluation keeps every box, regardless of the number."""
         self._split = split
         self._placements = placed
         self._data = types.SimpleNamespace(**config.data.to_dict())
@@ -117,7 +117,7 @@ class _Pictures:
         self._pool = self._new_pool()
 
     def _new_pool(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(self._threads, "decode")  # starts no thread before it has work
+        return ThreadPoolExecutor(self._threads, "decode")  # starts threads only when needed
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_pool"}
@@ -132,22 +132,22 @@ class _Pictures:
         return (rows, *self._buckets[bucket], 3), kind
 
     def largest_batch(self, rows: int) -> int:
-        """Bytes of the pixels of ``rows`` pictures in the largest bucket."""
+        """Bytes of the pixels of ``rows`` images in the largest bucket."""
         layouts = [self.layout(bucket, rows) for bucket in range(len(self._buckets))]
         return max(int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in layouts)
 
     def batch(self, draws: Sequence[Draw | None], images: np.ndarray) -> Batch:
-        """A batch in ``images``, zeros of `layout`; None is a filler, black.
+        """Fills ``images``, zeros of shape `layout`, and returns the batch.
 
-        Fillers stand where an evaluation batch has no row.
+        None in ``draws`` is a black filler that pads an evaluation batch.
         """
-        # decoded pictures are scaled into their places: nothing is stacked afterwards
+        # images are scaled directly into the batch, so no copy is needed to stack them
         facts = self._pool.map(self._fill, draws, images)
         stacked = jax.tree.map(lambda *parts: np.stack(parts), *facts)
         return Batch(images=images, **stacked._asdict())
 
     def _fill(self, draw: Draw | None, out: np.ndarray) -> _Facts:
-        """Writes a picture's pixels into ``out``, its place, and returns the rest."""
+        """Writes an image's pixels to its slot ``out``, and returns the rest."""
         return self._filler(out) if draw is None else self._read(draw, out)
 
     def _filler(self, out: np.ndarray) -> _Facts:
@@ -168,7 +168,7 @@ class _Pictures:
         if image is None or image.shape[:2] != original:
             raise UserError(
                 f"image {example.image_id} (row {draw.row}) of {self._split.label()} cannot be "
-                f"decoded to {original[0]}×{original[1]}; prepare the data set anew"
+                f"decoded to {original[0]}×{original[1]}; prepare the data set again"
             )
         if self._data.float_pixels:
             image = image.astype(np.float32)
@@ -192,7 +192,7 @@ class _Pictures:
     def _view(
         self, draw: Draw, original: tuple[int, int]
     ) -> tuple[View, bool, np.random.Generator | None]:
-        """What is shown, whether mirrored, and what further draws come from (None: there are none).
+        """The view, whether to flip it, and a generator for further draws (None: no augmentation).
 
         A function of seed, epoch and row.
         """
@@ -200,7 +200,7 @@ class _Pictures:
         if not self._augments:
             return whole(placement), False, None
         rng = np.random.default_rng((self._seed, 2, draw.epoch, draw.row))
-        mirrored = bool(data.flip and rng.random() < 0.5)  # drawn first: the rest may be off
+        mirrored = bool(data.flip and rng.random() < 0.5)  # drawn first, as the rest may be off
         if not data.train_short_sides and data.scale_range == (1.0, 1.0):
             return whole(placement), mirrored, rng
         view = draw_view(
@@ -215,12 +215,12 @@ class _Pictures:
         return view, mirrored, rng
 
     def _pad(self, boxes: np.ndarray, labels: np.ndarray, is_crowd: np.ndarray) -> GroundTruth:
-        count, most = len(boxes), self._max_boxes
+        count, size = len(boxes), self._max_boxes
         truth = GroundTruth(
-            boxes=np.zeros((most, 4), np.float32),
-            labels=np.zeros(most, np.int32),
-            valid=np.arange(most) < count,
-            is_crowd=np.zeros(most, bool),
+            boxes=np.zeros((size, 4), np.float32),
+            labels=np.zeros(size, np.int32),
+            valid=np.arange(size) < count,
+            is_crowd=np.zeros(size, bool),
         )
         truth.boxes[:count] = boxes
         truth.labels[:count] = labels
@@ -230,14 +230,14 @@ class _Pictures:
 
 def _begin_worker(worker: int, workers: int) -> None:
     del worker, workers
-    # Ctrl-C reaches every process of a terminal; the parent must be able to save
+    # Ctrl-C reaches every process of the terminal; ignore it, so that the parent can save
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    cv2.setNumThreads(1)  # its own, beside those that decode, would be other workers' cores
+    cv2.setNumThreads(1)  # more would use the cores of other workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """A killed program must not leave workers behind, and their memory with them."""
+    """Ends a worker with its parent, so that a killed program leaves no workers behind."""
     multiprocessing.parent_process().join()
     os._exit(1)
 
@@ -257,7 +257,7 @@ def _in_workers(batches: grain.MapDataset, workers: int) -> grain.IterDataset:
 
 
 class TrainLoader:
-    """Batches of a split from any step on; this host's rows of each."""
+    """Training batches of a split from any step; yields this host's rows of each batch."""
 
     def __init__(
         self,
@@ -266,20 +266,20 @@ class TrainLoader:
         process: int = 0,
         processes: int = 1,
     ):
-        """Raises `UserError` for a split that cannot be read, or no room for workers' batches."""
+        """Raises `UserError` for an unusable split, or too little memory for workers' batches."""
         check_not_empty(split)
         check_boxes(split, config)
         self.split = split
         placed = placements(split, config)
-        # as the field says, crowds aside
+        # crowds do not count as boxes here
         shown = split.object_counts > 0 if config.data.drop_empty else np.ones(len(split), bool)
         if not shown.any():
             raise UserError(
-                f"config.data.drop_empty=True leaves no image of {split.label()}; set "
+                f"config.data.drop_empty=True excludes all images of {split.label()}; set "
                 "--config.data.drop_empty=False"
             )
         self.left_out = int((~shown).sum())
-        """Images without a box that ``data.drop_empty`` keeps from training."""
+        """Number of images without boxes that ``data.drop_empty`` excludes."""
         self.padding_share = padding_share(placed.of(shown), resolve(config).buckets)
         bucket_of = np.where(shown, placed.bucket, -1)
         self.plan = TrainPlan(bucket_of, config.seed, config.train.batch_size)
@@ -296,7 +296,7 @@ class TrainLoader:
         bucket, draws = self.plan.batch_at(step)
         draws = draws[self._share]
         shape, kind = self._pictures.layout(bucket, len(draws))
-        if not self._hands_over:  # Grain copies what workers read into shared memory of its own
+        if not self._hands_over:  # Grain copies the arrays to its own shared memory
             return self._pictures.batch(draws, np.zeros(shape, kind))
         block = handover.Block(shape, kind)
         return handover.Parcel(self._pictures.batch(draws, block.array), block)
@@ -304,10 +304,10 @@ class TrainLoader:
     def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
         """The batches of steps ``first_step`` to ``last_step - 1``, in order.
 
-        Raises `UserError` for a picture that cannot be read, and `RunError` within seconds where a
-        worker died.
+        Raises `UserError` for an image that cannot be read, and `RunError` within seconds if a
+        worker dies.
         """
-        # whole batches are the elements: workers share elements out in turn, and so keep the order
+        # elements are whole batches: workers take elements in turn, which keeps the order
         steps = grain.MapDataset.range(first_step, last_step).map(self._read)
         batches = _in_workers(steps, self._workers) if self._workers else _in_threads(steps)
         iterator = iter(batches)
@@ -320,18 +320,18 @@ class TrainLoader:
                 raise
             raise self._death(grain_private.exit_code_in(error)) from None
         finally:
-            iterator.close()  # ends the workers and frees what they had ready
+            iterator.close()  # ends the workers and frees their batches
 
     def _death(self, code: int | None) -> RunError:
         return RunError(
-            f"a worker of the loader died (exit code {'unknown' if code is None else code}; -9 is "
-            "most often want of memory); run the same command again, with a lower "
-            f"--config.data.num_workers={self._workers} if it comes back"
+            f"a loader worker died (exit code {'unknown' if code is None else code}; -9 usually "
+            "means out of memory); run the same command again; if it recurs, lower "
+            f"--config.data.num_workers={self._workers}"
         )
 
 
 class EvaluationLoader:
-    """Every row of a split exactly once, in batches; this host's rows of each."""
+    """Batches with every row of a split exactly once; yields this host's rows of each batch."""
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 
 from retina_jax import parallel
-from retina_jax.evaluation.nms import cut_to_picture, suppress
+from retina_jax.evaluation.nms import clip_to_image, suppress
 from retina_jax.evaluation.predict_step import make_predict_step
 from retina_jax.models.retinanet import RetinaNet
 from retina_jax.types import Batch, Candidates, Detections
@@ -45,7 +45,7 @@ def make_detect(
         """NMS of one image; returns boxes in pixels of the original image."""
         detections = suppress(candidates, options.nms_iou, options.max_detections)
         if options.cut_boxes == "after_nms":
-            detections = cut_to_picture(detections, *size)
+            detections = clip_to_image(detections, *size)
         y, x = original / size
         return detections.replace(boxes=detections.boxes.astype(np.float64) * [x, y, x, y])
 
@@ -57,7 +57,7 @@ def make_detect(
         pending: collections.deque[list[tuple[int, Future[Detections]]]] = collections.deque()
         with ThreadPoolExecutor(NMS_THREADS) as threads:
             try:
-                for batch, outputs in parallel.ahead(batches, begin):
+                for batch, outputs in parallel.prefetch(batches, begin):
                     candidates = parallel.join(parallel.fetch(outputs))
                     images = []
                     for i in np.flatnonzero(batch.example_mask):

@@ -72,7 +72,7 @@ def suppress(candidates: Candidates, iou_threshold: float, max_detections: int) 
     return Detections(boxes=boxes[kept], scores=scores[kept], labels=labels[kept])
 
 
-def cut_to_picture(detections: Detections, height: int, width: int) -> Detections:
+def clip_to_image(detections: Detections, height: int, width: int) -> Detections:
     """Clips boxes to the image and drops boxes without area (Detectron2)."""
     boxes = np.clip(detections.boxes, 0, np.array([width, height, width, height], np.float32))
     there = np.flatnonzero((boxes[:, 2:] > boxes[:, :2]).all(axis=1))

@@ -62,18 +62,18 @@ def draw_split(
     detections: list[dict[str, Any]],
     path: Path,
     count: int,
-    least_score: float = 0.4,
+    min_score: float = 0.4,
 ) -> None:
     """Draws ``count`` images, evenly spread over the split, to ``path`` (PNG).
 
     Each image appears twice: with ground truth and with detections. ``detections`` are COCO
-    results; those that score below ``least_score`` are not drawn.
+    results; those that score below ``min_score`` are not drawn.
     """
     count = min(count, len(split))
     rows = [int(i) for i in np.linspace(0, len(split) - 1, count).round()]
     by_image: dict[int, list[dict[str, Any]]] = {}
     for detection in detections:
-        if detection["score"] >= least_score:
+        if detection["score"] >= min_score:
             by_image.setdefault(detection["image_id"], []).append(detection)
     label_of = {category_id: i for i, category_id in enumerate(split.category_ids)}
     pairs = [_pair(split, r, by_image.get(int(split.image_ids[r]), []), label_of) for r in rows]

@@ -37,7 +37,7 @@ def make_predict_step(
                 config.eval.top_k,
                 config.coder.weights,
                 config.coder.clamp,
-                cut_to_picture=config.eval.cut_boxes == "before_nms",
+                clip_to_image=config.eval.cut_boxes == "before_nms",
             )
 
         return jax.vmap(one_image)(logits, deltas, sizes)

@@ -11,7 +11,7 @@ from retina_jax.types import Array, Candidates
 
 
 def class_scores(logits: Float[Array, "*n c"], softmax: bool) -> Float[Array, "*n k"]:
-    """Probability of each class, float32: sigmoid, or softmax without its last class, background."""
+    """Probability of each class, float32: sigmoid, or softmax without the background logit."""
     logits = logits.astype(jnp.float32)
     return jax.nn.softmax(logits, axis=-1)[..., :-1] if softmax else jax.nn.sigmoid(logits)
 
@@ -25,13 +25,13 @@ def select_candidates(
     top_k: int = 1000,
     coder_weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0),
     coder_clamp: float = DELTA_CLAMP,
-    cut_to_picture: bool = True,
+    clip_to_image: bool = True,
 ) -> Candidates:
     """The ``top_k`` best (anchor, class) pairs of each level of one image, decoded.
 
     ``scores`` ``[anchors, classes]``, ``deltas`` ``[anchors, k, 4]`` (k is 1 or the number of
     classes) and ``anchors`` (pixels) are lists over levels. ``size`` is the (height, width) of the
-    image, to which boxes are clipped with ``cut_to_picture`` (Detectron2 clips after NMS). Returns
+    image, to which boxes are clipped with ``clip_to_image`` (Detectron2 clips after NMS). Returns
     ``Σ min(top_k, anchors · classes)`` candidates; those at or below the threshold have score 0.
     Source: section 4.1, "Inference".
     """
@@ -42,7 +42,7 @@ def select_candidates(
         anchor, label = place // classes, place % classes
         own = level_deltas[anchor, jnp.minimum(label, level_deltas.shape[1] - 1)]
         boxes = decode(own, jnp.asarray(level_anchors)[anchor], coder_weights, coder_clamp)
-        if cut_to_picture:
+        if clip_to_image:
             boxes = clip(boxes, size[0], size[1])
         levels.append(
             Candidates(

@@ -16,7 +16,7 @@ def draw(
     workdir: Path,
     step: int | None = None,
     count: int = 12,
-    least_score: float = 0.4,
+    min_score: float = 0.4,
     out: Path | None = None,
 ) -> Path:
     """Draws ground truth next to detections; returns the path of the PNG.
@@ -24,7 +24,7 @@ def draw(
     Args:
       step: an evaluated step; None: the last one.
       count: number of images.
-      least_score: smallest score of the detections to draw.
+      min_score: smallest score of the detections to draw.
       out: PNG to write; None: detections.png in the folder of the evaluation.
 
     Raises `UserError` if the step was not evaluated.
@@ -45,5 +45,5 @@ def draw(
     split = open_split(directory, config.data.eval_split, config.data.labels)
     detections = json.loads((evaluation / "detections.json").read_text())
     path = out or evaluation / "detections.png"
-    draw_split(split, detections, path, count, least_score)
+    draw_split(split, detections, path, count, min_score)
     return path

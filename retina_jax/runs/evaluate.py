@@ -18,10 +18,10 @@ from retina_jax.models import retinanet
 from retina_jax.prepare.shapes import open_data_set
 from retina_jax.progress import Reporter
 from retina_jax.runs.meaning import (
+    changed_score_fields,
     check_classes,
     check_pixel_scale,
     evaluation_name,
-    scored_otherwise,
 )
 from retina_jax.training.checkpoint import FOLDER, Checkpoints
 from retina_jax.training.step import variable_shapes
@@ -76,7 +76,7 @@ def evaluate(
         )
     if (folder / CONFIG).exists():
         check_pixel_scale(read_pixel_scale(folder), split, report)
-        for name, (own, now) in scored_otherwise(folder, config).items():
+        for name, (own, now) in changed_score_fields(folder, config).items():
             report.note(f"config.{name} is {own} in the run, {now} in this evaluation")
     report.say(f"evaluating step {step} of {folder} on {len(split)} images ({directory})")
     variables = devices.replicate(variables)
@@ -84,7 +84,7 @@ def evaluate(
     for line in evaluator.notices():
         report.note(line)
     advice = f"lower --config.eval.batch_size={config.eval.batch_size}"
-    with StopRequest() as stop, parallel.memory_named(advice):
+    with StopRequest() as stop, parallel.explain_out_of_memory(advice):
         metrics = evaluate_variables(evaluator, variables, step, target, stop, report)
     checkpoints.close()
     return EvaluationResult(target, metrics, stop.signal)

@@ -66,7 +66,9 @@ def check_same_weights(
             )
 
 
-def scored_otherwise(folder: Path, config: ml_collections.ConfigDict) -> dict[str, tuple[Any, Any]]:
+def changed_score_fields(
+    folder: Path, config: ml_collections.ConfigDict
+) -> dict[str, tuple[Any, Any]]:
     """Fields that affect scores and differ from the run's: name to (value in the run, now)."""
     on_scores = {*depending("weights"), *depending("scores")}
     return {n: values for n, values in changed_fields(folder, config).items() if n in on_scores}
@@ -80,7 +82,7 @@ def evaluation_name(
     Differences are the data set and split, by name, and fields that differ from the run's, by name
     and value. A long name is shortened with a digest.
     """
-    differ = scored_otherwise(folder, config) if (folder / CONFIG).exists() else {}
+    differ = changed_score_fields(folder, config) if (folder / CONFIG).exists() else {}
     parts = [str(step)]
     if any(differ.pop(name, None) for name in ("data.dir", "data.name", "data.eval_split")):
         parts.append(f"{split.directory.parent.name}-{split.name}")

@@ -127,7 +127,7 @@ def train(
         loop = TrainingLoop(config, folder, devices, evaluate, checkpoints, stop, report)
         schedule = learning_rate_schedule(config)
         step_fn = devices.train_step(make_train_step(model, optimizer, schedule, config))
-        with _faults_named(config, folder):
+        with _explain_faults(config, folder):
             try:
                 metrics = loop.run(devices.replicate(state), step_fn, loader, first_step)
             finally:
@@ -144,14 +144,14 @@ def train(
 
 
 @contextlib.contextmanager
-def _faults_named(config: ml_collections.ConfigDict, folder: Path) -> Iterator[None]:
+def _explain_faults(config: ml_collections.ConfigDict, folder: Path) -> Iterator[None]:
     """Turns a full disk or a lack of device memory into an error with advice."""
     advice = (
         f"lower --config.train.batch_size={config.train.batch_size} or "
         f"{field_flag('data.short_side', config.data.short_side)}"
     )
     try:
-        with parallel.memory_named(advice):
+        with parallel.explain_out_of_memory(advice):
             yield
     except Exception as error:
         if not is_disk_full(error):

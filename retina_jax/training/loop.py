@@ -55,7 +55,7 @@ class TrainingLoop:
         evaluated = (self._folder / "eval" / str(first_step) / "metrics.json").exists()
         if first_step and self._evaluation_due(first_step) and not evaluated:  # it was interrupted
             metrics = self._evaluate(state, first_step, log)
-        batches = parallel.ahead(
+        batches = parallel.prefetch(
             loader.batches(first_step, steps),
             lambda b: (b.index, int(b.cut_away.sum()), self._devices.shard(b)),
         )

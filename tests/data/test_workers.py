@@ -48,7 +48,7 @@ def test_a_worker_that_dies_is_an_error_within_seconds(loader):
     next(batches)
     os.kill(workers_of(os.getpid())[-1], signal.SIGKILL)
     # no clock: a machine under load may be slow, and one that waits for ever meets pytest's limit
-    with pytest.raises(RunError, match=r"a worker of the loader died \(exit code -9"):
+    with pytest.raises(RunError, match=r"a loader worker died \(exit code -9"):
         for _ in batches:
             pass
     wait_until(lambda: workers_of(os.getpid()) == [])
@@ -68,7 +68,7 @@ def test_a_picture_that_rotted_is_one_line(tiny_config, workers, tmp_path):
     shard.write_bytes(content)
     with pytest.raises((UserError, RunError)) as caught:
         list(TrainLoader(split, tiny_config).batches(0, 4))
-    assert "prepare the data set anew" in str(caught.value)
+    assert "prepare the data set again" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -172,7 +172,7 @@ def test_a_batch_of_a_worker_that_has_died_is_the_same_error(loader):
         os.kill(worker, signal.SIGKILL)
         os.waitid(os.P_PID, worker, os.WEXITED | os.WNOWAIT)
     # both have left a batch in their queues that cannot be opened: closing must not stumble
-    with pytest.raises(RunError, match=r"a worker of the loader died \(exit code -9"):
+    with pytest.raises(RunError, match=r"a loader worker died \(exit code -9"):
         assert all(batch.images.shape[0] == 8 for batch in batches)
     wait_until(lambda: workers_of(os.getpid()) == [])
 
@@ -192,7 +192,7 @@ def test_no_room_for_workers_is_an_error_before_the_first_step(tiny_config, monk
     monkeypatch.setattr(handover.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     TrainLoader(split, tiny_config)  # without workers none is needed
     tiny_config.data.num_workers = 2
-    with pytest.raises(UserError, match=r"needs 0.5 MiB of /dev/shm, which has 0.0 MiB free"):
+    with pytest.raises(UserError, match=r"needs 0.5 MiB in /dev/shm, but only 0.0 MiB are free"):
         TrainLoader(split, tiny_config)
     monkeypatch.undo()
     monkeypatch.setattr(handover, "free_memory", lambda: 2**20)

@@ -46,7 +46,7 @@ def test_the_number_of_places_is_fixed_and_empty_ones_score_zero():
 def test_boxes_stay_whole_where_they_are_cut_after_nms():
     scores, deltas, anchors = random_outputs(0)
     size = np.array([60, 90], np.int32)
-    whole = select_candidates(scores, deltas, anchors, size, 0.2, 50, cut_to_picture=False)
+    whole = select_candidates(scores, deltas, anchors, size, 0.2, 50, clip_to_image=False)
     cut = select_candidates(scores, deltas, anchors, size, 0.2, 50)
     assert float(whole.boxes.min()) < 0
     np.testing.assert_array_equal(np.clip(whole.boxes, 0, [90, 60, 90, 60]), cut.boxes)

@@ -21,7 +21,7 @@ from retina_jax.config.values import resolve, target_arguments
 from retina_jax.data.data_set import open_split
 from retina_jax.data.loader import TrainLoader
 from retina_jax.data.records import Record
-from retina_jax.evaluation.nms import cut_to_picture, suppress
+from retina_jax.evaluation.nms import clip_to_image, suppress
 from retina_jax.evaluation.predict_step import make_predict_step
 from retina_jax.interop.export import export_weights
 from retina_jax.models import retinanet
@@ -249,7 +249,7 @@ class Stages:
         found = jax.tree.map(lambda x: np.asarray(x)[0], found)
         kept = suppress(found, options.nms_iou, options.max_detections)
         if options.cut_boxes == "after_nms":
-            kept = cut_to_picture(kept, *size)
+            kept = clip_to_image(kept, *size)
         y, x = np.array(original) / size
         return kept.boxes * [x, y, x, y], kept.scores, kept.labels
 
