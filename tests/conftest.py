@@ -199,11 +199,14 @@ def _prepare_coco_tree(root, categories, images):
             for k in range(i % 5):  # some images have no boxes
                 x, y = rng.uniform(0, width / 2), rng.uniform(0, height / 2)
                 box = [x, y, rng.uniform(10, width / 2), rng.uniform(10, height / 2)]
+                category = int(rng.choice([c["id"] for c in categories]))
+                if k == 3:  # of a crowd alone nothing could be learned
+                    category = content["annotations"][-1]["category_id"]
                 content["annotations"].append(
                     {
                         "id": len(content["annotations"]) + 1,
                         "image_id": 1000 + 7 * i,
-                        "category_id": int(rng.choice([c["id"] for c in categories])),
+                        "category_id": category,
                         "bbox": [round(v, 2) for v in box],
                         "area": round(box[2] * box[3] * 0.7, 2),
                         "iscrowd": int(k == 3),

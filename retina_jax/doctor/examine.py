@@ -268,7 +268,7 @@ def _check_smallest_anchor(
         f"{name}: {percent(below)} of {len(matched.places)} boxes are smaller than the smallest "
         f"anchor, {smallest:g} px at the input"
     )
-    return [Finding("note", "anchor_recall", message)]
+    return [Finding("note", "small_boxes", message)]
 
 
 def _ordered(findings: list[Finding]) -> tuple[Finding, ...]:

@@ -81,9 +81,9 @@ def test_exit_code_2_where_evaluation_is_training(bccd, tmp_path):
 
 def test_exit_code_2_for_too_many_boxes(bccd_data, tmp_path):
     done = run(CUSTOM, f"--config.data.dir={bccd_data}", f"--out={tmp_path}",
-               "--config.data.max_boxes=29")  # fmt: skip
+               "--config.data.max_boxes=27")  # fmt: skip
     assert done.returncode == 2
-    assert "set --config.data.max_boxes=30" in done.stdout
+    assert "set --config.data.max_boxes=28" in done.stdout
 
 
 @pytest.mark.parametrize(
