@@ -191,5 +191,5 @@ def test_weights_of_another_run_are_a_start(tiny_config, finished_run, tmp_path,
     first, second = last_state(finished_run), last_state(tmp_path / "second")
     jax.tree.map(np.testing.assert_array_equal, first["params"], second["params"])
     tiny_config.model.init_from = str(tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"init_from='.*nowhere' is not a workdir"):
+    with pytest.raises(UserError, match=r"init_from='.*nowhere' is neither a workdir"):
         train.run(tiny_config, str(tmp_path / "third"), quiet)
