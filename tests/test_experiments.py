@@ -110,7 +110,6 @@ def test_real_images_come_back_as_their_annotations_say(bccd, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.optimized
 def test_the_custom_experiment_takes_classes_and_paths_from_the_data(bccd, tmp_path):
     """Needs ../shared/data/bccd."""
     out = prepared_blood_cells(bccd, tmp_path / "data")

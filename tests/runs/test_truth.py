@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from retina_jax import parallel
 from retina_jax.config import default_config
 from retina_jax.data.data_set import open_split
 from retina_jax.doctor import checks
@@ -27,6 +28,13 @@ from retina_jax.training.workdir import read_config
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NAMES = ("[/closed]", "[m8]", "[red]bar[/red]", "a\\[b", "cross")
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    """One of the eight virtual devices: more only take longer to compile for."""
+    one = parallel.Devices.local(1)
+    monkeypatch.setattr(parallel.Devices, "local", lambda: one)
 
 
 class Drawn:
