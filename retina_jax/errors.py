@@ -75,6 +75,6 @@ def explain(error: BaseException) -> tuple[int, list[str]] | None:
         advice = "free some space and run the same command again"
         return FAULT, [f"stopped: no space left on disk{where}; {advice}"]
     if is_out_of_device_memory(error):
-        fix = "lower --config.train.batch_size, --config.eval.batch_size or --config.data.buckets"
-        return MISTAKE, [f"error: out of device memory; {fix}"]
+        fix = "lower --config.train.batch_size or --config.eval.batch_size"
+        return MISTAKE, [f"error: out of device memory; {fix}, or shrink --config.data.buckets"]
     return None

@@ -16,7 +16,7 @@ COMMANDS = {
     "train": "train a model with periodic evaluation; the same command resumes",
     "evaluate": "evaluate a checkpoint with the COCO metrics",
     "prepare": "convert COCO, VOC, YOLO or TFDS annotations and images to a data set",
-    "doctor": "check a data set for problems, and the recall of the anchors",
+    "doctor": "check a data set for problems and measure anchor recall",
     "draw": "draw ground truth next to detections",
     "import_weights": "create a workdir from torchvision or Detectron2 weights",
     "export_weights": "write a run's weights for torchvision or Detectron2",

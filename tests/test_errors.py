@@ -51,8 +51,8 @@ def test_exit_codes_are_those_that_the_readme_and_restart_scripts_rely_on():
         (
             RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 17179869184 bytes"),
             2,
-            ["error: out of device memory; lower --config.train.batch_size, "
-             "--config.eval.batch_size or --config.data.buckets"],
+            ["error: out of device memory; lower --config.train.batch_size or "
+             "--config.eval.batch_size, or shrink --config.data.buckets"],
         ),
     ],
     ids=["mistake", "details", "fault", "non-finite", "other", "interrupt", "disk", "quota",

@@ -121,8 +121,9 @@ FIELDS = (
           ANY, TS),
     Field("data.train_split", "train", "split to train on", ANY, T),
     Field("data.eval_split", "validation", "split to evaluate", ANY, S),
-    Field("data.short_side", 800, "short side of a scaled image, pixels ...", ABOVE_0, TS),
-    Field("data.long_side", 1333, "... smaller if the long side would exceed this, pixels",
+    Field("data.short_side", 800, "short side of a scaled image, pixels", ABOVE_0, TS),
+    Field("data.long_side", 1333,
+          "limit of the long side, pixels; an image is scaled further down to keep it",
           ABOVE_0, TS),
     Field("data.buckets", (), "(height, width) of each input shape, pixels; one compiled program "
           "per bucket; empty: landscape and portrait, derived from the sides above", ANY, TS),
@@ -131,7 +132,7 @@ FIELDS = (
     Field("data.flip", True, "flip half of the training images horizontally", ANY, T),
     Field("data.train_short_sides", (), "short sides that training draws from instead of "
           "short_side, pixels: (640, …, 800)", SIDES, T),
-    Field("data.scale_range", (1.0, 1.0), "range of a further random scale factor in training, "
+    Field("data.scale_range", (1.0, 1.0), "range of an additional random scale factor in training, "
           "with random crops (large-scale jitter: 0.1, 2.0)", FACTORS, T),
     Field("data.min_visible", 0.0, "smallest share of a box's area that a crop must keep; boxes "
           "with less are dropped", SHARE, T),
@@ -169,12 +170,13 @@ FIELDS = (
           one_of("frozen", "batch", "group"), W),
     Field("model.norm_eps", 1e-5, "eps of the norms; 0 for torchvision's published RetinaNet v1",
           FROM_0, W),
-    Field("model.norm_momentum", 0.9, "momentum of batch statistics: weight of the old value",
+    Field("model.norm_momentum", 0.9,
+          "weight of the running value when batch statistics are updated",
           SHARE, T),
     Field("model.fpn_channels", 256, "channels of every pyramid level", ABOVE_0, W),
     Field("model.p6_from", "C5", "input of P6: C5 (paper) or P5 (torchvision v1)",
           one_of("C5", "P5"), W),
-    Field("model.head_convs", 4, "convolutions in each head before the predicting one", FROM_0, W),
+    Field("model.head_convs", 4, "convolutions in each head before the last one", FROM_0, W),
     Field("model.head_channels", 256, "channels of the heads", ABOVE_0, W),
     Field("model.head_norm", "none", "norm of the heads: none (paper), group (torchvision v2) or "
           "batch (per level)", one_of("none", "group", "batch"), W),
@@ -202,31 +204,35 @@ FIELDS = (
     Field("anchors.stride_from", "level", "anchor stride: level (2^level), or grid: input size // "
           "grid size (torchvision)", one_of("level", "grid"), W),
 
-    Field("matching.foreground_iou", 0.5, "IoU from which an anchor is foreground", SHARE, T),
+    Field("matching.foreground_iou", 0.5,
+          "an anchor with at least this IoU is foreground", SHARE, T),
     Field("matching.background_iou", 0.4, "IoU below which an anchor is background; between the "
           "two it is ignored", SHARE, T),
     Field("matching.low_quality", True, "also match each box to its best anchors, at any IoU above "
           "0 (torchvision, Detectron2)", ANY, T),
 
-    Field("coder.weights", (1.0, 1.0, 1.0, 1.0), "weights of dx, dy, dw and dh", _positive(4), W),
+    Field("coder.weights", (1.0, 1.0, 1.0, 1.0),
+          "factors that multiply dx, dy, dw and dh in encoding", _positive(4), W),
     Field("coder.clamp", math.log(1000 / 16), "upper limit of dw and dh in decoding (torchvision, "
           "Detectron2)", ABOVE_0, TS),
 
     Field("loss.classification", "focal", "classification loss: "
           + ", ".join(CLASSIFICATION_LOSSES), one_of(*CLASSIFICATION_LOSSES), TS),
-    Field("loss.alpha", 0.25, "weight of foreground; background has 1 - alpha", SHARE, T),
+    Field("loss.alpha", 0.25, "weight of the foreground; the background has 1 - alpha", SHARE, T),
     Field("loss.gamma", 2.0, "focusing exponent; 0: balanced cross entropy", FROM_0, T),
     Field("loss.beta", 1.0, "focal_star: shift of the logit (appendix A)", ANY, T),
     Field("loss.ohem_examples", 128, "ohem: anchors selected per image", ABOVE_0, T),
-    Field("loss.ohem_nms_iou", 0.5, "ohem: IoU above which NMS drops the easier of two anchors; "
+    Field("loss.ohem_nms_iou", 0.5,
+          "ohem: IoU above which NMS drops the anchor with the lower loss; "
           "1: no NMS", SHARE, T),
-    Field("loss.ohem_negatives", 0.0, 'ohem: background anchors per foreground anchor; 3: "1:3"; '
+    Field("loss.ohem_negatives", 0.0,
+          "ohem: background anchors per foreground anchor; 3 gives the paper's 1:3; "
           "0: no fixed ratio", FROM_0, T),
     Field("loss.normalizer", "foreground", "divisor of the losses: foreground, foreground_plus_1, "
           "per_image or ema", one_of("foreground", "foreground_plus_1", "per_image", "ema"), T),
     Field("loss.ema_initial", 100.0, "ema: initial number of foreground anchors per batch "
           "(Detectron2)", ABOVE_0, T),
-    Field("loss.ema_momentum", 0.9, "ema: weight of the old value", SHARE, T),
+    Field("loss.ema_momentum", 0.9, "ema: weight of the running value in its update", SHARE, T),
     Field("loss.box", "smooth_l1", "box loss: smooth_l1 (paper), l1 (torchvision v1, Detectron2), "
           "giou (torchvision v2), diou or ciou", one_of(*BOX_LOSSES), T),
     Field("loss.smooth_l1_beta", 0.11, "beta of smooth L1 (Detectron's 1/9, to two digits)",
@@ -240,7 +246,7 @@ FIELDS = (
     Field("optimizer.name", "sgd", "sgd, or adamw (torchvision v2), with decoupled weight decay",
           one_of("sgd", "adamw"), T),
     Field("optimizer.momentum", 0.9, "momentum of sgd", SHARE, T),
-    Field("optimizer.weight_decay", 1e-4, "weight decay of kernels and biases, not of norms",
+    Field("optimizer.weight_decay", 1e-4, "weight decay of kernels, and of biases if decay_biases",
           FROM_0, T),
     Field("optimizer.decay_biases", True, "also decay biases of convolutions (Detectron2)", ANY, T),
     Field("optimizer.clip_norm", 0.0, "largest gradient norm; 0: no clipping", FROM_0, T),
@@ -248,10 +254,11 @@ FIELDS = (
           "at train.steps", one_of("step", "cosine"), T),
     Field("optimizer.decay_at", (60_000, 80_000), 'steps at which "step" multiplies the learning '
           "rate by decay_factor", numbers(), T),
-    Field("optimizer.decay_factor", 0.1, 'factor of "step"', SHARE, T),
+    Field("optimizer.decay_factor", 0.1, "factor of each decay of the step schedule", SHARE, T),
     Field("optimizer.warmup_steps", 1000, "steps of linear warm-up, starting at warmup_factor",
           FROM_0, T),
-    Field("optimizer.warmup_factor", 0.001, "learning rate at step 0 / its peak", SHARE, T),
+    Field("optimizer.warmup_factor", 0.001,
+          "learning rate at step 0, as a fraction of the peak", SHARE, T),
 
     Field("train.steps", 90_000, "total number of steps", ABOVE_0, T),
     Field("train.batch_size", 16, "global batch size: images over all devices of all hosts",
@@ -260,7 +267,8 @@ FIELDS = (
           "losses are float32", one_of("float32", "bfloat16"), TS),
     Field("train.log_every", 20, "steps between log entries", ABOVE_0),
     Field("train.checkpoint_every", 1000, "steps between checkpoints", ABOVE_0),
-    Field("train.keep_checkpoints", 2, "number of latest checkpoints to keep; the best by AP is "
+    Field("train.keep_checkpoints", 2,
+          "number of most recent checkpoints to keep; the best by AP is "
           "always kept", ABOVE_0),
     Field("train.on_nonfinite", "stop", "on a non-finite loss or gradient: stop, or skip the "
           "update and continue", one_of("stop", "skip"), T),

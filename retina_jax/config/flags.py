@@ -77,7 +77,7 @@ def parse(
     Raises `UserError` for every invalid command line.
     """
     if wants_help(argv):
-        print(help_text(usage, own))
+        print(help_text(usage, own, config_of_run is not None))
         return None
     argv = ["retina-jax", *map(_installed_experiment, _renamed(_spelt(argv, "_"), own))]
     values = flags.FlagValues()
@@ -116,6 +116,8 @@ def parse(
     if rest[1:]:
         raise UserError(f"unexpected argument {rest[1]!r}; write flags as --flag=value")
     if config is None:
+        if config_of_run and not workdir:
+            raise UserError("--workdir is missing; set it to the folder of a run")
         raise UserError("--config is missing; set --config=experiments/shapes.py or your own file")
     for flag in own:
         if flag.example and not values[flag.name].value:
@@ -184,13 +186,14 @@ def _installed_experiment(argument: str) -> str:
     return f"{match[1] or ''}{folder / Path(match[2]).name}{match[3] or ''}"
 
 
-def help_text(usage: str, own: Sequence[Flag] = ()) -> str:
+def help_text(usage: str, own: Sequence[Flag] = (), config_is_optional: bool = False) -> str:
     """``usage``, the command's flags, and every field with its default and meaning."""
     lines = [usage.strip(), "", "flags:"]
     config = Flag("config", "experiment: a Python file with get_config()", example="x")
     for flag in (config, *own):
         default = "" if flag.default in (None, "", []) else f"={flag.default}"
-        required = " (required)" if flag.example else ""
+        optional = not flag.example or (flag is config and config_is_optional)
+        required = "" if optional else " (required)"
         lines.append(f"  --{flag.name}{default}\n      {flag.meaning}{required}")
     lines += ["", "config fields, with their defaults (an experiment overrides some):"]
     for field in FIELDS:
@@ -228,6 +231,8 @@ def _explain(argv: list[str], error: Exception) -> str:
                 f"--config.{name}={value} is not of type {kind}; for example, set "
                 f"{field_flag(name, fields[name])}"
             )
+    if unknown := re.match(r"Unknown command line flag '([^']+)'(.*)", str(error), re.DOTALL):
+        return f"unknown flag --{unknown[1]}{unknown[2]}; --help lists the flags"
     return _in_config_file(str(error)) or " ".join(str(error).split())
 
 
@@ -276,6 +281,8 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def __init__(self, **options):
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        if "usage:" in (options.get("description") or "") and "prepare" not in options["prog"]:
+            options["usage"] = argparse.SUPPRESS  # the description has it
         super().__init__(allow_abbrev=False, **options)
 
     def parse_args(self, argv: Sequence[str]) -> argparse.Namespace:

@@ -75,16 +75,16 @@ def check_buckets(
             found.append(Finding("warning", "buckets", message))
         if row.least_scale < 1 / _MOST_SCALE:
             message = (
-                f"{where} shrinks images up to {1 / row.least_scale:.3g} times; raise "
-                f"--config.data.short_side={config.data.short_side} (and --config.data.buckets, if "
-                "set), or tile the images"
+                f"{where} shrinks images by up to {1 / row.least_scale:.3g}×; raise "
+                f"--config.data.short_side (now {config.data.short_side}) and, if set, "
+                "--config.data.buckets, or tile the images"
             )
             found.append(Finding("warning", "buckets", message))
         if row.largest_scale > _MOST_SCALE:
             message = (
-                f"{where} enlarges images up to {row.largest_scale:.3g} times; lower "
-                f"--config.data.short_side={config.data.short_side} (and --config.data.buckets, if "
-                "set)"
+                f"{where} enlarges images by up to {row.largest_scale:.3g}×; lower "
+                f"--config.data.short_side (now {config.data.short_side}) and, if set, "
+                "--config.data.buckets"
             )
             found.append(Finding("warning", "buckets", message))
     return found

@@ -233,7 +233,6 @@ def check_recall(
             + (suggestion.text() if suggestion else "check the boxes and data.short_side")
         )
         found.append(Finding("error", "anchor_recall", message))
-    found += _check_smallest_anchor(name, matched, config)
     nearly = group_recall(matched.iou >= background, groups)
     recalls = group_recall(matched.iou >= foreground, groups)
     low = {group: recall for group, recall in recalls.items() if recall < ENOUGH}
@@ -259,6 +258,8 @@ def _check_smallest_anchor(
     name: str, matched: BoxMatch, config: ml_collections.ConfigDict
 ) -> list[Finding]:
     """Finds boxes that are smaller than every anchor at the input."""
+    if not len(matched.places):
+        return []
     anchors = config.anchors
     smallest = min(level_sizes(LEVELS[0], anchors.scale, anchors.octaves, anchors.truncate_sizes))
     below = float((np.sqrt(_input_areas(matched)) < smallest).mean())
@@ -315,6 +316,7 @@ def examine(
         summaries.append(summary)
     findings += checks.check_leaks(*contents)
     found, suggestion = check_recall(contents[0], matches[0], config)
+    findings += _check_smallest_anchor(train.name, matches[0], config)
     return Report(
         directory=train.directory,
         summaries=tuple(summaries),

@@ -1,4 +1,4 @@
-"""Measure the speed of the parts of a run; prints one JSON object per line.
+"""Measure speed, memory and padding of the parts of a run; prints one JSON object per line.
 
 usage: retina-jax benchmark step --config=experiments/coco.py [--runs=5] [--steps=20]
            [--config.train.batch_size=16 ...]     training step on random images, per bucket
@@ -9,8 +9,8 @@ usage: retina-jax benchmark step --config=experiments/coco.py [--runs=5] [--step
        retina-jax benchmark padding --config=…    padded pixels by batching scheme, for
            simulated COCO image sizes
 
-The compared pipelines (or buckets) alternate RUNS times, so that slow drift of the machine affects
-all equally. The results are medians.
+The compared pipelines (or buckets) alternate RUNS times, so that slow drifts in machine speed
+affect all of them equally. The results are medians.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def benchmark(kind: str, parsed: Parsed) -> Iterator[dict]:
 def main(argv: list[str]) -> int:
     kind, rest = (argv[0], argv[1:]) if argv[:1] and argv[0] in KINDS else ("", argv)
     if not kind and not wants_help(argv):
-        problem = f"unknown benchmark {argv[0]!r}" if argv else "no benchmark was named"
+        named = argv and not argv[0].startswith("-")
+        problem = f"unknown benchmark {argv[0]!r}" if named else "a benchmark is missing"
         raise UserError(f"{problem}; the first argument must be one of {', '.join(KINDS)}")
     parsed = parse(rest, __doc__, FLAGS)
     if parsed is None:

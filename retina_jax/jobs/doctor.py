@@ -6,7 +6,7 @@ usage: retina-jax doctor --config=experiments/custom.py --config.data.dir=DIR [-
 Reads every record and reports duplicates, boxes outside the image or without area, wrong units,
 classes without boxes, images that are in both splits, classes that the anchors cannot match (with
 the flags that fix it), and padding. Writes OUT/doctor.html (one page with plots) and
-OUT/doctor.json. Exits with code 2 if training would be meaningless.
+OUT/doctor.json. Exits with code 2 if nothing useful could be learned.
 """
 
 from __future__ import annotations

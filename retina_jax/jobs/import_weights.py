@@ -20,7 +20,7 @@ from retina_jax.config.flags import Flag, parse
 
 FLAGS = (
     Flag("weights", "file, or workdir of a run", example="resnet50.pth"),
-    Flag("out", "workdir to create (also --workdir)", example="runs/theirs", also="workdir"),
+    Flag("out", "workdir to create (--workdir also works)", example="runs/theirs", also="workdir"),
     Flag("classes", "number of classes; 0: that of the weights or the data set", 0),
 )
 

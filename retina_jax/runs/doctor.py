@@ -24,15 +24,15 @@ def doctor(
 
     Raises `UserError` if the data set or the folder cannot be used.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out={out}: {error.strerror}; set --out to another folder") from None
     directory = open_data_set(config.data.dir, config.data.name)
     splits = [open_split(directory, s) for s in (config.data.train_split, config.data.eval_split)]
     for split in splits:
         if not len(split):
             raise UserError(f"{split.label()} is empty; prepare it from annotations with images")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out={out}: {error.strerror}; set --out to another folder") from None
     total = sum(map(len, splits))
     with (report_to or Reporter()).progress("examining", total) as bar:
         report = examine(*splits, config, advance=lambda count: bar.advance("records", count))

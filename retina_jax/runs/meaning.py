@@ -28,7 +28,7 @@ def check_classes(folder: Path, classes: Classes, report: Reporter) -> None:
     stored = read_classes(folder) if (folder / CONFIG).exists() else None
     if stored is None:
         report.note(
-            f"{folder} does not store the classes it was trained on; assuming the data set's "
+            f"{folder} does not record the classes it was trained on; assuming the data set's "
             f"{len(classes.names)} classes"
         )
         return

@@ -145,10 +145,10 @@ def test_buckets(config):
     huge = [image_of(320, [], size=(480, 800))]
     messages = [f.message for f in examined(config, [*healthy(), *wide, *square, *huge]).findings
                 if f.check == "buckets"]  # fmt: skip
-    assert any("shrinks images up to 5 times" in m for m in messages)
+    assert any("shrinks images by up to 5×" in m for m in messages)
     assert any("bucket 96×96 receives 1 of 16 images, fewer than train.batch_size=4" in m
                for m in messages)  # fmt: skip
-    assert any("enlarges images up to 4.8 times" in m for m in messages)
+    assert any("enlarges images by up to 4.8×" in m for m in messages)
     config.data.buckets = ((160, 160),)
     padded = told(examined(config, healthy()).findings, "buckets", "warning")
     assert "bucket 160×160 is 40 % padding over 12 images" in padded

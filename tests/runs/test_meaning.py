@@ -64,7 +64,7 @@ def test_a_run_that_does_not_say_its_classes_gets_one_line(tmp_path, config):
     (tmp_path / CONFIG).write_text(json.dumps(config.to_dict()))
     report, said = reporter()
     check_classes(tmp_path, CLASSES, report)
-    assert said.getvalue().count("does not store the classes it was trained on") == 1
+    assert said.getvalue().count("does not record the classes it was trained on") == 1
 
 
 @pytest.mark.parametrize(
