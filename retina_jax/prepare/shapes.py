@@ -1,8 +1,8 @@
 """The embedded data set: five kinds of shapes on clutter, drawn from a seed.
 
-Textured grounds with lines, specks and blobs that are no objects; 1 to 8 objects of a wide range
-of sizes, turned, overlapping and of any contrast; some pictures empty, some with a crowd. A loss
-or an anchor that is broken shows at once in its AP.
+The textured backgrounds have lines, specks and blobs that are not objects. Most images have 1 to 8
+rotated, overlapping objects in a wide range of sizes and contrasts. Some images are empty, and some
+have a crowd. A broken loss or anchor shows at once in the AP.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ def _draw_crowd(picture: np.ndarray, rng: np.random.Generator):
 
 
 def draw_record(split: str, row: int) -> Record:
-    """The picture of a row: a function of the split and the row alone."""
+    """Draws the image of a row, which depends only on the split and the row."""
     rng = np.random.default_rng((list(SPLITS).index(split), row))
     picture, objects = _draw(rng)
     ok, encoded = cv2.imencode(".png", picture[..., ::-1])
@@ -219,7 +219,7 @@ class _Drawn:
 
 
 def build(data_dir: Path, rows: dict[str, int] | None = None, name: str = "shapes") -> Path:
-    """Draws and writes the data set (or, for a test, its first ``rows``); returns its directory."""
+    """Draws and writes the data set, or its first ``rows`` for tests; returns its directory."""
     directory, _ = write_data_set(
         data_dir,
         name,
@@ -232,10 +232,10 @@ def build(data_dir: Path, rows: dict[str, int] | None = None, name: str = "shape
 
 
 def open_data_set(config_dir: str, name: str) -> Path:
-    """The directory of a data set; ``shapes`` is drawn where it is not there yet.
+    """Returns the directory of a data set; draws ``shapes`` if it does not exist yet.
 
-    ``config_dir`` and ``name``: ``data.dir`` and ``data.name``. Raises `UserError` for a data set
-    that is not there.
+    ``config_dir`` and ``name`` are ``data.dir`` and ``data.name``. Raises `UserError` if the data
+    set does not exist.
     """
     directory = data_dir(config_dir)
     while name == "shapes" and name not in data_sets(directory):
