@@ -63,7 +63,7 @@ class Split:
         return self._example(row, record["image"], record["objects"])
 
     def _check_is(self, row: int, record: Mapping[str, Any]) -> None:
-        """`UserError` where the record is not the one that the index has in its row."""
+        """Raises `UserError` if the record does not match the index entry of its row."""
         known, name = int(self.image_ids[row]), name_of(record)
         own = image_id_of(record, row) if "image/id" in record else known
         if known not in (own, row) or (name and self.file_names[row] not in ("", name)):
@@ -264,7 +264,7 @@ def open_split(directory: Path, split: str, labels: str = "dense") -> Split:
 
 
 def _index(directory: Path, split: str, records: Sequence[Any], foreign: bool) -> Index:
-    """The index on disk, or a new one. ``foreign``: another program's fields mark crowds."""
+    """Loads or builds the index. ``foreign``: fields of other programs mark crowds."""
     index = Index.load(directory, split)
     whole = index is not None and len(index) == len(records)
     if whole and (not foreign or index.version >= READS_ALL_MARKS):

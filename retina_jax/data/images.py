@@ -80,12 +80,12 @@ class PictureError(Exception):
 
 
 class _UnknownFormat(PictureError):
-    """Pillow does not know what it is."""
+    """Pillow cannot identify the format."""
 
 
 @contextlib.contextmanager
 def _faults_named(head: bytes):
-    """Whatever Pillow raises as `PictureError`; ``head``: the file's first bytes."""
+    """Converts all Pillow errors to `PictureError`; ``head`` has the first bytes of the file."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # bombs are refused by size; the rest is not ours
@@ -259,7 +259,7 @@ def _upright_rgb(
 
 
 def _png(picture: Image.Image) -> bytes:
-    """Without loss."""
+    """Encodes losslessly."""
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", icc_profile=None)
     return buffer.getvalue()

@@ -202,6 +202,6 @@ def example_of(record: Record) -> dict:
 
 
 def _normalised_yxyx(record: Record) -> np.ndarray:
-    """Boxes ``[n, 4]`` as TFDS stores them: yxyx, over the image's sides; float64."""
+    """Returns boxes ``[n, 4]`` as TFDS stores them: normalised yxyx, float64."""
     sides = [record.width, record.height, record.width, record.height]
     return (record.boxes / sides)[:, [1, 0, 3, 2]]

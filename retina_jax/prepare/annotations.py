@@ -110,7 +110,7 @@ def _annotation(
     categories: dict[int, str],
     counts: collections.Counter[str],
 ) -> dict[str, Any]:
-    """An annotation with what is used of it; what else it says is counted."""
+    """Returns the used fields of an annotation and counts the others."""
     category_id = _whole(path, record, annotation, "category_id")
     if category_id not in categories:
         known = ", ".join(map(str, sorted(categories)[:20]))
@@ -159,7 +159,7 @@ def turned_hull(box: Sequence[float], degrees: float) -> list[float]:
 def _count_unused(
     what: str, entry: dict[str, Any], used: set[str], counts: collections.Counter[str]
 ) -> None:
-    """Counts the fields of an entry that say something and are not used."""
+    """Counts non-empty fields of an entry that are not used."""
     for name, value in entry.items():
         empty = value is None or value is False or value in (0, "", "0") or value in ([], {})
         if name not in used and not empty:
@@ -193,7 +193,7 @@ def _categories(path: Path, entries: list[Any]) -> dict[int, str]:
 def _images(
     path: Path, entries: list[Any], left_out: LeftOut
 ) -> tuple[dict[int, dict[str, Any]], set[int | None]]:
-    """Images by id, and the ids of those that were left out."""
+    """Returns the images by id, and the ids of images that were left out."""
     if not entries:
         raise UserError(f"{path}: images is empty; there is nothing to prepare")
     images: dict[int, dict[str, Any]] = {}
@@ -211,9 +211,9 @@ def _images(
                 raise refuse(path, record, f"file_name {_short(name)} is not a valid file name")
             plain = str(PurePath(name))  # ./a.jpg is a.jpg
             if plain in named:
-                same = f"has the same file_name {_short(name)} as image {named[plain]}"
+                problem = f"has the same file_name {_short(name)} as image {named[plain]}"
                 bad.add(named[plain])
-                raise refuse(path, record, f"{same}; merge them")
+                raise refuse(path, record, f"{problem}; merge them")
             for side in ("width", "height"):
                 if image.get(side) is not None and _whole(path, record, image, side) == 0:
                     raise refuse(path, record, f"{side} is 0")
@@ -257,7 +257,7 @@ def check_units(found: Annotations, sizes: Mapping[int, tuple[int | None, int | 
 
 
 def _short(value: Any) -> str:
-    """For a line of a message: no more than 80 characters of what may be anything."""
+    """Formats any value for a message, with at most 80 characters."""
     text = ascii(value)
     return text if len(text) <= 80 else text[:77] + "…"
 

@@ -187,7 +187,7 @@ def tfds_source(
 
 
 def _source(kind: str, splits: Folders, follow_links: bool, skip_bad: bool) -> Source:
-    """Annotations of all splits, checked against each other and their folders."""
+    """Checks the annotations of all splits against each other and their image folders."""
     annotations = [found for found, _ in splits.values()]
     categories = annotations[0].categories
     for other in annotations:

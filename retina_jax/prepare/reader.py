@@ -82,7 +82,7 @@ class AnnotationReader:
 
     @functools.cached_property
     def _files(self) -> dict[int, list[str]]:
-        """By image id: the files that its name can mean."""
+        """By image id: the files that match its name."""
         found = {}
         for image in self.annotations.images:
             name = image["file_name"]
@@ -92,7 +92,7 @@ class AnnotationReader:
 
     @functools.cached_property
     def _images_of(self) -> dict[str, list[int]]:
-        """By file: ids of the images that mean it."""
+        """By file: ids of the images that use it."""
         found: dict[str, list[int]] = {}
         for identity, files in self._files.items():
             for file in files:
@@ -105,7 +105,7 @@ class AnnotationReader:
         return f"{name!a}" + (f" (did you mean {near!a}?)" if near and near != name else "")
 
     def _found(self, image: dict[str, Any]) -> Path | None:
-        """The picture's file; None where there is none; `RecordError` for one not to be read."""
+        """Returns the image file, or None if missing; raises `RecordError` if it is not allowed."""
         name = image["file_name"]
         if leads_outside(name):
             raise self._refuse(image, "lies outside the image folder")

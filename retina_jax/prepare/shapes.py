@@ -96,7 +96,7 @@ def _ground(rng: np.random.Generator) -> np.ndarray:
 
 
 def _paint(picture: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The shape in a colour that differs from what it covers, with a texture of its own."""
+    """Paints a textured shape in a colour that contrasts with the background."""
     inside = mask > 0.5
     under = picture[inside].mean(axis=0) if inside.any() else picture.mean(axis=(0, 1))
     contrast = rng.uniform(50, 150)
@@ -111,13 +111,13 @@ def _paint(picture: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> n
 
 
 def _box(mask: np.ndarray, corners: np.ndarray) -> np.ndarray:
-    """Tight xyxy of what lies inside the picture, pixels."""
+    """Returns the tight xyxy box inside the image, in pixels."""
     low, high = corners.min(axis=0), corners.max(axis=0)
     return np.clip(np.concatenate([low, high]), 0, SIDE)
 
 
 def _draw(rng: np.random.Generator) -> tuple[np.ndarray, list[tuple[np.ndarray, int, bool, float]]]:
-    """A picture and its objects as (box, label, is_crowd, area)."""
+    """Draws an image and its objects as (box, label, is_crowd, area)."""
     picture = _ground(rng)
     fate = rng.uniform()
     objects = []
@@ -162,7 +162,7 @@ def _overlap(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _draw_crowd(picture: np.ndarray, rng: np.random.Generator):
-    """A heap of one class that nobody would count, as one crowd box."""
+    """Draws a dense group of one class as one crowd box."""
     label = int(rng.integers(len(CLASS_NAMES)))
     middle = rng.uniform(40, SIDE - 40, 2)
     covered = np.zeros((SIDE, SIDE), np.float32)
@@ -202,7 +202,7 @@ def draw_record(split: str, row: int) -> Record:
 
 
 class _Drawn:
-    """The first rows of a split, as `write_data_set` asks for them."""
+    """The first rows of a split, in the form that `write_data_set` reads."""
 
     def __init__(self, split: str, rows: int):
         self._split = split

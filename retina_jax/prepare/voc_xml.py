@@ -134,7 +134,7 @@ def _xml_by_stem(files: Folder) -> dict[str, list[str]]:
 
 
 def _labels(tree: Path, follow_links: bool) -> list[str]:
-    """Class names in the order of labels.txt, which not every tree has."""
+    """Reads the class names from labels.txt; empty if the tree has none."""
     path = tree / "labels.txt"
     if not path.is_file():
         return []
@@ -156,7 +156,7 @@ def _text(path: Path) -> str:
 
 
 def _lines(tree: Path, listed: str) -> Iterator[tuple[int, str]]:
-    """Number and text of the lines in a list of ImageSets/Main."""
+    """Yields line numbers and lines of a list in ImageSets/Main."""
     path = tree / "ImageSets" / "Main" / f"{listed}.txt"
     try:
         text = _text(path)
@@ -173,10 +173,10 @@ def _lines(tree: Path, listed: str) -> Iterator[tuple[int, str]]:
 def _annotation_of(
     path: Path, line: tuple[int, str], by_stem: dict[str, list[str]], folder: Path, split: str
 ) -> str:
-    """The stem that a line of a list names.
+    """Finds the annotation stem for a line of a list.
 
-    The line as it is; else without a last -1, 0 or 1, which is the column of a list of one class;
-    else without a picture's suffix.
+    Tries the line itself, then without a final -1, 0 or 1 (the flag in a list of one class), then
+    without an image suffix.
     """
     number, text = line
     tried = [text]
@@ -202,7 +202,7 @@ def _annotation_of(
 def _read(
     path: Path, stem: str, pictures: Folder, counts: collections.Counter[str]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """An annotation file as COCO's image, without an id, and objects with name, bbox, iscrowd."""
+    """Reads a file as a COCO image without id, and objects with name, bbox and iscrowd."""
     try:
         root = read_xml(path)
     except XMLError as error:
@@ -226,9 +226,9 @@ def _read(
 
 
 def _picture(path: Path, stem: str, own_name: str, pictures: Folder) -> str:
-    """The picture of the annotation's own stem, as the kit goes; else the one named inside.
+    """Finds the image with the stem of the annotation, as the kit does, else <filename>.
 
-    Tools write inside whatever name they knew.
+    The stem comes first because many tools write an outdated <filename>.
     """
     same = pictures.pictures_by_stem.get(stem, [])
     if len(same) == 1:
@@ -281,7 +281,7 @@ def _object(
 
 
 def _number(path: Path, parent: Element, tag: str) -> float | None:
-    """The one number of a child; None where it is missing, doubled or no number."""
+    """Returns the number in a child element; None if missing, repeated or not a number."""
     texts = [(child.text or "").strip() for child in parent.findall(tag)]
     if len(texts) != 1 or not _NUMBER.fullmatch(texts[0]):
         return None

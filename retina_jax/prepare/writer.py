@@ -193,7 +193,7 @@ def _cannot_write(directory: Path, error: Exception) -> str:
 
 @contextlib.contextmanager
 def _alone(partial: Path) -> Iterator[None]:
-    """One process at a time writes there."""
+    """Allows only one process at a time to write to ``partial``."""
     path = partial.parent / f".{partial.name}.lock"
     with contextlib.ExitStack() as opened:
         while True:
@@ -214,10 +214,10 @@ def _alone(partial: Path) -> Iterator[None]:
 
 
 class _Bad:
-    """How many rows cannot be used so far, and whether to go on."""
+    """Counts the unusable rows and decides whether to continue."""
 
     def __init__(self, handling: Handling, rows: int, before: int):
-        """``before``: records that were left out of ``rows`` already."""
+        """``before``: number of records that were already left out, beyond ``rows``."""
         self.handling = handling
         self._total = rows + before
         self._most = int(handling.max_bad * self._total + 1e-9) if handling.skip_bad else 0
@@ -228,11 +228,11 @@ class _Bad:
 
     @property
     def enough(self) -> bool:
-        """Whether reading on would only add to a list that is long enough."""
+        """Whether enough errors are known to stop reading."""
         return self._count >= max(_MOST_FAULTS, self._most + 1)
 
     def check(self, lines: Sequence[str]) -> None:
-        """`RecordsError` where there are too many."""
+        """Raises `RecordsError` if there are too many unusable rows."""
         if self._count <= self._most:
             return
         if self.handling.skip_bad:
@@ -246,7 +246,7 @@ class _Bad:
 
 
 class _Shard:
-    """One file of records, its rows' index and what was counted in them."""
+    """One file of records with its index and counts."""
 
     def __init__(
         self,
@@ -263,14 +263,14 @@ class _Shard:
         self.left_out = list(left_out)
 
     def write_note(self, fingerprint: str, handling: Handling) -> None:
-        """Last of all: it says that the shard is whole, and what it was made from."""
+        """Writes the note last: it marks the shard as complete and records its sources."""
         truncated = handling.allow_truncated
         content = [fingerprint, truncated, self.size, self.index, self.counts, self.left_out]
         write_text(_note_path(self.path), json.dumps(content))
 
     @classmethod
     def whole(cls, path: Path, fingerprint: str, handling: Handling) -> _Shard | None:
-        """The shard that an earlier run left, if it is what this run would write."""
+        """Returns the shard of an earlier run if this run would write the same."""
         try:
             known, truncated, size, *content = json.loads(_note_path(path).read_text())
             shard = cls(path, size, *content)
@@ -287,7 +287,7 @@ def _note_path(path: Path) -> Path:
 
 
 def _write_split(template, rows: Rows, shape, recipe: str, advance, bad: _Bad) -> list[_Shard]:
-    """The shards of a split; each has the lines of its rows that cannot be used."""
+    """Writes the shards of a split; each lists its unusable rows."""
     starts = range(0, max(len(rows), 1), ROWS_A_SHARD)
     shards = []
     with ThreadPoolExecutor(_READERS) as threads:
@@ -315,7 +315,7 @@ def _write_split(template, rows: Rows, shape, recipe: str, advance, bad: _Bad) -
 def _read_ahead(
     threads: ThreadPoolExecutor, rows: Rows, members: range, bad: _Bad
 ) -> Iterator[Record | UserError]:
-    """Records in order, or why they cannot be used; a bounded number of them under way."""
+    """Yields records or their errors in order; reads a bounded number in advance."""
     pending: collections.deque = collections.deque()
     waiting = iter(members)
     try:
@@ -355,7 +355,7 @@ def _write_shard(path: Path, records: Iterator[Record | UserError], shape, advan
 
 
 def _write_info(directory: Path, name, infos, shape, metadata, description) -> None:
-    """TFDS's own description of the data set: any of its readers can open it."""
+    """Writes the TFDS metadata, so that any TFDS reader can open the data set."""
 
     class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version(VERSION)

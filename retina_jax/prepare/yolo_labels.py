@@ -88,7 +88,7 @@ def _values(record: str, fields: list[str]) -> list[float]:
 def _box(
     record: str, values: list[float], keypoint_numbers: int, counts: collections.Counter[str]
 ) -> tuple[float, float, float, float]:
-    """Centre and size of the object that the numbers of a row describe."""
+    """Returns the centre and size of the object in a row."""
     if keypoint_numbers and len(values) in (4 + keypoint_numbers, 5 + keypoint_numbers):
         counts[KEYPOINTS] += 1
         counts[SCORES] += len(values) == 5 + keypoint_numbers

@@ -81,7 +81,7 @@ def _no_data_yaml(tree: Path) -> str:
 
 
 def _class_names(path: Path, settings: dict[str, Any]) -> list[str]:
-    """``names`` as a list, or as a mapping of 0, 1, … to names."""
+    """Reads ``names``, which is a list or maps 0, 1, … to names."""
     names, count = settings.get("names"), settings.get("nc")
     if isinstance(names, dict):
         numbers = {int(n): name for n, name in names.items() if re.fullmatch("[0-9]{1,9}", n)}
@@ -103,7 +103,7 @@ def _class_names(path: Path, settings: dict[str, Any]) -> list[str]:
 
 
 def _keypoint_numbers(path: Path, settings: dict[str, Any]) -> int:
-    """Numbers behind each box, as kpt_shape says: keypoints times 2 or 3; 0 without it."""
+    """Count of numbers after each box from kpt_shape: keypoints times 2 or 3; 0 without it."""
     shape = settings.get("kpt_shape")
     if shape is None:
         return 0
@@ -116,9 +116,9 @@ def _keypoint_numbers(path: Path, settings: dict[str, Any]) -> int:
 def _pictures(
     tree: Path, path: Path, settings: dict[str, Any], key: str, follow_links: bool
 ) -> tuple[dict[Path, list[str]], bool]:
-    """A split's pictures by folder, below the tree, whatever machine wrote data.yaml.
+    """Finds the images of a split by folder, inside the tree, even if data.yaml has foreign paths.
 
-    And whether these are all pictures in the folders; not so of a .txt file.
+    Also returns whether these are all images in the folders, which is not the case for a .txt file.
     """
     values = settings[key]
     values = values if isinstance(values, list) else [values]
@@ -149,7 +149,7 @@ def _has_place(tree: Path, settings: dict[str, Any], key: str) -> bool:
 
 
 def _place(tree: Path, start: str, value: str) -> Path | None:
-    """A folder or .txt file of data.yaml: below the tree, else None."""
+    """Finds a folder or .txt file from data.yaml inside the tree; None if there is none."""
     value, start = value.replace("\\", "/"), start.replace("\\", "/")
     below = [part for part in Path(value).parts if part not in ("..", ".", "/")]
     for place in (tree / start / value, tree.joinpath(*below)):
@@ -163,7 +163,7 @@ def _place(tree: Path, start: str, value: str) -> Path | None:
 
 
 def _listed(tree: Path, path: Path, follow_links: bool) -> list[Path]:
-    """The pictures in a .txt file, below the tree; their paths may begin with folders above it."""
+    """Reads a .txt list of images in the tree; its paths may start with folders above the tree."""
     check_inside(path, tree, follow_links)
     try:
         lines = re.split(r"\r\n|\n|\r", path.read_text(encoding="utf-8-sig"))
@@ -191,7 +191,7 @@ def _listed(tree: Path, path: Path, follow_links: bool) -> list[Path]:
 
 
 def _label_folder(pictures: Path, tree: Path) -> Path:
-    """The folder beside it: …/labels/… for …/images/…, below the tree."""
+    """Returns the label folder: …/labels/… for …/images/…, inside the tree."""
     parts = pictures.resolve().relative_to(tree.resolve()).parts
     for i in reversed(range(len(parts))):
         if parts[i] == "images":
@@ -207,9 +207,9 @@ def _joined(
     complete: bool,
     left_out: LeftOut,
 ) -> list[tuple[Path, Path | None]]:
-    """Each picture with its label file, by their stem; None where it has none.
+    """Pairs each image with the label file of the same stem, or None.
 
-    ``complete``: ``files`` are all pictures of the folder, so that every label must have its own.
+    ``complete``: ``files`` has all images of the folder, so every label file must match one.
     """
     label_folder = _label_folder(folder, tree)
     if not label_folder.is_dir():
@@ -242,7 +242,7 @@ def _joined(
 
 
 def _escaped(name: str) -> str:
-    """``name`` as a pattern that matches itself alone."""
+    """Escapes ``name`` for use in a glob pattern."""
     return "".join(f"[{c}]" if c in "*?[" else c for c in name)
 
 
