@@ -1,4 +1,4 @@
-"""Open a prepared data set: records by row, their sizes, and what its labels are called."""
+"""Open a prepared data set: its records by row, image sizes and class names."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from retina_jax.ops.boxes import tfds_yxyx_to_xyxy
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One record, still encoded. Boxes xyxy, float64, in pixels of the original image."""
+    """One record with an encoded image. Boxes: xyxy, float64, pixels of the original image."""
 
     image_id: int
     image: bytes
@@ -33,7 +33,7 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """One split of a data set, by random access; rows keep their order for ever."""
+    """One split of a data set with random access; the order of the rows never changes."""
 
     name: str
     directory: Path
@@ -44,37 +44,37 @@ class Split:
     """``[rows, 2]``: height and width of each image, pixels."""
     box_counts: np.ndarray
     file_names: np.ndarray
-    """Of the pictures that the rows were made from; "" where it is not known."""
+    """Name of the image file of each row; "" if unknown."""
     _records: Sequence[Any]
     _label_of: np.ndarray | None = None
-    """Label of each class as stored; None: itself."""
+    """Label of each stored class; None if they are the same."""
     _index: Index | None = None
     pixel_scale: tuple[float, float] | None = None
-    """Values of 16-bit and float pictures that ``prepare`` made 0 and 255; None: there were none.
-    Other such pictures of the same source, as in prediction, need the same."""
+    """Values of 16-bit and float images that became 0 and 255 in ``prepare``; None without such
+    images. Prediction on such images from the same source needs the same scale."""
 
     def __len__(self) -> int:
         return len(self.image_ids)
 
     def __getitem__(self, row: int) -> Example:
-        """The record of a row; `UserError` where the disk no longer has it."""
+        """Returns the record of a row. Raises `UserError` if it is no longer on disk."""
         record = read_record(self._records, row, self.label())
         self._check_is(row, record)
         return self._example(row, record["image"], record["objects"])
 
     def _check_is(self, row: int, record: Mapping[str, Any]) -> None:
-        """`UserError` where the record is not the one that the index has in its row."""
+        """Raises `UserError` if the record does not match the index entry of its row."""
         known, name = int(self.image_ids[row]), name_of(record)
         own = image_id_of(record, row) if "image/id" in record else known
         if known not in (own, row) or (name and self.file_names[row] not in ("", name)):
             index = index_path(self.directory, self.name)
             raise UserError(
-                f"row {row} of {self.label()} is image {own} ({name!a}), and {index.name} has "
-                f"image {known} ({self.file_names[row]!a}); remove {index}, it is of other records"
+                f"row {row} of {self.label()} is image {own} ({name!a}), but {index.name} has "
+                f"image {known} ({self.file_names[row]!a}); remove {index}, which does not match"
             )
 
     def annotations(self, row: int) -> Example:
-        """The record of a row without its image, which is not read where the index has the rest."""
+        """Returns the record of a row without its image; reads only the index if possible."""
         index = self._index
         if index is None or index.boxes is None:
             return dataclasses.replace(self[row], image=b"")
@@ -104,7 +104,7 @@ class Split:
 
     @functools.cached_property
     def object_counts(self) -> np.ndarray:
-        """``[rows]``: boxes but for crowds; all boxes where the index does not tell."""
+        """``[rows]``: number of boxes without crowds; all boxes if the index has no crowd flags."""
         index = self._index
         if index is None or index.is_crowd is None:
             return self.box_counts
@@ -112,9 +112,9 @@ class Split:
         return np.bincount(rows[~index.is_crowd], minlength=len(self))
 
     def label_counts(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Objects and crowds of each class, ``[classes]`` each; None where the index has neither.
+        """Counts objects and crowds per class, ``[classes]`` each; None if the index has no labels.
 
-        Labels that name no class are left out.
+        Labels without a class are ignored.
         """
         index, classes = self._index, len(self.class_names)
         if index is None or index.labels is None:
@@ -135,16 +135,16 @@ class Split:
 
 
 def data_dir(config_dir: str) -> Path:
-    """``data.dir``, or where TFDS keeps its data sets."""
+    """Returns ``data.dir``, or the TFDS default folder if it is empty."""
     return Path(
         config_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     ).expanduser()
 
 
 def find_data_set(directory: Path, name: str) -> Path:
-    """The newest version of data set ``name`` under ``directory``; empty: the only one there.
+    """Finds the newest version of data set ``name``; an empty name selects the only data set.
 
-    Raises `UserError` with the command that prepares it, and with what is there instead.
+    Raises `UserError` with the command that prepares one, and the available data sets.
     """
     there = data_sets(directory)
     if not name and len(there) == 1:
@@ -159,12 +159,14 @@ def find_data_set(directory: Path, name: str) -> Path:
     if not directory.is_dir():
         raise UserError(f"config.data.dir={str(directory)!r} is not a folder; {advice}")
     if not name:
-        raise UserError(f"config.data.name is empty and {directory} holds {len(there)}; {advice}")
+        raise UserError(
+            f"config.data.name is empty and {directory} contains {len(there)} data sets; {advice}"
+        )
     raise UserError(f"no data set {name!r} under config.data.dir={str(directory)!r}; {advice}")
 
 
 def data_sets(directory: Path) -> dict[str, Path]:
-    """Folders of the newest versions under ``directory``, by name."""
+    """Returns the folders of the newest versions in ``directory``, by name."""
     found = {}
     infos = [*directory.glob("*/*/dataset_info.json"), *directory.glob("*/*/*/dataset_info.json")]
     versions = [i.parent for i in infos if re.fullmatch(r"\d+\.\d+\.\d+", i.parent.name)]
@@ -175,7 +177,7 @@ def data_sets(directory: Path) -> dict[str, Path]:
 
 
 def tfds_builder(directory: Path) -> Any:
-    """TFDS's builder of the data set in a folder; None where its metadata cannot be read."""
+    """Returns the TFDS builder of the data set in a folder; None if its metadata is unreadable."""
     import tensorflow_datasets as tfds
     from google.protobuf.json_format import ParseError
 
@@ -189,10 +191,10 @@ def tfds_builder(directory: Path) -> Any:
 
 
 def open_split(directory: Path, split: str, labels: str = "dense") -> Split:
-    """A split of the data set in ``directory``. Raises `UserError` for what cannot be read.
+    """Opens a split of the data set in ``directory``. Raises `UserError` if it is unreadable.
 
-    ``labels`` as ``config.data.labels``: "dense" numbers the classes 0, 1, …; "category_ids" takes
-    COCO's ids for labels, with a class for every id from 0 to the largest (torchvision's 91).
+    ``labels`` is ``config.data.labels``: "dense" numbers the classes 0, 1, …; "category_ids" uses
+    COCO ids as labels, with a class for every id from 0 to the largest (91, as torchvision).
     """
     import tensorflow_datasets as tfds
 
@@ -200,7 +202,7 @@ def open_split(directory: Path, split: str, labels: str = "dense") -> Split:
     if builder is None:
         raise UserError(
             f"{directory} is damaged: its dataset_info.json or features.json cannot be read; "
-            "prepare the data set anew"
+            "prepare the data set again"
         )
     if split not in builder.info.splits:
         raise UserError(
@@ -210,19 +212,20 @@ def open_split(directory: Path, split: str, labels: str = "dense") -> Split:
     if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
         raise UserError(
             f"{directory} is {builder.info.file_format.value}, which has no random access; "
-            f"convert it: {command('prepare', 'tfds', '--directory', directory, '--out', 'DIR')}"
+            "convert it with: "
+            f"{command('prepare', 'tfds', '--directory', directory, '--out', 'DIR')}"
         )
     features = builder.info.features
     objects = getattr(features["objects"], "feature", {}) if "objects" in features else {}
     if "bbox" not in objects or "label" not in objects or not hasattr(objects["label"], "names"):
         raise UserError(
-            f"{directory} has no objects/bbox and objects/label with class names: it is not a "
-            "detection data set"
+            f"{directory} is not a detection data set: it lacks objects/bbox, or "
+            "objects/label with class names"
         )
     depth = np.dtype(features["image"].np_dtype if "image" in features else np.uint8)
     if depth != np.uint8:
         raise UserError(
-            f"{directory} has pictures of {depth}, which training needs in 8 bits; convert them: "
+            f"{directory} has {depth} images, but training needs 8 bits; convert them with: "
             f"{command('prepare', 'tfds', '--directory', directory, '--out', 'DIR')}"
         )
     try:
@@ -231,7 +234,7 @@ def open_split(directory: Path, split: str, labels: str = "dense") -> Split:
         why = " ".join(str(error).split())[:200]
         raise UserError(
             f"{directory}, split {split}: its files cannot be read ({why}); prepare the data set "
-            "anew"
+            "again"
         ) from None
     class_names = tuple(objects["label"].names)
     metadata = builder.info.metadata or {}
@@ -261,7 +264,7 @@ def open_split(directory: Path, split: str, labels: str = "dense") -> Split:
 
 
 def _index(directory: Path, split: str, records: Sequence[Any], foreign: bool) -> Index:
-    """The index on disk, or a new one. ``foreign``: another program's fields mark crowds."""
+    """Loads or builds the index. ``foreign``: fields of other programs mark crowds."""
     index = Index.load(directory, split)
     whole = index is not None and len(index) == len(records)
     if whole and (not foreign or index.version >= READS_ALL_MARKS):
@@ -276,22 +279,22 @@ def _index(directory: Path, split: str, records: Sequence[Any], foreign: bool) -
 
 
 def read_record(records: Sequence[Any], row: int, label: str) -> Any:
-    """A row as TFDS gives it; `UserError`, with ``label``, where its file is damaged."""
+    """Reads a row as TFDS returns it. Raises `UserError` with ``label`` if its file is damaged."""
     try:
         return records[row]
     except (RuntimeError, OSError, ValueError) as error:  # array_record's words
         why = " ".join(str(error).split())[:200]
         raise UserError(
-            f"row {row} of {label} is damaged ({why}); prepare the data set anew"
+            f"row {row} of {label} is damaged ({why}); prepare the data set again"
         ) from None
 
 
 IGNORED = ("is_crowd", "is_difficult", "is_group_of")
-"""Fields of objects in TFDS data sets (COCO, VOC, Open Images) that training and scoring ignore."""
+"""Flags in TFDS data sets (COCO, VOC, Open Images) for objects that training and scoring ignore."""
 
 
 def ignored(objects: Mapping[str, Any], count: int) -> np.ndarray:
-    """bool ``[count]``: the objects that any of `IGNORED` marks, of a record as TFDS gives it."""
+    """Returns bool ``[count]``: the objects of a TFDS record that any `IGNORED` flag marks."""
     marked = np.zeros(count, bool)
     for field in IGNORED:
         if field in objects:
@@ -300,7 +303,7 @@ def ignored(objects: Mapping[str, Any], count: int) -> np.ndarray:
 
 
 def image_id_of(record: dict, row: int) -> int:
-    """A record's own id where it has one that is a number, else its row."""
+    """Returns the numeric id of a record, or its row if it has none."""
     try:
         return int(record["image/id"])
     except (KeyError, ValueError, TypeError):
@@ -308,7 +311,7 @@ def image_id_of(record: dict, row: int) -> int:
 
 
 def name_of(record: Mapping[str, Any]) -> str:
-    """Of the image file that a record was made from; "" where it does not say."""
+    """Returns the name of the image file of a record; "" if unknown."""
     name = record.get("image/filename", b"")
     return name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
 

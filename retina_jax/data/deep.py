@@ -1,8 +1,8 @@
-"""Pictures with more than 8 bits a channel: their values, and the one scale that makes them 8-bit.
+"""Images with more than 8 bits per channel: their values, and the scale that maps them to 8 bits.
 
-A scale is a pair (low, high): values that become 0 and 255. It belongs to a data set, never to a
-picture, so that the same scene looks the same in every picture and prediction sees what training
-saw.
+A scale is a pair (low, high) of values that become 0 and 255. It applies to a whole data set, not
+to an image. The same scene therefore looks the same in every image, and prediction sees the same
+values as training.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from PIL import Image, TiffImagePlugin
 
 PixelScale = tuple[float, float]
 FEW_LEVELS = "pictures of 16 bits or floats that span fewer than 32 of 256 grey levels"
-"""What `upright_rgb` counts where a scale leaves next to nothing of a picture."""
+"""The count in `upright_rgb` of images that lose most of their contrast."""
 _FEW = 32
 _FULL = {"integers": (0.0, 65535.0), "floating-point numbers": (0.0, 1.0)}
 _BITS_PER_SAMPLE = 258  # TIFF tag
 _MOST_PIXELS = 2**27
 _LOG_LEVEL = threading.Lock()
-"""OpenCV has one for all threads."""
+"""Guards the OpenCV log level, which all threads share."""
 _TIFF = (b"II*\0", b"MM\0*")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _MAY_BE_DEEP = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51")
 
 
 def may_be_deep(head: bytes) -> bool:
-    """Whether a file that begins so, 32 bytes or more, can have more than 8 bits a channel."""
+    """Whether a file may have more than 8 bits per channel, given its first 32 bytes or more."""
     if head.startswith(_PNG):
         return head[24:25] == b"\x10"
     return head.startswith(_MAY_BE_DEEP)
 
 
 def deep_mode(picture: Image.Image, encoded: bytes) -> str | None:
-    """Pillow's mode of a picture with more than 8 bits a channel, as ``RGB;16``; None for others.
+    """Returns a mode such as ``RGB;16`` if an image has more than 8 bits per channel, else None.
 
-    Pillow keeps only the high byte of 16-bit colour, which its own mode does not show.
+    Pillow keeps only the high byte of 16-bit colour, and its mode does not show this.
     """
     if picture.mode in ("I", "F") or picture.mode.startswith("I;"):
         return picture.mode
@@ -51,26 +51,26 @@ def deep_mode(picture: Image.Image, encoded: bytes) -> str | None:
 
 
 def deep_values(picture: Image.Image, encoded: bytes) -> np.ndarray:
-    """The values of a loaded picture that `deep_mode` names: ``[h, w]``, or RGB ``[h, w, 3]``.
+    """Returns the values of a loaded `deep_mode` image: ``[h, w]``, or RGB ``[h, w, 3]``.
 
-    As stored, not turned upright; transparency is dropped. Raises `ValueError` for what cannot be
-    read.
+    The values are as stored, not turned upright. Transparency is dropped. Raises `ValueError` if
+    they cannot be read.
     """
     if picture.mode in ("I", "F") or picture.mode.startswith("I;"):
         values = np.asarray(picture)
         return values.astype(values.dtype.newbyteorder("="))
     values = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
     if values is None or values.shape[:2] != (picture.height, picture.width):
-        raise ValueError("its 16-bit colours are damaged, or of an unusual kind")
+        raise ValueError("its 16-bit colours are damaged or in an unsupported format")
     if values.ndim == 3 and picture.mode in ("L", "LA"):
         values = values[..., 0]
     return values if values.ndim == 2 else values[..., 2::-1]
 
 
 def unusual_tiff(encoded: bytes) -> np.ndarray | None:
-    """Values of a TIFF that Pillow cannot identify, such as floating-point colour; else None.
+    """Reads the first page of a TIFF that Pillow cannot identify, such as float colour.
 
-    ``[h, w]``, or RGB ``[h, w, 3]``; the first page.
+    Returns ``[h, w]``, or RGB ``[h, w, 3]``; None for any other file.
     """
     if not encoded.startswith(_TIFF):
         return None
@@ -101,22 +101,22 @@ def unusual_tiff(encoded: bytes) -> np.ndarray | None:
 
 
 def kind_of(values: np.ndarray) -> str:
-    """ "integers" or "floating-point numbers"."""
+    """Returns "integers" or "floating-point numbers"."""
     return "integers" if np.issubdtype(values.dtype, np.integer) else "floating-point numbers"
 
 
 def value_range(values: np.ndarray) -> tuple[float, float] | None:
-    """Least and greatest finite value; None where there is none."""
+    """Returns the minimum and maximum finite values; None if there are none."""
     if kind_of(values) != "integers":
         values = values[np.isfinite(values)]
     return (float(values.min()), float(values.max())) if values.size else None
 
 
 def smallest_scale(kind: str, low: float, high: float) -> PixelScale:
-    """The scale of a data set whose values, of a `kind_of`, go from ``low`` to ``high``.
+    """Returns the scale of a data set whose values range from ``low`` to ``high``.
 
-    The smallest usual range that holds them all: 8, 10, 12, 14 or 16 bits, and 0 to 1 of floats;
-    beyond those the values' own.
+    ``kind`` is from `kind_of`. The scale is the smallest common range that contains all values: 8,
+    10, 12, 14 or 16 bits for integers; 0 to 1, 255 or 65535 for floats; else ``low`` to ``high``.
     """
     usual = [255.0, 1023.0, 4095.0, 16383.0, 65535.0]
     if kind != "integers":
@@ -129,9 +129,10 @@ def smallest_scale(kind: str, low: float, high: float) -> PixelScale:
 
 
 def to_8_bit(values: np.ndarray, scale: PixelScale | None) -> np.ndarray:
-    """uint8 in 256 equal steps from ``low`` to ``high``; what lies beyond is cut, NaN is 0.
+    """Converts values to uint8 in 256 equal steps from ``low`` to ``high``.
 
-    ``scale`` None: all 16 bits, or 0 to 1 of floats. Of 0 to 65535 it keeps the high byte.
+    Values outside the range are clipped, and NaN becomes 0. If ``scale`` is None, it is all 16 bits
+    for integers and 0 to 1 for floats. A scale of 0 to 65535 keeps the high byte.
     """
     kind = kind_of(values)
     low, high = scale or _FULL[kind]
@@ -142,5 +143,5 @@ def to_8_bit(values: np.ndarray, scale: PixelScale | None) -> np.ndarray:
 
 
 def spans_few_levels(picture: np.ndarray) -> bool:
-    """Of an 8-bit picture."""
+    """Whether an 8-bit image spans only a few grey levels."""
     return int(picture.max()) - int(picture.min()) + 1 < _FEW

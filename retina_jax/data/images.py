@@ -1,6 +1,6 @@
-"""Encoded pictures: decoded in training, and made fit for it once, when a data set is prepared.
+"""Decode images for training, and normalise encoded images when a data set is prepared.
 
-What `upright_rgb` mends is counted; what cannot be read is a `PictureError`, which says why.
+`upright_rgb` counts each conversion. An unreadable image raises `PictureError` with the reason.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from retina_jax.data.deep import (
 SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .bmp .gif .tif .tiff .webp .avif .jp2 .j2k .jpx".split()
 )
-"""Of the files that count as pictures."""
+"""Suffixes of image files."""
 _ORIENTATION = 0x0112  # EXIF tag
 _KEPT_FORMATS = ("JPEG", "PNG")
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "AVIF", "JPEG2000")
-"""What Pillow may try, if it was built with it; others start programs (EPS)."""
+"""Formats that Pillow may try, if its build supports them; others start programs (EPS)."""
 _NOT_READ = {
-    b"II*\0": "an unusual or cut TIFF", b"MM\0*": "an unusual or cut TIFF",
+    b"II*\0": "a damaged or unusual TIFF", b"MM\0*": "a damaged or unusual TIFF",
     b"%!PS": "EPS", b"%PDF": "PDF", b"8BPS": "PSD", b"\xff\x0a": "JPEG XL",
     b"\0\0\0\x0cJXL ": "JPEG XL", b"v/1\x01": "OpenEXR", b"#?R": "Radiance HDR", b"DDS ": "DDS",
     b"P1": "PBM", b"P2": "PGM", b"P3": "PPM", b"P4": "PBM", b"P5": "PGM", b"P6": "PPM",
@@ -46,7 +46,7 @@ _NOT_READ = {
     b"\x89HDF": "HDF5", b"\0\0\x01\0": "ICO", b"PK\x03\x04": "ZIP", b"\x1f\x8b": "gzip",
     b"<!DOC": "HTML", b"<html": "HTML", b"version https://git-lfs": "a Git LFS pointer",
 }  # fmt: skip
-"""Formats by the bytes that they begin with."""
+"""Formats by their first bytes."""
 _BRANDS = {b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIF",
            b"msf1": "HEIF", b"hevc": "HEIC", b"crx ": "Canon raw"}  # fmt: skip
 _END_OF_JPEG = b"\xff\xd9"
@@ -59,33 +59,33 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What turns a picture upright, by its EXIF orientation."""
+"""The operation that turns an image upright, by EXIF orientation."""
 _LONGEST_SIDE = 2**20  # OpenCV's bound, which decodes in training
 MOST_PIXELS = 178_956_970
-"""Pillow's own bound against decompression bombs, which it takes to be attacks: 13,377² pixels."""
+"""Pillow's limit against decompression bombs: 13,377² pixels."""
 
 
 def decode_image(encoded: bytes) -> np.ndarray | None:
-    """JPEG or PNG to RGB uint8 ``[h, w, 3]``; None where it cannot be read.
+    """Decodes a JPEG or PNG to RGB uint8 ``[h, w, 3]``; returns None if it is unreadable.
 
-    Grey becomes three equal channels. EXIF orientation is left alone, as TFDS leaves it:
-    `retina_jax.data.images` has turned such pictures upright.
+    Grey images become three equal channels. EXIF orientation is ignored, as in TFDS, because
+    `upright_rgb` has already turned such images upright.
     """
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     return cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
 
 
 class PictureError(Exception):
-    """Why a picture cannot be used, without its name."""
+    """The reason why an image is unusable, without its name."""
 
 
 class _UnknownFormat(PictureError):
-    """Pillow does not know what it is."""
+    """Pillow cannot identify the format."""
 
 
 @contextlib.contextmanager
 def _faults_named(head: bytes):
-    """Whatever Pillow raises as `PictureError`; ``head``: the file's first bytes."""
+    """Converts all Pillow errors to `PictureError`; ``head`` has the first bytes of the file."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # bombs are refused by size; the rest is not ours
@@ -93,9 +93,9 @@ def _faults_named(head: bytes):
     except UnidentifiedImageError:
         raise _UnknownFormat(f"cannot be decoded: {_unread_format(head)}") from None
     except Image.DecompressionBombError:
-        raise PictureError(f"has over {MOST_PIXELS} pixels; shrink it") from None
+        raise PictureError(f"has more than {MOST_PIXELS} pixels; reduce its size") from None
     except MemoryError:
-        raise PictureError("does not fit in memory; shrink it") from None
+        raise PictureError("does not fit in memory; reduce its size") from None
     except PictureError:
         raise
     except Exception as error:  # Pillow raises whatever its parsers meet in a broken file
@@ -110,24 +110,24 @@ def _unread_format(head: bytes) -> str:
     if head[128:132] == b"DICM":
         name = "DICOM"
     if name is None:
-        return "is no picture"
-    return f"is no picture of a format that is read, but {name}; convert it to PNG or JPEG"
+        return "not an image"
+    return f"{name} is not supported; convert it to PNG or JPEG"
 
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """What a first pass over a data set learns of a picture."""
+    """What the first pass over a data set reads from an image."""
 
     size: tuple[int, int]
-    """Width and height, shown upright."""
+    """Width and height of the upright image."""
     kind: str | None = None
-    """Of the values of a picture with more than 8 bits a channel, as `deep.kind_of`."""
+    """Kind of the values, from `deep.kind_of`, for more than 8 bits per channel."""
     values: tuple[float, float] | None = None
-    """Their least and greatest."""
+    """Minimum and maximum value."""
 
 
 def look(encoded: bytes, with_values: bool) -> Look:
-    """The size, and with ``with_values`` the range of 16-bit or float values; `PictureError`."""
+    """Reads the size and, ``with_values``, the range of 16-bit or float values."""
     try:
         return _look(encoded, with_values)
     except _UnknownFormat:
@@ -152,7 +152,7 @@ def _look(encoded: bytes, with_values: bool) -> Look:
 
 
 def upright_size(path: Path) -> tuple[int, int]:
-    """(width, height) as shown upright, of the header alone; `PictureError`, `OSError`."""
+    """Reads (width, height) of the upright image from the header."""
     with path.open("rb") as file:
         head = file.read(256)
         file.seek(0)
@@ -173,7 +173,7 @@ def _open(encoded: bytes) -> Image.Image:
 
 def _check_sides(picture: Image.Image) -> None:
     if max(picture.size) > _LONGEST_SIDE:
-        raise PictureError(f"has a side of over {_LONGEST_SIDE} pixels; cut it")
+        raise PictureError(f"has a side longer than {_LONGEST_SIDE} pixels; crop or resize it")
 
 
 def upright_rgb(
@@ -183,16 +183,16 @@ def upright_rgb(
     pixel_scale: PixelScale | None = None,
     allow_truncated: bool = False,
 ) -> tuple[bytes, int, int]:
-    """The picture's own bytes where they are fit to be read, else a PNG of it; height, width.
+    """Returns the original bytes if they are usable, else a PNG of the image; height, width.
 
     Args:
-      named: width and height that the annotations give; they tell which frame the boxes of an
-        EXIF-rotated picture belong to: the upright one, unless they fit only the stored one.
-      counts: what was mended is added.
-      pixel_scale: of the data set, for pictures of 16 bits or floats; None: the whole range.
-      allow_truncated: end a cut JPEG where it was cut; the decoder fills the rest with grey.
+      named: width and height from the annotations. For an EXIF-rotated image, they tell whether
+        the boxes belong to the upright image (the default) or to the stored one.
+      counts: receives the number of conversions.
+      pixel_scale: the scale of the data set for 16-bit and float images; None for the full range.
+      allow_truncated: accept a truncated JPEG; the decoder fills the rest with grey.
 
-    Raises `PictureError` for what cannot be decoded to its end, or has another size than named.
+    Raises `PictureError` if the image cannot be fully decoded, or its size differs from ``named``.
     """
     try:
         return _upright_rgb(encoded, named, counts, pixel_scale)
@@ -240,7 +240,9 @@ def _upright_rgb(
             counts["EXIF-rotated pictures, turned upright"] += 1
     width, height = upright.size
     if None not in named and named != (width, height):
-        raise PictureError(f"has {width}×{height} pixels, the file says {named[0]}×{named[1]}")
+        raise PictureError(
+            f"is {width}×{height} pixels, but the annotations say {named[0]}×{named[1]}"
+        )
     if frames > 1:
         counts["animated or many-page pictures, first frame kept"] += 1
     if upright.mode == "L" and mode is None:
@@ -257,7 +259,7 @@ def _upright_rgb(
 
 
 def _png(picture: Image.Image) -> bytes:
-    """Without loss."""
+    """Encodes losslessly."""
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", icc_profile=None)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""What stands in a detection data set: its features, a record, and the index beside the shards."""
+"""The contents of a detection data set: features, records, and the index next to the shards."""
 
 from __future__ import annotations
 
@@ -17,18 +17,17 @@ from retina_jax.files import atomic_write
 
 VERSION = "1.0.0"
 READS_ALL_MARKS = 2
-"""`Index.version` from which an index of another program's data set has its difficult objects as
-crowds."""
+"""The first `Index.version` that marks difficult objects of other programs' data sets as crowds."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One image as it is written. Boxes xyxy in its own pixels, inside it and with area."""
+    """One image to be written. Boxes are xyxy in pixels, inside the image and with an area."""
 
     image_id: int
     file_name: str
     image: bytes
-    """An encoded picture (JPEG, PNG): 8 bits, grey or RGB, upright."""
+    """An encoded image (JPEG, PNG): 8 bits, grey or RGB, upright."""
     height: int
     width: int
     boxes: np.ndarray
@@ -36,13 +35,13 @@ class Record:
     """Positions in the class names."""
     is_crowd: np.ndarray
     areas: np.ndarray
-    """Pixels² of each object (of its segmentation where there is one)."""
+    """Area of each object in pixels² (of its segmentation if there is one)."""
     counts: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
-    """What was found and mended on the way, by its description."""
+    """Number of findings and fixes, by description."""
 
 
 class IndexRow(NamedTuple):
-    """What the index has of a row."""
+    """The index entry of a row."""
 
     image_id: int
     height: int
@@ -57,10 +56,10 @@ class IndexRow(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-    """What is known of a split's rows without reading them.
+    """Metadata of the rows of a split, available without reading them.
 
-    The first four fields have an entry per row, the next four one per box, row after row; these are
-    None in an index that an earlier version wrote.
+    The first four fields have one entry per row. The next four have one entry per box, in row
+    order; they are None in an index from an earlier version.
     """
 
     image_ids: np.ndarray
@@ -68,21 +67,21 @@ class Index:
     """``[rows, 2]``: height and width, pixels."""
     box_counts: np.ndarray
     file_names: np.ndarray
-    """Of the image file that a row was made from; "" where it is not known."""
+    """Name of the image file of each row; "" if unknown."""
     boxes: np.ndarray | None = None
     """``[boxes, 4]`` float32, as stored: normalised yxyx."""
     labels: np.ndarray | None = None
     is_crowd: np.ndarray | None = None
     areas: np.ndarray | None = None
     version: int = 0
-    """Of the code that made it."""
+    """Version of the code that wrote the index."""
 
     def __len__(self) -> int:
         return len(self.image_ids)
 
     @functools.cached_property
     def first_box(self) -> np.ndarray:
-        """``[rows + 1]``: where the boxes of each row begin."""
+        """``[rows + 1]``: the index of the first box of each row."""
         return np.concatenate([[0], np.cumsum(self.box_counts)])
 
     @classmethod
@@ -106,20 +105,20 @@ class Index:
         )
 
     def with_unique_ids(self) -> Index:
-        """Itself, or with rows for image ids where the ids repeat."""
+        """Returns this index; uses row numbers as image ids if ids repeat."""
         if len(np.unique(self.image_ids)) == len(self):
             return self
         return dataclasses.replace(self, image_ids=np.arange(len(self)))
 
     def save(self, directory: Path, split: str) -> None:
-        """Whole or not at all."""
+        """Writes the index atomically."""
         with atomic_write(index_path(directory, split)) as temporary:
             there = {n: v for n, v in dataclasses.asdict(self).items() if v is not None}
             np.savez_compressed(temporary, **there)
 
     @classmethod
     def load(cls, directory: Path, split: str) -> Index | None:
-        """None where there is none that can be read."""
+        """Reads the index; returns None if there is no readable one."""
         try:
             with np.load(index_path(directory, split)) as arrays:
                 index = cls(
@@ -140,7 +139,7 @@ class Index:
 
 
 def index_path(directory: Path, split: str) -> Path:
-    """Where the sizes, names and box counts of a split's images are kept."""
+    """Returns the path of the index of a split."""
     return directory / f"index_{split}.npz"
 
 
@@ -149,7 +148,7 @@ def data_set_directory(data_dir: Path, name: str) -> Path:
 
 
 def features(class_names: Sequence[str]) -> tfds.features.FeaturesDict:
-    """Of a record on disk; the names are COCO's in the TFDS catalogue."""
+    """Returns the features of a record on disk, named as for COCO in the TFDS catalogue."""
     return tfds.features.FeaturesDict(
         {
             "image": tfds.features.Image(shape=(None, None, 3)),
@@ -168,7 +167,7 @@ def features(class_names: Sequence[str]) -> tfds.features.FeaturesDict:
 
 
 def index_row(record: Record) -> IndexRow:
-    """What the index keeps of a record."""
+    """Returns the index entry of a record."""
     return IndexRow(
         image_id=int(record.image_id),
         height=int(record.height),
@@ -182,7 +181,7 @@ def index_row(record: Record) -> IndexRow:
 
 
 def example_of(record: Record) -> dict:
-    """A record as TFDS encodes it."""
+    """Returns a record in the form that TFDS encodes."""
     row = index_row(record)
     objects = zip(row.boxes, row.labels, row.is_crowd, row.areas, strict=True)
     return {
@@ -203,6 +202,6 @@ def example_of(record: Record) -> dict:
 
 
 def _normalised_yxyx(record: Record) -> np.ndarray:
-    """Boxes ``[n, 4]`` as TFDS stores them: yxyx, over the image's sides; float64."""
+    """Returns boxes ``[n, 4]`` as TFDS stores them: normalised yxyx, float64."""
     sides = [record.width, record.height, record.width, record.height]
     return (record.boxes / sides)[:, [1, 0, 3, 2]]

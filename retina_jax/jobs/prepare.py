@@ -1,22 +1,22 @@
-"""Turn annotations and images into a TFDS data set that retina_jax trains on.
+"""Convert annotations and images to a TFDS data set that retina_jax can train on.
 
 usage: retina-jax prepare coco --images DIR --annotations train.json --annotations val.json
            --out DIR
        retina-jax prepare voc --tree VOCdevkit/VOC2007 --split train --split val --out DIR
-       retina-jax prepare yolo --tree DIR --out DIR          (DIR holds data.yaml)
+       retina-jax prepare yolo --tree DIR --out DIR          (DIR contains data.yaml)
        retina-jax prepare tfds --catalogue voc/2007 --out DIR
        retina-jax prepare tfds --directory DIR/NAME/VERSION --out DIR   (TFRecord, for example)
 
-COCO: each annotation file becomes a split named after it: …train… is train, …val… is validation,
-…test… is test; write SPLIT=FILE to name it yourself; --split of the others likewise. The result is
-OUT/NAME/1.0.0. Every record is read and every image decoded; after a stop, the same command
-continues where it was.
+COCO: each annotation file becomes a split, which its name selects: …train… is train, …val… is
+validation, …test… is test. To choose another split name, write SPLIT=FILE. --split of the other
+formats works in the same way. The result is OUT/NAME/1.0.0. The command reads every record and
+decodes every image. If it is interrupted, run it again: it continues where it stopped.
 
-What cannot be used (a cut JPEG, a missing file, a box that is no box) stops the command, with file
-and record, and no data set is written. --on-bad=skip leaves such records out instead, as long as
-they are no more than --max-bad of all; left_out.txt in the data set lists them with the reason, and
-the command exits with code 3. Pictures of 16 bits or floats become 8 bits by one scale for the
-whole data set, --pixel-range; it stands in the data set, so that prediction can use it too.
+An unusable record (a truncated JPEG, a missing file, an invalid box) stops the command with an
+error that names the file and the record, and no data set is written. --on-bad=skip leaves out such
+records instead, up to the share --max-bad. left_out.txt in the data set then lists them with the
+reason, and the command exits with code 3. 16-bit and float images are converted to 8 bits with one
+scale for the whole data set, --pixel-range. The data set stores this scale for prediction.
 """
 
 from __future__ import annotations
@@ -39,33 +39,34 @@ if TYPE_CHECKING:
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = ArgumentParser(prog="retina-jax prepare", description=__doc__)
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--out", type=Path, required=True, help="folder of data sets")
-    shared.add_argument("--name", default="", help="name of the data set (default: the format's)")
+    shared.add_argument("--out", type=Path, required=True, help="output folder for data sets")
+    shared.add_argument("--name", default="", help="name of the data set (default: the format)")
     shared.add_argument(
         "--on-bad",
         choices=("stop", "skip"),
         default="stop",
-        help="what to do about records that cannot be used (default: stop)",
+        help="what to do with unusable records (default: stop)",
     )
     shared.add_argument(
         "--max-bad",
         type=float,
         default=Handling.max_bad,
         metavar="SHARE",
-        help="with --on-bad=skip: stop all the same above this share of all records (default: "
+        help="with --on-bad=skip: largest share of records that may be left out (default: "
         "%(default)s)",
     )
     shared.add_argument(
         "--allow-truncated",
         action="store_true",
-        help="keep cut JPEGs that can be decoded; what is missing becomes grey",
+        help="keep truncated JPEGs that can be decoded; the missing part becomes grey",
     )
     shared.add_argument(
         "--pixel-range",
         default="",
         metavar="LOW,HIGH",
-        help="values of 16-bit and float pictures that become 0 and 255, such as 0,4095 (default: "
-        "the smallest of 8, 10, 12, 14 and 16 bits, or 0 to 1 of floats, that holds all of them)",
+        help="values of 16-bit and float images that become 0 and 255, such as 0,4095 (default: "
+        "the smallest common range that contains all values: 8, 10, 12, 14 or 16 bits, 0 to 1 "
+        "for floats)",
     )
     formats = parser.add_subparsers(dest="format", required=True)
     coco = formats.add_parser("coco", parents=[shared], help="COCO JSON and a folder of images")
@@ -74,37 +75,48 @@ def parse(argv: list[str]) -> argparse.Namespace:
         type=Path,
         action="append",
         required=True,
-        help="folder of the images; once, or once for each --annotations",
+        help="image folder; give it once, or once for each --annotations",
     )
     coco.add_argument(
-        "--annotations", action="append", required=True, help="[SPLIT=]FILE; once for each split"
+        "--annotations",
+        action="append",
+        required=True,
+        help="[SPLIT=]FILE; give it once for each split",
     )
     voc = formats.add_parser("voc", parents=[shared], help="Annotations/, JPEGImages/, ImageSets/")
     voc.add_argument(
-        "--split", action="append", required=True, help="[SPLIT=]LIST of ImageSets/Main, w/o .txt"
+        "--split",
+        action="append",
+        required=True,
+        help="[SPLIT=]LIST in ImageSets/Main, without .txt; give it once for each split",
     )
     yolo = formats.add_parser("yolo", parents=[shared], help="data.yaml, images/, labels/")
     for tree in (voc, yolo):
-        tree.add_argument("--tree", type=Path, required=True, help="folder of all of it")
+        tree.add_argument("--tree", type=Path, required=True, help="folder of the data set")
     for tree in (coco, voc, yolo):
         tree.add_argument(
-            "--follow-links", action="store_true", help="read links that lead out of the folder"
+            "--follow-links", action="store_true", help="follow links that lead outside the folder"
         )
-    catalogue = formats.add_parser("tfds", parents=[shared], help="what TFDS has or can make")
+    catalogue = formats.add_parser("tfds", parents=[shared], help="a data set of TFDS")
     which = catalogue.add_mutually_exclusive_group(required=True)
-    which.add_argument("--catalogue", default="", help="such as voc/2007 or coco/2017")
-    which.add_argument("--directory", type=Path, help="of a data set's version; TFRecord too")
-    catalogue.add_argument(
-        "--split", action="append", default=[], help="SPLIT=TFDS_SPLIT, as train=train+validation"
+    which.add_argument("--catalogue", default="", help="TFDS name, such as voc/2007 or coco/2017")
+    which.add_argument(
+        "--directory", type=Path, help="version folder of a TFDS data set; TFRecord is supported"
     )
     catalogue.add_argument(
-        "--catalogue-dir", type=Path, default=None, help="where TFDS keeps its own copy"
+        "--split",
+        action="append",
+        default=[],
+        help="SPLIT=TFDS_SPLIT, such as train=train+validation",
+    )
+    catalogue.add_argument(
+        "--catalogue-dir", type=Path, default=None, help="where TFDS stores its copy"
     )
     return parser.parse_args(argv)
 
 
 def run(options: argparse.Namespace, report: Reporter) -> Prepared:
-    """Prepares what ``options``, of `parse`, describe."""
+    """Prepares a data set with the ``options`` from `parse`."""
     from retina_jax.prepare.writer import RecordsError
 
     handling = Handling(
@@ -159,7 +171,7 @@ def main(argv: list[str]) -> int:
 
     report = Reporter.on_stderr()
     prepared = run(options, report)
-    report.say(f"prepared {prepared.directory}; examine it, then train on it:")
+    report.say(f"prepared {prepared.directory}; check it, then train on it:")
     fields = [field_flag(name, value) for name, value in prepared.fields().items()]
     for words in ("doctor --config=experiments/custom.py",
                   "train --config=experiments/custom.py --workdir=runs/custom"):  # fmt: skip
@@ -171,7 +183,7 @@ def main(argv: list[str]) -> int:
 
 
 def _name_of(options: argparse.Namespace) -> str:
-    """The format's name; of TFDS the data set's own, its configuration behind it."""
+    """The format, or for TFDS the name and configuration of the data set."""
     if options.format != "tfds":
         return options.format
     if options.catalogue:

@@ -1,1 +1,1 @@
-"""Other people's annotations and images to a data set that training reads."""
+"""Convert annotations and images to a data set for training."""

@@ -1,4 +1,4 @@
-"""What an annotation file says, whatever its format, checked record by record and as a whole."""
+"""The content of an annotation file in any format, checked per record and as a whole."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ _ENOUGH_BOXES = 10  # to tell the units of boxes by
 
 @dataclasses.dataclass(frozen=True)
 class Annotations:
-    """One split's records, cross-checked; images in the order of the file.
+    """The cross-checked records of one split, with images in file order.
 
-    Images have id, file_name and perhaps width and height; annotations have bbox (x, y, width,
-    height in pixels), category_id, iscrowd and perhaps id and area: COCO's own terms.
+    The keys are those of COCO. Images have id, file_name and optionally width and height.
+    Annotations have bbox (x, y, width, height in pixels), category_id, iscrowd and optionally id
+    and area.
     """
 
     path: Path
@@ -38,21 +39,22 @@ class Annotations:
     """By image id."""
     categories: dict[int, str]
     counts: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
-    """What the file says beyond boxes and classes: how it is read, or that it is not used."""
+    """Counts of other content in the file: how it is read, or that it is not used."""
     left_out: tuple[str, ...] = ()
-    """Records that cannot be used, a line each; only where they may be left out."""
+    """Unusable records, one line each; empty unless records may be left out."""
 
 
 def refuse(path: Path, record: str, problem: str) -> RecordError:
-    """The error that names file and record."""
+    """Returns an error that names the file and the record."""
     return RecordError(f"{path}: {record}: {problem}")
 
 
 def check(path: Path, content: Any, left_out: LeftOut | None = None) -> Annotations:
-    """COCO's structure as `Annotations`; `UserError` names file and record.
+    """Checks COCO content and returns it as `Annotations`.
 
-    ``left_out`` takes the records that cannot be used. A bad annotation takes its whole image
-    along: without it, training would take the object for background.
+    ``left_out`` collects the unusable records. A bad annotation excludes its whole image;
+    otherwise, training would treat the object as background. Raises `UserError` that names the
+    file and the record.
     """
     left_out = LeftOut() if left_out is None else left_out
     if not isinstance(content, dict):
@@ -60,7 +62,7 @@ def check(path: Path, content: Any, left_out: LeftOut | None = None) -> Annotati
     for key in ("images", "annotations", "categories"):
         if not isinstance(content.get(key), list):
             raise UserError(
-                f"{path}: no list {key!r}; a COCO file has images, annotations, categories"
+                f"{path}: has no list {key!r}; COCO JSON has images, annotations, categories"
             )
     categories = _categories(path, content["categories"])
     images, bad_images = _images(path, content["images"], left_out)
@@ -75,7 +77,7 @@ def check(path: Path, content: Any, left_out: LeftOut | None = None) -> Annotati
             named = "id" in annotation
             record = f"annotation {_short(annotation['id']) if named else f'number {i}'}"
             if image_id not in images:
-                raise refuse(path, record, f"image_id {image_id} is in no image")
+                raise refuse(path, record, f"image_id {image_id} matches no image")
             checked = _annotation(path, record, annotation, categories, counts)
         except RecordError as error:
             left_out.add(error)
@@ -84,7 +86,7 @@ def check(path: Path, content: Any, left_out: LeftOut | None = None) -> Annotati
             annotations[image_id].append(checked)
     images = {i: image for i, image in images.items() if i not in bad_images}
     if not images:
-        raise UserError(f"{path}: no image of it can be used; the first: {left_out.lines[0]}")
+        raise UserError(f"{path}: none of its images can be used; the first: {left_out.lines[0]}")
     with_boxes = {a["category_id"] for of_image in annotations.values() for a in of_image}
     counts["classes without a box"] += len(categories.keys() - with_boxes)
     for image in images.values():
@@ -108,11 +110,11 @@ def _annotation(
     categories: dict[int, str],
     counts: collections.Counter[str],
 ) -> dict[str, Any]:
-    """An annotation with what is used of it; what else it says is counted."""
+    """Returns the used fields of an annotation and counts the others."""
     category_id = _whole(path, record, annotation, "category_id")
     if category_id not in categories:
         known = ", ".join(map(str, sorted(categories)[:20]))
-        raise refuse(path, record, f"unknown category_id {category_id}; known are {known}")
+        raise refuse(path, record, f"unknown category_id {category_id}; the known ids are {known}")
     box = _field(path, record, annotation, "bbox")
     if not (isinstance(box, list) and len(box) == 4 and all(is_finite(v) for v in box)):
         problem = f"bbox {_short(box)} is not four finite numbers [x, y, w, h]"
@@ -147,7 +149,7 @@ def _annotation(
 
 
 def turned_hull(box: Sequence[float], degrees: float) -> list[float]:
-    """The upright hull, xywh, of an xywh box turned about its centre."""
+    """Returns the axis-aligned hull (xywh) of an xywh box rotated about its centre."""
     x, y, width, height = map(float, box)
     cosine, sine = abs(math.cos(math.radians(degrees))), abs(math.sin(math.radians(degrees)))
     across, down = width * cosine + height * sine, width * sine + height * cosine
@@ -157,7 +159,7 @@ def turned_hull(box: Sequence[float], degrees: float) -> list[float]:
 def _count_unused(
     what: str, entry: dict[str, Any], used: set[str], counts: collections.Counter[str]
 ) -> None:
-    """Counts the fields of an entry that say something and are not used."""
+    """Counts non-empty fields of an entry that are not used."""
     for name, value in entry.items():
         empty = value is None or value is False or value in (0, "", "0") or value in ([], {})
         if name not in used and not empty:
@@ -174,24 +176,24 @@ def _categories(path: Path, entries: list[Any]) -> dict[int, str]:
         except RecordError as error:  # no record that could be left out
             raise UserError(str(error)) from None
         if identity in categories:
-            raise UserError(f"{path}: {record}: id {identity} is there twice")
+            raise UserError(f"{path}: {record}: duplicate id {identity}")
         if not name or name != " ".join(name.split()):
-            raise UserError(f"{path}: {record}: name {_short(name)} is empty or oddly spaced")
+            raise UserError(f"{path}: {record}: name {_short(name)} is empty or has extra spaces")
         same = [other for other, known in categories.items() if known == name]
         if same:
             raise UserError(
-                f"{path}: {record}: ids {same[0]} and {identity} are both named {name!r}"
+                f"{path}: {record}: ids {same[0]} and {identity} have the same name {name!r}"
             )
         categories[identity] = name
     if not categories:
-        raise UserError(f"{path}: categories is empty; name at least one class")
+        raise UserError(f"{path}: categories is empty; define at least one class")
     return categories
 
 
 def _images(
     path: Path, entries: list[Any], left_out: LeftOut
 ) -> tuple[dict[int, dict[str, Any]], set[int | None]]:
-    """Images by id, and the ids of those that were left out."""
+    """Returns the images by id, and the ids of images that were left out."""
     if not entries:
         raise UserError(f"{path}: images is empty; there is nothing to prepare")
     images: dict[int, dict[str, Any]] = {}
@@ -203,15 +205,15 @@ def _images(
             identity = _whole(path, f"images[{i}]", image, "id")
             record = f"image {identity}"
             if identity in images:
-                raise refuse(path, f"images[{i}]", f"id {identity} is there twice")
+                raise refuse(path, f"images[{i}]", f"duplicate id {identity}")
             name = _text(path, record, image, "file_name")
             if not name or "\0" in name:
-                raise refuse(path, record, f"file_name {_short(name)} is no name of a file")
+                raise refuse(path, record, f"file_name {_short(name)} is not a valid file name")
             plain = str(PurePath(name))  # ./a.jpg is a.jpg
             if plain in named:
-                problem = f"has the file_name {_short(name)} of image {named[plain]}; join the two"
+                problem = f"has the same file_name {_short(name)} as image {named[plain]}"
                 bad.add(named[plain])
-                raise refuse(path, record, problem)
+                raise refuse(path, record, f"{problem}; merge them")
             for side in ("width", "height"):
                 if image.get(side) is not None and _whole(path, record, image, side) == 0:
                     raise refuse(path, record, f"{side} is 0")
@@ -225,9 +227,9 @@ def _images(
 
 
 def check_units(found: Annotations, sizes: Mapping[int, tuple[int | None, int | None]]) -> None:
-    """`UserError` for boxes that can hardly be x, y, width, height in pixels.
+    """Raises `UserError` if the boxes are unlikely to be x, y, width, height in pixels.
 
-    ``sizes``: width and height of each image by its id; those that are not known are passed over.
+    ``sizes`` maps each image id to its width and height. Images of unknown size are skipped.
     """
     boxes, sides = [], []
     for identity, of_image in found.annotations.items():
@@ -240,8 +242,8 @@ def check_units(found: Annotations, sizes: Mapping[int, tuple[int | None, int | 
     corner, size = given[:, :2], given[:, 2:]
     if (np.abs(given) <= 1.5).all() and (sides > 8).all():
         raise UserError(
-            f"{found.path}: all {len(given)} boxes lie between 0 and 1.5: they look normalised; "
-            "multiply x and width by the picture's width, y and height by its height"
+            f"{found.path}: no coordinate of its {len(given)} boxes exceeds 1.5, so they look "
+            "normalised; multiply x and width by the image width, y and height by the image height"
         )
     with np.errstate(over="ignore"):
         far = corner + size
@@ -249,13 +251,13 @@ def check_units(found: Annotations, sizes: Mapping[int, tuple[int | None, int | 
     as_corners = ((size > corner) & (size <= sides + 1)).all(axis=1).mean()
     if len(given) >= _ENOUGH_BOXES and outside > 0.2 and as_corners > 0.98:
         raise UserError(
-            f"{found.path}: {outside:.0%} of its boxes pass their pictures' edges as [x, y, width, "
-            "height] and almost all fit as [x1, y1, x2, y2]; subtract x1 from x2 and y1 from y2"
+            f"{found.path}: {outside:.0%} of its boxes extend past the image as [x, y, width, "
+            "height], but almost all fit as [x1, y1, x2, y2]; subtract x1 from x2 and y1 from y2"
         )
 
 
 def _short(value: Any) -> str:
-    """For a line of a message: no more than 80 characters of what may be anything."""
+    """Formats any value for a message, with at most 80 characters."""
     text = ascii(value)
     return text if len(text) <= 80 else text[:77] + "…"
 
@@ -269,25 +271,25 @@ def _field(path: Path, record: str, entry: Any, name: str) -> Any:
 def _text(path: Path, record: str, entry: Any, name: str) -> str:
     value = _field(path, record, entry, name)
     if not isinstance(value, str):
-        raise refuse(path, record, f"{name} {_short(value)} is not text")
+        raise refuse(path, record, f"{name} {_short(value)} is not a string")
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise refuse(path, record, f"{name} {_short(value)} is no valid Unicode") from None
+        raise refuse(path, record, f"{name} {_short(value)} is not valid Unicode") from None
     return value
 
 
 def _whole(path: Path, record: str, entry: Any, name: str) -> int:
     value = _field(path, record, entry, name)
     if isinstance(value, bool) or not isinstance(value, int):
-        raise refuse(path, record, f"{name} {_short(value)} is not a whole number")
+        raise refuse(path, record, f"{name} {_short(value)} is not an integer")
     if not 0 <= value < 2**63:
         raise refuse(path, record, f"{name} {_short(value)} is negative or too large for 63 bits")
     return value
 
 
 def is_finite(value: Any) -> bool:
-    """Whether it is a number that floating point can hold."""
+    """Whether the value is a finite number that fits in floating point."""
     try:
         return not isinstance(value, bool) and math.isfinite(value)
     except (TypeError, OverflowError):

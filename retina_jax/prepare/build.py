@@ -1,4 +1,4 @@
-"""From a source of annotations and images to a data set on disk, with what was found and mended."""
+"""Prepare a data set from annotations and images, and report what was found and fixed."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from retina_jax.prepare.yolo_tree import read_yolo
 from retina_jax.progress import Reporter
 
 Folders = dict[str, tuple[Annotations, Path]]
-"""Split to its annotations and the folder of its images."""
+"""Maps each split to its annotations and its image folder."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """What a data set is made from."""
+    """The input of a data set."""
 
     rows: Mapping[str, Rows]
     """By split."""
@@ -39,9 +39,9 @@ class Source:
     category_ids: Sequence[int]
     description: str
     found: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    """What was counted in the folders."""
+    """Counts of files in the folders."""
     left_out: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
-    """By split: records that cannot be used, a line each."""
+    """By split: unusable records, one line each."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,12 +52,12 @@ class Prepared:
     """``out/NAME/VERSION``."""
     splits: tuple[str, ...]
     max_boxes: int
-    """The most boxes on one image."""
+    """The maximum number of boxes on one image."""
     left_out: int = 0
-    """Records that could not be used; left_out.txt in the directory lists them."""
+    """Number of unusable records; left_out.txt in the directory lists them."""
 
     def fields(self) -> dict[str, object]:
-        """Fields of a config, beside the experiment's, by which training reads it."""
+        """Returns the config fields that training needs to read this data set."""
         fields = {
             "data.dir": str(self.directory.parent.parent),
             "data.name": self.directory.parent.name,
@@ -80,7 +80,7 @@ def _first(wanted: Sequence[str], there: Sequence[str]) -> str:
 
 
 def home_of(path: Path) -> Path:
-    """A path whose ~ is resolved."""
+    """Returns the path with ~ expanded."""
     try:
         return path.expanduser()
     except RuntimeError as error:
@@ -90,16 +90,17 @@ def home_of(path: Path) -> Path:
 def named_splits(
     flag: str, arguments: Sequence[str], exists: Callable[[str], bool] = lambda what: False
 ) -> dict[str, str]:
-    """Split to what makes it, in the order given; ``SPLIT=WHAT``, or a name that tells the split.
+    """Maps each split to its source, in the order given.
 
-    ``flag``: for messages. ``exists``: whether there is such a file; its name may hold a =.
+    An argument is ``SPLIT=WHAT``, or a name that shows the split. ``flag`` is used in messages.
+    ``exists`` tells whether a file exists, because file names may contain "=".
     """
     splits: dict[str, str] = {}
     for argument in arguments:
         split, what = _split_of(flag, argument, exists)
         if split in splits:
             raise UserError(
-                f"{flag} {what} and {splits[split]} are both split {split!r}; name one yourself: "
+                f"{flag} {what} and {splits[split]} both become split {split!r}; name one of them: "
                 f"{flag} NAME={what}"
             )
         splits[split] = what
@@ -112,13 +113,13 @@ def _split_of(flag: str, argument: str, exists: Callable[[str], bool]) -> tuple[
     if equals and names_split and (exists(what) or not exists(argument)):
         return name, what
     if equals and not names_split and not re.search(r"[\\/.]", name) and not exists(argument):
-        raise UserError(f"{flag} {argument}: {name!r} cannot name a split; use for example train=")
+        raise UserError(f"{flag} {argument}: {name!r} is not a valid split name; try train=")
     path = Path(argument)
     for text in (path.stem, path.parent.name):  # train/_annotations.coco.json, as Roboflow has it
         for word, split in (("train", "train"), ("val", "validation"), ("test", "test")):
             if word in text.lower():
                 return split, argument
-    raise UserError(f"{flag} {argument}: its name does not tell its split; write train={argument}")
+    raise UserError(f"{flag} {argument}: the name does not show the split; write train={argument}")
 
 
 def coco_source(
@@ -127,17 +128,18 @@ def coco_source(
     follow_links: bool = False,
     skip_bad: bool = False,
 ) -> Source:
-    """COCO JSON files, ``annotations`` as `named_splits` reads them, and folders of images.
+    """Reads COCO JSON files and their image folders.
 
-    ``images``: one folder for all, or one for each file in the same order.
+    ``annotations`` are arguments of `named_splits`. ``images`` has one folder for all files, or
+    one per file in the same order.
     """
     folders = [home_of(folder) for folder in images]
     if len(folders) == 1:
         folders = folders * len(annotations)
     if len(folders) != len(annotations):
         raise UserError(
-            f"{len(folders)} --images for {len(annotations)} --annotations; give one for "
-            "all, or one for each in the same order"
+            f"got {len(folders)} --images for {len(annotations)} --annotations; give --images "
+            "once, or once for each --annotations in the same order"
         )
     for folder in folders:
         if not folder.is_dir():
@@ -153,7 +155,7 @@ def coco_source(
 def voc_source(
     tree: Path, split: Sequence[str], follow_links: bool = False, skip_bad: bool = False
 ) -> Source:
-    """A Pascal VOC tree; ``split`` names lists of ImageSets/Main."""
+    """Reads a Pascal VOC tree; ``split`` names lists in ImageSets/Main."""
     tree = home_of(tree)
     lists = tree / "ImageSets" / "Main"
     named = named_splits("--split", split, lambda name: (lists / f"{name}.txt").is_file())
@@ -164,7 +166,7 @@ def voc_source(
 
 
 def yolo_source(tree: Path, follow_links: bool = False, skip_bad: bool = False) -> Source:
-    """A YOLO tree with its data.yaml."""
+    """Reads a YOLO tree with a data.yaml."""
     left_out = {split: LeftOut(skip_bad) for split in YOLO_SPLITS.values()}
     splits = read_yolo(home_of(tree), follow_links, left_out)
     return _source("yolo", splits, follow_links, skip_bad)
@@ -173,7 +175,7 @@ def yolo_source(tree: Path, follow_links: bool = False, skip_bad: bool = False) 
 def tfds_source(
     catalogue: str, directory: Path | None, split: Sequence[str], catalogue_dir: Path | None
 ) -> Source:
-    """A data set of TFDS's catalogue, or one that TFDS has written in ``directory``."""
+    """Reads a data set from the TFDS catalogue, or one that TFDS wrote to ``directory``."""
     from retina_jax.prepare.catalogue import open_catalogue, open_directory
 
     splits = named_splits("--split", split)
@@ -185,14 +187,14 @@ def tfds_source(
 
 
 def _source(kind: str, splits: Folders, follow_links: bool, skip_bad: bool) -> Source:
-    """Annotations of all splits, checked against each other and their folders."""
+    """Checks the annotations of all splits against each other and their image folders."""
     annotations = [found for found, _ in splits.values()]
     categories = annotations[0].categories
     for other in annotations:
         if other.categories != categories:
             raise UserError(
-                f"{other.path} has categories {other.categories}, the first file {categories}; "
-                "all splits must share theirs"
+                f"{other.path} has categories {other.categories}, but the first file has "
+                f"{categories}; all splits must have the same categories"
             )
     category_ids = sorted(categories)
     labels = {category_id: label for label, category_id in enumerate(category_ids)}
@@ -223,11 +225,11 @@ def _source(kind: str, splits: Folders, follow_links: bool, skip_bad: bool) -> S
 
 
 def check_target(out: Path, name: str) -> None:
-    """`UserError` where a data set of that name cannot be written."""
+    """Raises `UserError` if a data set with this name cannot be written."""
     check_name(name)
     target = data_set_directory(out, name)
     if target.exists():
-        raise UserError(f"{target} is there already; remove it, or give another --name or --out")
+        raise UserError(f"{target} already exists; remove it, or set another --name or --out")
 
 
 def prepare(
@@ -237,14 +239,14 @@ def prepare(
     report: Reporter | None = None,
     handling: Handling | None = None,
 ) -> Prepared:
-    """Writes the data set ``out/name`` and reports what was found and mended, split by split.
+    """Writes the data set ``out/name`` and reports what was found and fixed in each split.
 
-    Raises `UserError` that names file and record of what cannot be used, with all of it.
+    Raises `UserError` that names the file and the record of everything that cannot be used.
     """
     report, handling = report or Reporter(), handling or Handling()
     check_target(out, name)
     total = sum(map(len, source.rows.values()))
-    with report.progress("looking at sizes and bits", total) as bar:
+    with report.progress("reading image sizes and bit depths", total) as bar:
         scale = survey(
             source.rows, handling.pixel_scale, lambda count: bar.advance("images", by=count)
         )
@@ -284,20 +286,20 @@ def _say(
             index = Index.load(directory, split)
             row, most = int(index.box_counts.argmax()), int(index.box_counts.max())
             if most > common:
-                counts[f"boxes on image {index.image_ids[row]}, the most: to train on it set "
+                counts[f"boxes on image {index.image_ids[row]}, the maximum; to train on it, set "
                        f"--config.data.max_boxes={most}"] = most  # fmt: skip
         for what, count in counts.items():
             report.say(f"  {count} {what}")
     if handling.pixel_scale:
         low, high = handling.pixel_scale
         report.say(
-            f"values {low:g} to {high:g} of 16-bit and float pictures became 0 to 255 "
+            f"scaled values {low:g} to {high:g} of 16-bit and float images to 0 to 255 "
             "(--pixel-range)"
         )
     if few:
         low, high = handling.pixel_scale or (0, 0)
         report.note(
-            f"{few} {FEW_LEVELS}: they are nearly black or of one grey; if {low:g} to {high:g} is "
-            "not the range of the source, set --pixel-range=LOW,HIGH",
+            f"{few} {FEW_LEVELS}: they are nearly black or nearly uniform; if the source range is "
+            f"not {low:g} to {high:g}, set --pixel-range=LOW,HIGH",
             "warning",
         )

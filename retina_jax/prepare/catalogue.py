@@ -1,4 +1,4 @@
-"""A detection data set that TFDS has, or makes, as rows for `write_data_set`."""
+"""Read a TFDS detection data set as rows for `write_data_set`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _USED_OF_OBJECTS = {"bbox", "label", "area", "id", *IGNORED}
 
 
 class CatalogueRows:
-    """One split, by row; pictures and boxes pass the same checks as everyone's."""
+    """One split, by row; its images and boxes pass the same checks as other formats."""
 
     def __init__(
         self,
@@ -48,9 +48,9 @@ class CatalogueRows:
     ):
         """
         Args:
-          version: changes where the data set does.
-          deep: its pictures have more than 8 bits a channel.
-          stored_scale: that of an earlier ``prepare``, which made its pictures 8-bit.
+          version: changes when the data set changes.
+          deep: whether its images have more than 8 bits per channel.
+          stored_scale: the scale with which an earlier ``prepare`` converted the images to 8 bits.
         """
         self._name = f"{name}, split {split}"
         self._version = version
@@ -67,12 +67,12 @@ class CatalogueRows:
         return f"{self._name}: row {row}"
 
     def look(self, row: int, with_values: bool) -> Look | None:
-        """The range of a row's values, only where the features say that there are 16-bit ones."""
+        """Returns the range of a row's values if the features declare more than 8 bits."""
         if not (self._deep and with_values):
             return None
         if isinstance(self._records, InOrder):
             raise UserError(
-                f"{self._name} has pictures of 16 bits or floats and can be read only once; set "
+                f"{self._name} has 16-bit or float images and can be read only once; set "
                 "--pixel-range=LOW,HIGH to the values that become 0 and 255"
             )
         try:
@@ -81,10 +81,10 @@ class CatalogueRows:
             return None
 
     def check_units(self, looks: Sequence[Look | None]) -> None:
-        """TFDS's own boxes are normalised."""
+        """Does nothing: TFDS boxes are always normalised."""
 
     def counts(self) -> collections.Counter[str]:
-        """Nothing beyond the records."""
+        """Returns no counts: everything is counted per record."""
         return collections.Counter()
 
     def fingerprint(self, row: int) -> str:
@@ -142,7 +142,7 @@ class CatalogueRows:
 
 
 class InOrder(Sequence):
-    """Random access, nearly in order, to what can only be read from the start (TFRecord)."""
+    """Nearly sequential random access to data that can only be read from the start (TFRecord)."""
 
     _KEPT = 1024  # more than the writer has under way
 
@@ -168,37 +168,37 @@ class InOrder(Sequence):
 def open_catalogue(
     name: str, splits: dict[str, str], data_dir: Path | None
 ) -> tuple[dict[str, CatalogueRows], list[str], list[int]]:
-    """Downloads what is not there yet; rows by split, class names and their ids.
+    """Downloads a data set if needed; returns rows by split, class names and category ids.
 
     Args:
-      splits: name here to TFDS's, such as ``{"train": "train+validation"}``; empty: train and
-        validation as they are.
-      data_dir: where TFDS keeps its own copy; None: its default.
+      splits: maps split names to TFDS splits, such as ``{"train": "train+validation"}``; if empty,
+        train and validation are kept.
+      data_dir: where TFDS stores its copy; None selects its default.
     """
     try:
         builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
         builder.download_and_prepare()
     except tfds.core.DatasetNotFoundError:
         raise UserError(
-            f"{name} is not in the TFDS catalogue; write for example voc/2007 or coco/2017"
+            f"--catalogue {name} is not in the TFDS catalogue; try voc/2007 or coco/2017"
         ) from None
     except (ImportError, AttributeError) as error:
         raise _wants_tensorflow(name, error) from None
     except (OSError, ValueError, RuntimeError, tfds.download.DownloadError) as error:
         why = " ".join(str(error).split())[:300]
-        raise UserError(f"{name} could not be downloaded or prepared by TFDS: {why}") from None
+        raise UserError(f"TFDS could not download or prepare {name}: {why}") from None
     return _open(name, builder, splits)
 
 
 def open_directory(
     directory: Path, splits: dict[str, str]
 ) -> tuple[dict[str, CatalogueRows], list[str], list[int]]:
-    """The same of a data set that TFDS has written in ``directory``, TFRecord too."""
+    """Like `open_catalogue`, for a data set that TFDS wrote to ``directory``, also as TFRecord."""
     builder = tfds_builder(directory)
     if builder is None:
         raise UserError(
-            f"--directory {directory} holds no TFDS data set; give the folder of its version, "
-            "which holds dataset_info.json"
+            f"--directory {directory} contains no TFDS data set; give the version folder, which "
+            "contains dataset_info.json"
         )
     return _open(str(directory), builder, splits)
 
@@ -208,8 +208,8 @@ def _open(name: str, builder, splits: dict[str, str]):
     objects = getattr(features["objects"], "feature", {}) if "objects" in features else {}
     if "image" not in features or "bbox" not in objects or not _has_classes(objects):
         raise UserError(
-            f"{name} has no image, objects/bbox and objects/label with class names: it is not a "
-            "detection data set"
+            f"{name} is not a detection data set: it lacks image, objects/bbox, or "
+            "objects/label with class names"
         )
     if not splits:
         splits = {s: s for s in ("train", "validation") if s in builder.info.splits}
@@ -253,7 +253,7 @@ def _records(name: str, builder, split: str) -> Sequence[Any]:
 def _wants_tensorflow(name: str, error: Exception) -> Exception:
     if isinstance(error, ImportError) or "tensorflow" in str(error).lower():
         return UserError(
-            f"{name} needs TensorFlow to be read, this once: pip install tensorflow "
+            f"reading {name} requires TensorFlow; install it: pip install tensorflow "
             "importlib_resources (in a checkout: pip install -e '.[catalogue]')"
         )
     return error

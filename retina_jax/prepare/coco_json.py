@@ -1,4 +1,4 @@
-"""COCO JSON to `Annotations`."""
+"""Read COCO JSON as `Annotations`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from retina_jax.prepare.handling import LeftOut
 
 
 def read_coco(path: Path, left_out: LeftOut | None = None) -> Annotations:
-    """Reads a COCO JSON file. `UserError` names the file and the record that is wrong."""
+    """Reads a COCO JSON file. Raises `UserError` that names the file and the faulty record."""
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What becomes of records that cannot be used, and of pictures that need a choice."""
+"""How to handle unusable records, and images that need a decision."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ import math
 from retina_jax.errors import UserError
 
 ADVICE = (
-    "--on-bad=skip leaves such records out, up to --max-bad=SHARE of all; --allow-truncated keeps "
-    "cut JPEGs that can be decoded"
+    "--on-bad=skip leaves out such records, up to --max-bad=SHARE of all; --allow-truncated keeps "
+    "truncated JPEGs that can be decoded"
 )
 
 
 class RecordError(UserError):
-    """A record that cannot be used; ``--on-bad=skip`` leaves it out."""
+    """An unusable record; ``--on-bad=skip`` leaves it out."""
 
     def __init__(self, message: str):
         super().__init__(printable(message))
 
 
 def printable(text: str) -> str:
-    """The text with what would not show, or would break the line, as an escape."""
+    """Returns the text with non-printable characters escaped."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 @dataclasses.dataclass(frozen=True)
 class Handling:
-    """What the flags of ``prepare`` choose; the defaults are the flags'."""
+    """The options of ``prepare``, with the defaults of its flags."""
 
     skip_bad: bool = False
     max_bad: float = 0.01
-    """Largest share of all records that ``skip_bad`` may leave out."""
+    """The largest share of records that ``skip_bad`` may leave out."""
     allow_truncated: bool = False
-    """Keep cut JPEGs that the decoder can finish."""
+    """Keep truncated JPEGs that can be decoded."""
     pixel_scale: tuple[float, float] | None = None
-    """Values of 16-bit and float pictures that become 0 and 255; None: not chosen yet."""
+    """Values of 16-bit and float images that become 0 and 255; None if not chosen yet."""
 
     def __post_init__(self):
         if not 0 <= self.max_bad <= 1:
@@ -50,7 +50,7 @@ class Handling:
 
 @dataclasses.dataclass
 class LeftOut:
-    """Records of a split that were left out, one line each; without ``skip`` the first raises."""
+    """Collects the records left out of a split; without ``skip``, the first one raises."""
 
     skip: bool = False
     lines: list[str] = dataclasses.field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Links that lead out of a tree: a downloaded data set must not read elsewhere."""
+"""Links that lead outside a tree: a downloaded data set must not read other files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from retina_jax.errors import UserError
 
 
 def is_inside(path: Path, root: Path) -> bool:
-    """Whether a path, its links followed, lies below ``root``, which is resolved."""
+    """Whether a path is inside the resolved ``root`` after following its links."""
     try:
         return path.resolve().is_relative_to(root)
     except (OSError, RuntimeError):  # a ring of links
@@ -16,6 +16,8 @@ def is_inside(path: Path, root: Path) -> bool:
 
 
 def check_inside(path: Path, root: Path, follow_links: bool) -> None:
-    """`UserError` for a link that leads out of ``root``, unless it may."""
+    """Raises `UserError` for a link that leads outside ``root``, unless links are allowed."""
     if not follow_links and not is_inside(path, root.resolve()):
-        raise UserError(f"{path}: is a link out of {root}; add --follow-links if you trust it")
+        raise UserError(
+            f"{path}: is a link that leads outside {root}; add --follow-links if you trust it"
+        )

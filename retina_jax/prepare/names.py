@@ -1,7 +1,7 @@
-"""Names as other programs write them, matched by what they mean.
+"""Match file names across programs that write them differently.
 
-Unicode has several spellings of one text (NFC, NFD), Windows writes backslashes and byte order
-marks, and cameras write .JPG where a list says .jpg. An exact match always comes first.
+Unicode can encode the same text in several ways (NFC, NFD). Windows writes backslashes and byte
+order marks. Cameras write .JPG where a list says .jpg. An exact match always comes first.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ BYTE_ORDER_MARK = "\ufeff"
 
 
 def clean(text: str) -> str:
-    """The text in NFC, without byte order marks before it."""
+    """Returns the text in NFC, without leading byte order marks."""
     return unicodedata.normalize("NFC", text.lstrip(BYTE_ORDER_MARK))
 
 
 def key(name: str) -> str:
-    """What a file's name is matched by: clean, forward slashes, its suffix in lower case."""
+    """Returns the form used to match file names: NFC, forward slashes, lower-case suffix."""
     parts = PurePosixPath(name.replace("\\", "/")).parts
     stem, suffix = posixpath.splitext(str(PurePosixPath(*map(clean, parts))))
     return stem + suffix.lower()
 
 
 def leads_outside(name: str) -> bool:
-    """Whether it is an absolute path, of any system, or goes upwards."""
+    """Whether a name is an absolute path on any system, or contains ``..``."""
     path = PurePosixPath(name.replace("\\", "/"))
     return path.is_absolute() or ".." in path.parts or PureWindowsPath(name).is_absolute()
 
@@ -43,7 +43,7 @@ def is_picture(name: str) -> bool:
 
 
 class Folder:
-    """The files in a folder and below it, found by name; safe to use from several threads."""
+    """Finds the files in a folder and its subfolders by name; thread-safe."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -63,14 +63,14 @@ class Folder:
 
     @functools.cached_property
     def pictures_by_stem(self) -> dict[str, list[str]]:
-        """Pictures by what stands before their last dot, as `key` writes it."""
+        """Image files by stem, as `stem_of` returns it."""
         named = ((stem_of(name), name) for name in self.files if is_picture(name))
         return _grouped((stem, name) for stem, name in named if (self.path / name).is_file())
 
     def find(self, name: str) -> list[str]:
-        """The files that ``name`` can mean: one, none, or several that nothing tells apart.
+        """Returns the files that match ``name``: one, none, or several if it is ambiguous.
 
-        A name may repeat the folder's own: images/a.jpg in the folder images.
+        The name may start with the name of the folder: images/a.jpg in the folder images.
         """
         with contextlib.suppress(OSError):  # a name too long for any file
             if (self.path / name).is_file():
@@ -86,7 +86,7 @@ class Folder:
         return []
 
     def nearest(self, name: str) -> str | None:
-        """A file whose name differs from ``name`` in little, for a message."""
+        """Returns a file with a similar name, for messages."""
         loose = _grouped((_loose(PurePosixPath(n).name), n) for n in self.files)
         wanted = _loose(PurePosixPath(key(name)).name)
         if wanted in loose:
@@ -98,7 +98,7 @@ class Folder:
 
 
 def stem_of(name: str) -> str:
-    """`key` without the suffix, which is what stands behind the last dot."""
+    """Returns `key` without the file suffix."""
     return posixpath.splitext(key(name))[0]
 
 

@@ -1,4 +1,4 @@
-"""XML files of strangers: in any encoding they declare, without entities of their own."""
+"""Parse untrusted XML in any declared encoding, without custom entities."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ _DECLARED = re.compile(rb"""\s*<\?xml[^>]*?\sencoding\s*=\s*["']([A-Za-z0-9._:-]
 
 
 class XMLError(Exception):
-    """Why a file is not XML that may be read, in one line."""
+    """The reason why an XML file is rejected, in one line."""
 
 
 def read_xml(path: Path) -> Element:
-    """The root of a file; comments and processing instructions are passed over.
+    """Returns the root element; comments and processing instructions are skipped.
 
-    Raises `XMLError`, also for what declares entities: they can grow without bound, or read files.
+    Raises `XMLError`, also for declared entities: they can expand without limit or read files.
     """
     try:
         if not path.is_file():
             raise XMLError("not a regular file")
         if path.stat().st_size > _MOST_BYTES:
-            raise XMLError(f"has over {_MOST_BYTES >> 20} MiB")
+            raise XMLError(f"is larger than {_MOST_BYTES >> 20} MiB")
         return parse_xml(path.read_bytes())
     except OSError as error:
         raise XMLError(error.strerror or str(error)) from None
 
 
 def parse_xml(data: bytes) -> Element:
-    """`read_xml` of a file's content."""
+    """Like `read_xml`, for the content of a file."""
     builder = TreeBuilder()
     depth = 0
 
@@ -46,7 +46,7 @@ def parse_xml(data: bytes) -> Element:
         nonlocal depth
         depth += 1
         if depth > _DEEPEST:
-            raise XMLError(f"elements nest more than {_DEEPEST} deep")
+            raise XMLError(f"elements nest deeper than {_DEEPEST} levels")
         builder.start(tag, attributes)
 
     def end(tag: str) -> None:
@@ -55,7 +55,7 @@ def parse_xml(data: bytes) -> Element:
         builder.end(tag)
 
     def refuse(*_) -> None:
-        raise XMLError("declares or uses entities of its own, which are not read")
+        raise XMLError("declares or uses custom entities, which are not supported")
 
     # the text is ours by now, whatever encoding its declaration names
     parser = xml.parsers.expat.ParserCreate("utf-8")

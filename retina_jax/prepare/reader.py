@@ -1,6 +1,6 @@
-"""Annotations and a folder of pictures to records: checked, mended where that is safe, counted.
+"""Convert annotations and images to records that are checked, and fixed where that is safe.
 
-What is mended is counted and said; what cannot be is an error that names file and record.
+Each fix is counted and reported. Anything else raises an error that names the file and the record.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from retina_jax.prepare.names import Folder, leads_outside
 
 
 class AnnotationReader:
-    """The records of a split, by row; safe to read from several threads."""
+    """Reads the records of a split by row; thread-safe."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class AnnotationReader:
         labels: dict[int, int],
         follow_links: bool = False,
     ):
-        """``labels``: category id to label. ``follow_links``: out of the folder, too."""
+        """``labels`` maps category ids to labels. ``follow_links``: also outside the folder."""
         self.annotations = annotations
         self.handling = Handling()
         self.stored_scale = None  # pictures are as they were
@@ -50,7 +50,7 @@ class AnnotationReader:
         return len(self.annotations.images)
 
     def check_files(self) -> None:
-        """`RecordError` that names the pictures that are not there, before anything is written."""
+        """Raises `RecordError` that names missing images, before anything is written."""
         missing = []
         for image in self.annotations.images:
             if not self._found(image):
@@ -62,16 +62,16 @@ class AnnotationReader:
             others = sum(not self._found(image) for image in rest)
             more = f" and {others} more" if others else ""
             raise RecordError(
-                f"{self.annotations.path}: missing in --images {self._folder.path}: "
+                f"{self.annotations.path}: missing from --images {self._folder.path}: "
                 f"{'; '.join(missing)}{more}"
             )
 
     def used_files(self) -> set[str]:
-        """Names, relative to the folder, of the pictures that are read."""
+        """Returns the names of the image files to read, relative to the folder."""
         return {str(Path(file)) for files in self._files.values() for file in files}
 
     def counts(self) -> collections.Counter[str]:
-        """What the annotations say beyond boxes, and how files are found by another name."""
+        """Returns counts of other annotation content, and of files found under another spelling."""
         matched = sum(
             len(self._files[image["id"]]) == 1
             and Path(self._files[image["id"]][0]) != Path(image["file_name"])
@@ -82,7 +82,7 @@ class AnnotationReader:
 
     @functools.cached_property
     def _files(self) -> dict[int, list[str]]:
-        """By image id: the files that its name can mean."""
+        """By image id: the files that match its name."""
         found = {}
         for image in self.annotations.images:
             name = image["file_name"]
@@ -92,7 +92,7 @@ class AnnotationReader:
 
     @functools.cached_property
     def _images_of(self) -> dict[str, list[int]]:
-        """By file: ids of the images that mean it."""
+        """By file: ids of the images that use it."""
         found: dict[str, list[int]] = {}
         for identity, files in self._files.items():
             for file in files:
@@ -102,10 +102,10 @@ class AnnotationReader:
     def _missing(self, image: dict[str, Any]) -> str:
         name = image["file_name"][:120]
         near = self._folder.nearest(name)
-        return f"{name!a}" + (f" (there is {near!a})" if near and near != name else "")
+        return f"{name!a}" + (f" (did you mean {near!a}?)" if near and near != name else "")
 
     def _found(self, image: dict[str, Any]) -> Path | None:
-        """The picture's file; None where there is none; `RecordError` for one not to be read."""
+        """Returns the image file, or None if missing; raises `RecordError` if it is not allowed."""
         name = image["file_name"]
         if leads_outside(name):
             raise self._refuse(image, "lies outside the image folder")
@@ -113,15 +113,17 @@ class AnnotationReader:
             files = self._files[image["id"]]
             if len(files) > 1:
                 several = " and ".join(f"{file!a}" for file in files[:3])
-                raise self._refuse(image, f"can mean {several}; write one of them exactly")
+                raise self._refuse(image, f"matches {several}; write the exact name")
             others = [i for file in files for i in self._images_of[file] if i != image["id"]]
             if others:
-                problem = f"is the file {files[0]!a} of image {others[0]} too; join the two"
+                problem = f"uses the same file {files[0]!a} as image {others[0]}; merge them"
                 raise self._refuse(image, problem)
             path = self._folder.path / (files[0] if files else name)
             if not self._follow_links and not is_inside(path, self._root):
                 raise self._refuse(
-                    image, "is a link out of the image folder; add --follow-links if you trust it"
+                    image,
+                    "is a link that leads outside the image folder; add --follow-links if you "
+                    "trust it",
                 )
             return path if path.is_file() else None
         except OSError as error:  # a name too long for any file
@@ -130,7 +132,7 @@ class AnnotationReader:
     def _path(self, image: dict[str, Any]) -> Path:
         path = self._found(image)
         if path is None:
-            raise self._refuse(image, f"missing in --images {self._folder.path}")
+            raise self._refuse(image, f"missing from --images {self._folder.path}")
         return path
 
     def _refuse(self, image: dict[str, Any], problem: str) -> RecordError:
@@ -138,9 +140,9 @@ class AnnotationReader:
         return refuse(self.annotations.path, record, problem)
 
     def look(self, row: int, with_values: bool) -> Look | None:
-        """What a first pass needs of a row; None where reading it will say what is wrong.
+        """Returns what the first pass needs from a row; None if `read` will raise an error.
 
-        ``with_values``: the range of 16-bit and float pictures, too.
+        ``with_values`` includes the value range of 16-bit and float images.
         """
         image = self.annotations.images[row]
         size = image.get("width"), image.get("height")
@@ -156,7 +158,7 @@ class AnnotationReader:
             return None
 
     def check_units(self, looks: Sequence[Look | None]) -> None:
-        """`UserError` for boxes that can hardly be pixels, now that all sizes are known."""
+        """Raises `UserError` if the boxes are unlikely to be in pixels, given all image sizes."""
         sizes = {
             image["id"]: seen.size
             for image, seen in zip(self.annotations.images, looks, strict=True)
@@ -169,7 +171,7 @@ class AnnotationReader:
         return f"{self.annotations.path}: {self.annotations.images[row]['file_name'][:120]!a}"
 
     def fingerprint(self, row: int) -> str:
-        """Of all that a row is made from, without reading its picture."""
+        """Returns a hash of the sources of a row, without reading the image."""
         image = self.annotations.images[row]
         try:
             path = self._path(image)
@@ -181,7 +183,7 @@ class AnnotationReader:
         return hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()
 
     def read(self, row: int) -> Record:
-        """The record of a row; `RecordError` names it where it cannot be used."""
+        """Returns the record of a row. Raises `RecordError` that names an unusable record."""
         image = self.annotations.images[row]
         counts = collections.Counter(images=1)
         named = image.get("width"), image.get("height")
@@ -227,7 +229,7 @@ class AnnotationReader:
 def boxes_inside(
     annotations: list[dict[str, Any]], height: int, width: int, counts: collections.Counter[str]
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """xyxy of the annotations whose boxes have area within the picture, cut to it, and they."""
+    """Returns boxes (xyxy) clipped to the image and their annotations; drops empty boxes."""
     given = np.array([a["bbox"] for a in annotations], np.float64).reshape(-1, 4)
     has_area = (given[:, 2:] > 0).all(axis=1)
     with np.errstate(over="ignore"):  # a far edge beyond floating point is cut like any other

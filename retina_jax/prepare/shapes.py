@@ -1,8 +1,8 @@
 """The embedded data set: five kinds of shapes on clutter, drawn from a seed.
 
-Textured grounds with lines, specks and blobs that are no objects; 1 to 8 objects of a wide range
-of sizes, turned, overlapping and of any contrast; some pictures empty, some with a crowd. A loss
-or an anchor that is broken shows at once in its AP.
+The textured backgrounds have lines, specks and blobs that are not objects. Most images have 1 to 8
+rotated, overlapping objects in a wide range of sizes and contrasts. Some images are empty, and some
+have a crowd. A broken loss or anchor shows at once in the AP.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _ground(rng: np.random.Generator) -> np.ndarray:
 
 
 def _paint(picture: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The shape in a colour that differs from what it covers, with a texture of its own."""
+    """Paints a textured shape in a colour that contrasts with the background."""
     inside = mask > 0.5
     under = picture[inside].mean(axis=0) if inside.any() else picture.mean(axis=(0, 1))
     contrast = rng.uniform(50, 150)
@@ -111,13 +111,13 @@ def _paint(picture: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> n
 
 
 def _box(mask: np.ndarray, corners: np.ndarray) -> np.ndarray:
-    """Tight xyxy of what lies inside the picture, pixels."""
+    """Returns the tight xyxy box inside the image, in pixels."""
     low, high = corners.min(axis=0), corners.max(axis=0)
     return np.clip(np.concatenate([low, high]), 0, SIDE)
 
 
 def _draw(rng: np.random.Generator) -> tuple[np.ndarray, list[tuple[np.ndarray, int, bool, float]]]:
-    """A picture and its objects as (box, label, is_crowd, area)."""
+    """Draws an image and its objects as (box, label, is_crowd, area)."""
     picture = _ground(rng)
     fate = rng.uniform()
     objects = []
@@ -162,7 +162,7 @@ def _overlap(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _draw_crowd(picture: np.ndarray, rng: np.random.Generator):
-    """A heap of one class that nobody would count, as one crowd box."""
+    """Draws a dense group of one class as one crowd box."""
     label = int(rng.integers(len(CLASS_NAMES)))
     middle = rng.uniform(40, SIDE - 40, 2)
     covered = np.zeros((SIDE, SIDE), np.float32)
@@ -182,7 +182,7 @@ def _draw_crowd(picture: np.ndarray, rng: np.random.Generator):
 
 
 def draw_record(split: str, row: int) -> Record:
-    """The picture of a row: a function of the split and the row alone."""
+    """Draws the image of a row, which depends only on the split and the row."""
     rng = np.random.default_rng((list(SPLITS).index(split), row))
     picture, objects = _draw(rng)
     ok, encoded = cv2.imencode(".png", picture[..., ::-1])
@@ -202,7 +202,7 @@ def draw_record(split: str, row: int) -> Record:
 
 
 class _Drawn:
-    """The first rows of a split, as `write_data_set` asks for them."""
+    """The first rows of a split, in the form that `write_data_set` reads."""
 
     def __init__(self, split: str, rows: int):
         self._split = split
@@ -219,7 +219,7 @@ class _Drawn:
 
 
 def build(data_dir: Path, rows: dict[str, int] | None = None, name: str = "shapes") -> Path:
-    """Draws and writes the data set (or, for a test, its first ``rows``); returns its directory."""
+    """Draws and writes the data set, or its first ``rows`` for tests; returns its directory."""
     directory, _ = write_data_set(
         data_dir,
         name,
@@ -232,10 +232,10 @@ def build(data_dir: Path, rows: dict[str, int] | None = None, name: str = "shape
 
 
 def open_data_set(config_dir: str, name: str) -> Path:
-    """The directory of a data set; ``shapes`` is drawn where it is not there yet.
+    """Returns the directory of a data set; draws ``shapes`` if it does not exist yet.
 
-    ``config_dir`` and ``name``: ``data.dir`` and ``data.name``. Raises `UserError` for a data set
-    that is not there.
+    ``config_dir`` and ``name`` are ``data.dir`` and ``data.name``. Raises `UserError` if the data
+    set does not exist.
     """
     directory = data_dir(config_dir)
     while name == "shapes" and name not in data_sets(directory):

@@ -1,7 +1,7 @@
-"""A first pass over the pictures: what needs all of them, before any record is written.
+"""A first pass over all images, before any record is written.
 
-Boxes in the wrong units show only once the pictures' sizes are known, and the scale of 16-bit and
-float pictures is one of the whole data set.
+Detecting boxes in the wrong units requires the image sizes. The scale of 16-bit and float images
+applies to the whole data set.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ def survey(
     pixel_scale: PixelScale | None,
     advance: Callable[[int], None] = lambda rows: None,
 ) -> PixelScale | None:
-    """The scale of the data set's 16-bit and float pictures; None: there are none.
+    """Returns the scale of the 16-bit and float images; None if there are none.
 
     Args:
-      splits: the rows of each, as `AnnotationReader` or `CatalogueRows`.
-      pixel_scale: the user's own, which is returned.
+      splits: the rows of each split, as `AnnotationReader` or `CatalogueRows`.
+      pixel_scale: the scale that the user chose, which is returned unchanged.
 
-    Raises `UserError` for boxes in the wrong units, and for integers beside floating-point numbers,
-    which no default scale serves.
+    Raises `UserError` for boxes in the wrong units, and for a mix of integer and floating-point
+    images, which no default scale fits.
     """
     ranges: dict[str, tuple[float, float]] = {}
     examples: dict[str, str] = {}
@@ -52,11 +52,11 @@ def survey(
         return pixel_scale
     if len(ranges) > 1:
         held = " and ".join(
-            f"{examples[kind]} has {kind} (in all {low:g} to {high:g})"
+            f"{examples[kind]} has {kind} (all values: {low:g} to {high:g})"
             for kind, (low, high) in ranges.items()
         )
         raise UserError(
-            f"{held}: no one scale to 8 bits serves both; convert the pictures to one kind, or set "
+            f"{held}: no single scale to 8 bits fits both; convert the images to one kind, or set "
             "--pixel-range=LOW,HIGH for all of them"
         )
     ((kind, (low, high)),) = ranges.items()

@@ -1,4 +1,4 @@
-"""A Pascal VOC tree to `Annotations`."""
+"""Read a Pascal VOC tree as `Annotations`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _USED_OF_OBJECTS = set("name bndbox difficult pose truncated occluded attributes
 
 
 def picture_folder(tree: Path) -> Path:
-    """JPEGImages; images of Label Studio, data of FiftyOne."""
+    """Returns the image folder: JPEGImages, images (Label Studio) or data (FiftyOne)."""
     names = ("JPEGImages", "images", "data")
     return tree / next((name for name in names if (tree / name).is_dir()), names[0])
 
@@ -39,26 +39,26 @@ def read_voc(
     follow_links: bool = False,
     left_out: dict[str, LeftOut] | None = None,
 ) -> dict[str, Annotations]:
-    """The splits of a tree of Annotations/, JPEGImages/ and ImageSets/Main/.
+    """Reads the splits of a tree with Annotations/, JPEGImages/ and ImageSets/Main/.
 
     Args:
-      splits: name here to name of the list in ImageSets/Main, such as ``{"validation": "val"}``.
-      follow_links: out of the tree, too.
-      left_out: by split, takes the records that cannot be used.
+      splits: maps split names to lists in ImageSets/Main, such as ``{"validation": "val"}``.
+      follow_links: whether to follow links that lead outside the tree.
+      left_out: by split, collects the unusable records.
 
-    A picture and its annotation share their stem, as in the VOC development kit. Objects marked
-    difficult become crowds: ignored in training and scoring, as the kit does. Boxes count from 1
-    there. `UserError` names the file that is wrong.
+    An image and its annotation file have the same stem, as in the VOC development kit. Objects
+    marked difficult become crowds, which training and scoring ignore, as in the kit. VOC pixel
+    coordinates start at 1. Raises `UserError` that names the faulty file.
     """
     folder = tree / "Annotations"
     if not folder.is_dir() and any((tree / "labels").glob("*.xml")):  # FiftyOne
         folder = tree / "labels"
     if not folder.is_dir():
         beside = next((path.parent.name for path in sorted(tree.glob("*/*.xml"))), None)
-        advice = "give the folder that holds Annotations, JPEGImages and ImageSets"
+        advice = "give the folder that contains Annotations, JPEGImages and ImageSets"
         if beside:  # Roboflow's and labelImg's way
-            advice = f"move the XML files of {beside} there, and its pictures to JPEGImages"
-        raise UserError(f"--tree {tree} has no folder Annotations; {advice}")
+            advice = f"move the XML files in {beside} to Annotations, and its images to JPEGImages"
+        raise UserError(f"--tree {tree} has no Annotations folder; {advice}")
     check_inside(folder, tree, follow_links)
     check_inside(picture_folder(tree), tree, follow_links)
     for listed in splits.values():
@@ -92,7 +92,7 @@ def read_voc(
     if unknown:
         raise UserError(f"{tree / 'labels.txt'}: has no class {unknown[0]!a}; it lists {labels}")
     if not names:
-        raise UserError(f"{folder}: no object in {len(read)} files; there is nothing to learn")
+        raise UserError(f"{folder}: no objects in {len(read)} files; there is nothing to train on")
     categories = [{"id": i, "name": name} for i, name in enumerate(labels or names, 1)]
     number_of = {category["name"]: category["id"] for category in categories}
     image_ids = {stem: i for i, stem in enumerate(sorted(read), 1)}
@@ -101,7 +101,7 @@ def read_voc(
         path = tree / "ImageSets" / "Main" / f"{splits[split]}.txt"
         if len(set(stems)) != len(stems):
             (twice, _), *_ = collections.Counter(stems).most_common(1)
-            raise UserError(f"{path}: {twice!r} is there twice")
+            raise UserError(f"{path}: lists {twice!r} twice")
         content = {
             "images": [{"id": image_ids[stem], **read[stem][0]} for stem in stems],
             "annotations": [
@@ -118,7 +118,8 @@ def read_voc(
         }
         if not stems:
             lines = left_out[split].lines
-            raise UserError(f"{path}: no record of it can be used; the first: {lines[0]}", lines)
+            first = f"none of its records can be used; the first: {lines[0]}"
+            raise UserError(f"{path}: {first}", lines)
         found[split] = check(path, content, left_out[split])
         found[split].counts.update(counts[split])
     return found
@@ -133,7 +134,7 @@ def _xml_by_stem(files: Folder) -> dict[str, list[str]]:
 
 
 def _labels(tree: Path, follow_links: bool) -> list[str]:
-    """Class names in the order of labels.txt, which not every tree has."""
+    """Reads the class names from labels.txt; empty if the tree has none."""
     path = tree / "labels.txt"
     if not path.is_file():
         return []
@@ -141,7 +142,7 @@ def _labels(tree: Path, follow_links: bool) -> list[str]:
     names = [" ".join(clean(line).split()) for line in re.split(r"\r\n|\n|\r", _text(path))]
     names = [name for name in names if name]
     if len(set(names)) != len(names):
-        raise UserError(f"{path}: a class is there twice")
+        raise UserError(f"{path}: lists a class twice")
     return names
 
 
@@ -155,27 +156,27 @@ def _text(path: Path) -> str:
 
 
 def _lines(tree: Path, listed: str) -> Iterator[tuple[int, str]]:
-    """Number and text of the lines in a list of ImageSets/Main."""
+    """Yields line numbers and lines of a list in ImageSets/Main."""
     path = tree / "ImageSets" / "Main" / f"{listed}.txt"
     try:
         text = _text(path)
     except UserError as error:
         there = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt"))[:10])
-        advice = f"; there are {there}" if there else "; it lists a split's pictures, one a line"
+        advice = f"; --split can be {there}" if there else "; it lists the images, one per line"
         raise UserError(f"{error}{advice}") from None
     lines = [line.strip().strip(BYTE_ORDER_MARK) for line in re.split(r"\r\n|\n|\r", text)]
     if not any(lines):
-        raise UserError(f"{path}: lists no picture")
+        raise UserError(f"{path}: lists no images")
     yield from ((number, line) for number, line in enumerate(lines, 1) if line)
 
 
 def _annotation_of(
     path: Path, line: tuple[int, str], by_stem: dict[str, list[str]], folder: Path, split: str
 ) -> str:
-    """The stem that a line of a list names.
+    """Finds the annotation stem for a line of a list.
 
-    The line as it is; else without a last -1, 0 or 1, which is the column of a list of one class;
-    else without a picture's suffix.
+    Tries the line itself, then without a final -1, 0 or 1 (the flag in a list of one class), then
+    without an image suffix.
     """
     number, text = line
     tried = [text]
@@ -183,31 +184,31 @@ def _annotation_of(
         tried.append(value[1])
     tried += [name.rpartition(".")[0] for name in tried if is_picture(name)]
     if ".." in re.split(r"[\\/]", text) or text.startswith(("/", "\\")) or "\0" in text:
-        raise refuse(path, f"line {number}", f"{text[:120]!a} is no name of an annotation")
+        raise refuse(path, f"line {number}", f"{text[:120]!a} is not a valid annotation name")
     for name in tried:
         stem = stem_of(f"{name}.xml")
         same = by_stem.get(stem, [])
         if len(same) > 1:
-            raise refuse(path, f"line {number}", f"can mean {same[0]!a} and {same[1]!a}")
+            raise refuse(path, f"line {number}", f"matches {same[0]!a} and {same[1]!a}; rename one")
         if same and not (folder / same[0]).is_file():
-            raise RecordError(f"{folder / same[0]}: not a regular file, or a link to none")
+            raise RecordError(f"{folder / same[0]}: not a regular file, or a broken link")
         if same:
             return stem
     missing = folder / f"{tried[-1]}.xml"
     shown = "" if tried[-1].isascii() else f" ({tried[-1]!a})"
-    raise RecordError(f"{missing}: no such file{shown}, and split {split!r} lists it")
+    raise RecordError(f"{missing}: no such file{shown}, but split {split!r} lists it")
 
 
 def _read(
     path: Path, stem: str, pictures: Folder, counts: collections.Counter[str]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """An annotation file as COCO's image, without an id, and objects with name, bbox, iscrowd."""
+    """Reads a file as a COCO image without id, and objects with name, bbox and iscrowd."""
     try:
         root = read_xml(path)
     except XMLError as error:
         raise RecordError(f"{path}: not XML ({error})") from None
     if root.tag != "annotation":
-        raise RecordError(f"{path}: its root is <{root.tag[:80]}>, not <annotation>")
+        raise RecordError(f"{path}: the root element is <{root.tag[:80]}>, not <annotation>")
     if root.find("filename") is None:
         raise RecordError(f"{path}: missing <filename>")
     own_name = clean(root.findtext("filename").strip())
@@ -225,9 +226,9 @@ def _read(
 
 
 def _picture(path: Path, stem: str, own_name: str, pictures: Folder) -> str:
-    """The picture of the annotation's own stem, as the kit goes; else the one named inside.
+    """Finds the image with the stem of the annotation, as the kit does, else <filename>.
 
-    Tools write inside whatever name they knew.
+    The stem comes first because many tools write an outdated <filename>.
     """
     same = pictures.pictures_by_stem.get(stem, [])
     if len(same) == 1:
@@ -235,10 +236,10 @@ def _picture(path: Path, stem: str, own_name: str, pictures: Folder) -> str:
     if len(same) > 1:
         exact = [name for name in same if key(name).rpartition("/")[2] == key(own_name)]
         if len(exact) != 1:
-            raise RecordError(f"{path}: can mean the pictures {same[0]!a} and {same[1]!a}")
+            raise RecordError(f"{path}: matches images {same[0]!a} and {same[1]!a}; rename one")
         return exact[0]
     if not own_name or "\0" in own_name:
-        raise RecordError(f"{path}: no picture {stem!a} in {pictures.path}, and no <filename>")
+        raise RecordError(f"{path}: no image {stem!a} in {pictures.path}, and no valid <filename>")
     return own_name
 
 
@@ -248,7 +249,7 @@ def _object(
     names = entry.findall("name")
     name = " ".join(clean(names[0].text or "").split()) if len(names) == 1 else ""
     if not name:
-        raise RecordError(f"{path}: object {number}: has no <name>, or several")
+        raise RecordError(f"{path}: object {number}: must have exactly one <name>")
     record = f"object {number} ({name[:80]!a})"
     boxes = entry.findall("bndbox")
     if len(boxes) != 1:
@@ -256,7 +257,7 @@ def _object(
         raise refuse(path, record, problem)
     corners = [_number(path, boxes[0], side) for side in ("xmin", "ymin", "xmax", "ymax")]
     if not all(map(is_finite, corners)):
-        raise RecordError(f"{path}: {record}: a box is not four finite numbers")
+        raise RecordError(f"{path}: {record}: the box is not four finite numbers")
     x1, y1, x2, y2 = corners
     box = [x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1]
     flags = {}
@@ -280,7 +281,7 @@ def _object(
 
 
 def _number(path: Path, parent: Element, tag: str) -> float | None:
-    """The one number of a child; None where it is missing, doubled or no number."""
+    """Returns the number in a child element; None if missing, repeated or not a number."""
     texts = [(child.text or "").strip() for child in parent.findall(tag)]
     if len(texts) != 1 or not _NUMBER.fullmatch(texts[0]):
         return None

@@ -1,8 +1,8 @@
-"""Write a detection data set: TFDS ArrayRecord shards, in parallel, resumable, whole or not at all.
+"""Write a detection data set as TFDS ArrayRecord shards: parallel, resumable and atomic.
 
-Shards are written beside the target, each with a note of what it was made from; once all are there
-the folder is renamed. A killed run leaves nothing that could be taken for a data set, and the same
-command takes up the shards that are whole and whose sources have not changed.
+Shards are written to a folder next to the target, each with a note that records its sources. When
+all shards are complete, the folder is renamed. A killed run never leaves an incomplete data set.
+The same command then reuses the complete shards whose sources have not changed.
 """
 
 from __future__ import annotations
@@ -41,25 +41,25 @@ from retina_jax.prepare.handling import Handling
 ROWS_A_SHARD = 1024
 REPORT = "prepare_report.json"
 LEFT_OUT = "left_out.txt"
-"""In the data set's folder: a line for each record that was left out."""
+"""File in the data set folder with one line for each record that was left out."""
 LEFT_OUT_COUNT = f"records that cannot be used, left out; {LEFT_OUT} lists them"
 _READERS = max(4, 2 * (os.cpu_count() or 1))
 _READ_AHEAD = 4 * _READERS
 _MOST_FAULTS = 20
 _NOTE_FORMAT = 3
-"""Of the notes beside shards; those of another format are written anew."""
+"""Version of the notes next to the shards; a shard with another version is written again."""
 
 
 class Rows(Protocol):
-    """What makes the records of a split; read from several threads."""
+    """The source of the records of a split; several threads read it."""
 
     def __len__(self) -> int: ...
 
     def read(self, row: int) -> Record:
-        """The record of a row; `UserError` where it cannot be used."""
+        """Returns the record of a row. Raises `UserError` if it is unusable."""
 
     def fingerprint(self, row: int) -> str:
-        """Changes where the record would; cheap."""
+        """Returns a cheap hash that changes when the record would change."""
 
 
 class BusyError(UserError):
@@ -67,7 +67,7 @@ class BusyError(UserError):
 
 
 class RecordsError(UserError):
-    """Records that cannot be used: the first is the message, ``lines`` has all that were found."""
+    """Unusable records: the message is the first one, ``lines`` has all that were found."""
 
     def __init__(self, lines: Sequence[str]):
         more = f" (and {len(lines) - 1} more, listed above)" if len(lines) > 1 else ""
@@ -87,19 +87,18 @@ def write_data_set(
     handling: Handling | None = None,
     left_out: Mapping[str, Sequence[str]] | None = None,
 ) -> tuple[Path, dict[str, collections.Counter[str]]]:
-    """Writes ``data_dir/name/1.0.0``; returns it and what was counted in each split.
+    """Writes ``data_dir/name/1.0.0``; returns this directory and the counts of each split.
 
     Args:
       class_names: by label.
-      category_ids: the data set's own id of each label, for results.
-      advance: called with a number of rows whenever they are done.
-      found: what else was counted, by split or elsewhere; it stands in prepare_report.json with
-        the counts.
-      handling: whether rows that cannot be used are left out; its pixel_scale becomes metadata.
-      left_out: by split, records that were left out before; left_out.txt lists all.
+      category_ids: the original category id of each label, for results.
+      advance: called with the number of rows that have just been processed.
+      found: other counts, by split or other heading; prepare_report.json includes them.
+      handling: whether to leave out unusable rows; its pixel_scale becomes metadata.
+      left_out: by split, records that were already left out; left_out.txt includes them.
 
-    Raises `RecordsError` once all rows were read and some cannot be used, or too many to leave
-    out, and `UserError` for a name or folder that cannot be.
+    Raises `RecordsError` if there are unusable rows, or too many of them to leave out. Raises
+    `UserError` for an invalid name or folder.
     """
     handling = handling or Handling()
     check_name(name)
@@ -114,7 +113,7 @@ def write_data_set(
         with _alone(partial):
             if (directory / "dataset_info.json").exists():  # another process was faster
                 shutil.rmtree(partial, ignore_errors=True)
-                raise BusyError(f"{directory} is there already; another process wrote it")
+                raise BusyError(f"{directory} already exists; another process wrote it")
             partial.mkdir(exist_ok=True)
             indexes, counts, infos, kept = {}, {}, [], set()
             for split, rows in splits.items():
@@ -141,7 +140,7 @@ def write_data_set(
             bad.check([line for lines in known.values() for line in lines])
             empty = [split for split, index in indexes.items() if splits[split] and not len(index)]
             if empty:
-                raise UserError(f"no record of split {empty[0]!r} can be used")
+                raise UserError(f"split {empty[0]!r} has no usable records")
             for path in set(partial.iterdir()) - kept:  # of an earlier attempt at other data
                 path.unlink()
             metadata = {"category_ids": list(map(int, category_ids))}
@@ -173,13 +172,13 @@ def write_data_set(
 
 
 def check_name(name: str) -> None:
-    """`UserError` for what cannot name a data set."""
+    """Raises `UserError` for an invalid data set name."""
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,99}", name):
         fix = re.sub(r"[^a-z0-9_]+", "_", name.lower()).strip("_0123456789")[:100] or "custom"
         shown = name if len(name) <= 120 else name[:117] + "…"
         raise UserError(
-            f"--name={shown} must be lower-case letters, digits and _, 100 at most; try "
-            f"--name={fix}"
+            f"--name={shown} must be at most 100 lower-case letters, digits and _, a letter first; "
+            f"try --name={fix}"
         )
 
 
@@ -188,13 +187,13 @@ def _cannot_write(directory: Path, error: Exception) -> str:
     full = "No space left" in why or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
     if full:
         why = "no space left on the disk"
-        return f"{directory} cannot be written ({why}); make room and run the same command again"
-    return f"{directory} cannot be written ({why}); give a folder with room that can be written"
+        return f"{directory} cannot be written ({why}); free some space and run the command again"
+    return f"{directory} cannot be written ({why}); choose a writable folder with enough space"
 
 
 @contextlib.contextmanager
 def _alone(partial: Path) -> Iterator[None]:
-    """One process at a time writes there."""
+    """Allows only one process at a time to write to ``partial``."""
     path = partial.parent / f".{partial.name}.lock"
     with contextlib.ExitStack() as opened:
         while True:
@@ -202,7 +201,7 @@ def _alone(partial: Path) -> Iterator[None]:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                message = f"{partial} is being written by another process; wait for it"
+                message = f"another process is writing {partial}; wait until it has finished"
                 raise BusyError(message) from None
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
@@ -215,10 +214,10 @@ def _alone(partial: Path) -> Iterator[None]:
 
 
 class _Bad:
-    """How many rows cannot be used so far, and whether to go on."""
+    """Counts the unusable rows and decides whether to continue."""
 
     def __init__(self, handling: Handling, rows: int, before: int):
-        """``before``: records that were left out of ``rows`` already."""
+        """``before``: number of records that were already left out, beyond ``rows``."""
         self.handling = handling
         self._total = rows + before
         self._most = int(handling.max_bad * self._total + 1e-9) if handling.skip_bad else 0
@@ -229,17 +228,17 @@ class _Bad:
 
     @property
     def enough(self) -> bool:
-        """Whether reading on would only add to a list that is long enough."""
+        """Whether enough errors are known to stop reading."""
         return self._count >= max(_MOST_FAULTS, self._most + 1)
 
     def check(self, lines: Sequence[str]) -> None:
-        """`RecordsError` where there are too many."""
+        """Raises `RecordsError` if there are too many unusable rows."""
         if self._count <= self._most:
             return
         if self.handling.skip_bad:
             first = (
                 f"{self._count} of {self._total} records cannot be used"
-                f"{' (and perhaps more)' if self.enough else ''}: above "
+                f"{' (possibly more)' if self.enough else ''}: above "
                 f"--max-bad={self.handling.max_bad:g}; the first: {lines[0]}"
             )
             raise RecordsError([first, *lines[1:_MOST_FAULTS]])
@@ -247,7 +246,7 @@ class _Bad:
 
 
 class _Shard:
-    """One file of records, its rows' index and what was counted in them."""
+    """One file of records with its index and counts."""
 
     def __init__(
         self,
@@ -264,14 +263,14 @@ class _Shard:
         self.left_out = list(left_out)
 
     def write_note(self, fingerprint: str, handling: Handling) -> None:
-        """Last of all: it says that the shard is whole, and what it was made from."""
+        """Writes the note last: it marks the shard as complete and records its sources."""
         truncated = handling.allow_truncated
         content = [fingerprint, truncated, self.size, self.index, self.counts, self.left_out]
         write_text(_note_path(self.path), json.dumps(content))
 
     @classmethod
     def whole(cls, path: Path, fingerprint: str, handling: Handling) -> _Shard | None:
-        """The shard that an earlier run left, if it is what this run would write."""
+        """Returns the shard of an earlier run if this run would write the same."""
         try:
             known, truncated, size, *content = json.loads(_note_path(path).read_text())
             shard = cls(path, size, *content)
@@ -288,7 +287,7 @@ def _note_path(path: Path) -> Path:
 
 
 def _write_split(template, rows: Rows, shape, recipe: str, advance, bad: _Bad) -> list[_Shard]:
-    """The shards of a split; each has the lines of its rows that cannot be used."""
+    """Writes the shards of a split; each lists its unusable rows."""
     starts = range(0, max(len(rows), 1), ROWS_A_SHARD)
     shards = []
     with ThreadPoolExecutor(_READERS) as threads:
@@ -316,7 +315,7 @@ def _write_split(template, rows: Rows, shape, recipe: str, advance, bad: _Bad) -
 def _read_ahead(
     threads: ThreadPoolExecutor, rows: Rows, members: range, bad: _Bad
 ) -> Iterator[Record | UserError]:
-    """Records in order, or why they cannot be used; a bounded number of them under way."""
+    """Yields records or their errors in order; reads a bounded number in advance."""
     pending: collections.deque = collections.deque()
     waiting = iter(members)
     try:
@@ -356,7 +355,7 @@ def _write_shard(path: Path, records: Iterator[Record | UserError], shape, advan
 
 
 def _write_info(directory: Path, name, infos, shape, metadata, description) -> None:
-    """TFDS's own description of the data set: any of its readers can open it."""
+    """Writes the TFDS metadata, so that any TFDS reader can open the data set."""
 
     class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version(VERSION)

@@ -1,4 +1,4 @@
-"""The rows of a YOLO label file: boxes, or polygons and turned boxes as their hulls."""
+"""Read the rows of a YOLO label file; polygons and rotated boxes become their hulls."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KEYPOINTS = "boxes with keypoints, which are not used"
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """An object: its class, and centre x, y, width, height over the picture's sides."""
+    """An object: its class, and centre x, y, width, height relative to the image size."""
 
     label: int
     box: tuple[float, float, float, float]
@@ -30,17 +30,17 @@ class Row:
 def read_labels(
     path: Path, class_count: int, keypoint_numbers: int, counts: collections.Counter[str]
 ) -> list[Row]:
-    """The rows of a file; `RecordError` names file and line.
+    """Returns the rows of a file. Raises `RecordError` that names the file and the line.
 
-    A row is a class and four numbers; five, the last a score; or the corners of a polygon, x y x y
-    and so on, six or more, perhaps with a score behind them.
+    A row has a class, followed by a box (four numbers) or a polygon (six or more numbers: x y x y
+    and so on), and optionally a score.
 
     Args:
-      keypoint_numbers: how many follow each box, of data.yaml's kpt_shape; 0: none.
-      counts: what is read otherwise than as a box, or not used, is added.
+      keypoint_numbers: how many numbers follow each box, from kpt_shape in data.yaml; 0 for none.
+      counts: receives the number of polygons, scores and keypoints.
     """
     if not path.is_file():
-        raise RecordError(f"{path}: not a regular file, or a link to none")
+        raise RecordError(f"{path}: not a regular file, or a broken link")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
@@ -58,8 +58,8 @@ def read_labels(
                 raise RecordError(f"{path}: box {len(found) + 1} is not four finite numbers")
             if max(map(abs, box)) > 1.5:
                 raise RecordError(
-                    f"{path}: box {len(found) + 1} lies beyond 0 to 1: YOLO's are centre and size "
-                    "over the picture's width and height"
+                    f"{path}: box {len(found) + 1} is outside 0 to 1; divide centre and size by "
+                    "the image width and height"
                 )
             found.append(Row(label, box))
     counts.update(here)
@@ -72,8 +72,8 @@ def _label(record: str, text: str, class_count: int) -> int:
     label = int(text.partition(".")[0])
     if label >= class_count:
         raise RecordError(
-            f"{record}: class_idx {label} out of range: data.yaml names {class_count} classes, "
-            "from 0"
+            f"{record}: class_idx {label} is out of range: data.yaml has {class_count} classes, "
+            "numbered from 0"
         )
     return label
 
@@ -81,14 +81,14 @@ def _label(record: str, text: str, class_count: int) -> int:
 def _values(record: str, fields: list[str]) -> list[float]:
     for field in fields:
         if not _NUMBER.fullmatch(field):
-            raise RecordError(f"{record}: {field[:80]!a} is no number")
+            raise RecordError(f"{record}: {field[:80]!a} is not a number")
     return [float(field) for field in fields]
 
 
 def _box(
     record: str, values: list[float], keypoint_numbers: int, counts: collections.Counter[str]
 ) -> tuple[float, float, float, float]:
-    """Centre and size of the object that the numbers of a row describe."""
+    """Returns the centre and size of the object in a row."""
     if keypoint_numbers and len(values) in (4 + keypoint_numbers, 5 + keypoint_numbers):
         counts[KEYPOINTS] += 1
         counts[SCORES] += len(values) == 5 + keypoint_numbers
@@ -96,11 +96,11 @@ def _box(
     if keypoint_numbers and len(values) != 4:
         raise RecordError(
             f"{record}: expected {5 + keypoint_numbers} fields (class, box and kpt_shape's "
-            f"keypoints), there are {1 + len(values)}"
+            f"keypoints), found {1 + len(values)}"
         )
     if len(values) < 4:
         raise RecordError(
-            f"{record}: expected 5 fields (class, centre x and y, width, height), there are "
+            f"{record}: expected 5 fields (class, centre x and y, width, height), found "
             f"{1 + len(values)}"
         )
     if len(values) == 4:

@@ -1,4 +1,4 @@
-"""A YOLO tree (Ultralytics' layout) to `Annotations`."""
+"""Read a YOLO tree (Ultralytics layout) as `Annotations`."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _READERS = 8
 def read_yolo(
     tree: Path, follow_links: bool = False, left_out: Mapping[str, LeftOut] | None = None
 ) -> dict[str, tuple[Annotations, Path]]:
-    """Each split that data.yaml names: its annotations, and the folder of its pictures.
+    """Returns the annotations and the image folder of each split that data.yaml names.
 
-    A split is a folder of pictures, a list of folders, or a .txt file that lists pictures; of more
-    than one folder, names are relative to the tree. A picture without a label file has no boxes, as
-    in Ultralytics. Category ids are YOLO's own class numbers, from 0. ``follow_links``: out of the
-    tree, too. ``left_out``, by split, takes the records that cannot be used. `UserError` names the
-    file that is wrong.
+    A split is a folder of images, a list of folders, or a .txt file that lists images. If there are
+    several folders, file names are relative to the tree. An image without a label file has no
+    boxes, as in Ultralytics. Category ids are the YOLO class numbers, which start at 0.
+    ``follow_links`` allows links that lead outside the tree. ``left_out``, by split, collects the
+    unusable records. Raises `UserError` that names the faulty file.
     """
     settings_path = tree / "data.yaml"
     if not settings_path.exists() and (tree / "dataset.yaml").is_file():  # FiftyOne's name
@@ -54,7 +54,7 @@ def read_yolo(
                 images += _joined(folder, files, tree, follow_links, complete, bad)
             found[split] = (_read_split(images, root, names, keypoints, bad), root)
     if not found:
-        raise UserError(f"{settings_path}: names no folder of train, val or test")
+        raise UserError(f"{settings_path}: names no folder for train, val or test")
     return found
 
 
@@ -73,37 +73,37 @@ def _settings(path: Path) -> dict[str, Any]:
 
 
 def _no_data_yaml(tree: Path) -> str:
-    message = f"--tree {tree} has no data.yaml; give the folder that holds it"
+    message = f"--tree {tree} has no data.yaml; give the folder that contains it"
     for name in ("classes.txt", "obj.names"):  # Label Studio's, and Darknet's
         if (tree / name).is_file():
-            return f"{message}, or write one: 'train: FOLDER' and 'names: [...]' as in {name}"
+            return f"{message}, or create one: 'train: FOLDER' and 'names: [...]', as in {name}"
     return message
 
 
 def _class_names(path: Path, settings: dict[str, Any]) -> list[str]:
-    """``names`` as a list, or as a mapping of 0, 1, … to names."""
+    """Reads ``names``, which is a list or maps 0, 1, … to names."""
     names, count = settings.get("names"), settings.get("nc")
     if isinstance(names, dict):
         numbers = {int(n): name for n, name in names.items() if re.fullmatch("[0-9]{1,9}", n)}
         if sorted(numbers) != list(range(len(names))):
-            raise UserError(f"{path}: names must number its classes 0 to {len(names) - 1}")
+            raise UserError(f"{path}: names must number the classes from 0 to {len(names) - 1}")
         names = [numbers[i] for i in range(len(names))]
     if not isinstance(names, list) or not names:
-        raise UserError(f"{path}: no list 'names' of the classes")
+        raise UserError(f"{path}: has no list 'names' of the classes")
     for i, name in enumerate(names):
         if not isinstance(name, str):
-            raise UserError(f"{path}: name {i} is no text; put quotes around it")
+            raise UserError(f"{path}: name {i} is not a string; put it in quotes")
     names = [" ".join(clean(name).split()) for name in names]
     for i, name in enumerate(names):
         if not name or name in names[:i]:
-            raise UserError(f"{path}: name {i} ({name!r}) is empty or there twice")
+            raise UserError(f"{path}: name {i} ({name!r}) is empty or a duplicate")
     if isinstance(count, str) and count != str(len(names)):
-        raise UserError(f"{path}: nc is {count[:80]!a}, and names has {len(names)} classes")
+        raise UserError(f"{path}: nc is {count[:80]!a}, but names has {len(names)} classes")
     return names
 
 
 def _keypoint_numbers(path: Path, settings: dict[str, Any]) -> int:
-    """Numbers behind each box, as kpt_shape says: keypoints times 2 or 3; 0 without it."""
+    """Count of numbers after each box from kpt_shape: keypoints times 2 or 3; 0 without it."""
     shape = settings.get("kpt_shape")
     if shape is None:
         return 0
@@ -116,21 +116,21 @@ def _keypoint_numbers(path: Path, settings: dict[str, Any]) -> int:
 def _pictures(
     tree: Path, path: Path, settings: dict[str, Any], key: str, follow_links: bool
 ) -> tuple[dict[Path, list[str]], bool]:
-    """A split's pictures by folder, below the tree, whatever machine wrote data.yaml.
+    """Finds the images of a split by folder, inside the tree, even if data.yaml has foreign paths.
 
-    And whether these are all pictures in the folders; not so of a .txt file.
+    Also returns whether these are all images in the folders, which is not the case for a .txt file.
     """
     values = settings[key]
     values = values if isinstance(values, list) else [values]
     start = settings.get("path") or ""
     if not all(isinstance(v, str) and v and "\0" not in v for v in [*values, start or "."]):
-        raise UserError(f"{path}: {key} must name folders of pictures")
+        raise UserError(f"{path}: {key} must name folders of images")
     found: dict[Path, list[str]] = {}
     complete = True
     for value in values:
         place = _place(tree, start, value)
         if place is None:
-            raise UserError(f"{path}: {key}: {value!r} is no folder below --tree {tree}")
+            raise UserError(f"{path}: {key}: {value!r} is not a folder inside --tree {tree}")
         if place.is_file():
             complete = False
             for picture in _listed(tree, place, follow_links):
@@ -138,7 +138,7 @@ def _pictures(
             continue
         files = sorted(p.name for p in place.iterdir() if is_picture(p.name) and p.is_file())
         if not files:
-            raise UserError(f"{place}: no picture in it; pictures in folders below are not read")
+            raise UserError(f"{place}: contains no images; images in subfolders are not read")
         found[place] = files
     return found, complete
 
@@ -149,7 +149,7 @@ def _has_place(tree: Path, settings: dict[str, Any], key: str) -> bool:
 
 
 def _place(tree: Path, start: str, value: str) -> Path | None:
-    """A folder or .txt file of data.yaml: below the tree, else None."""
+    """Finds a folder or .txt file from data.yaml inside the tree; None if there is none."""
     value, start = value.replace("\\", "/"), start.replace("\\", "/")
     below = [part for part in Path(value).parts if part not in ("..", ".", "/")]
     for place in (tree / start / value, tree.joinpath(*below)):
@@ -163,7 +163,7 @@ def _place(tree: Path, start: str, value: str) -> Path | None:
 
 
 def _listed(tree: Path, path: Path, follow_links: bool) -> list[Path]:
-    """The pictures in a .txt file, below the tree; their paths may begin with folders above it."""
+    """Reads a .txt list of images in the tree; its paths may start with folders above the tree."""
     check_inside(path, tree, follow_links)
     try:
         lines = re.split(r"\r\n|\n|\r", path.read_text(encoding="utf-8-sig"))
@@ -178,18 +178,20 @@ def _listed(tree: Path, path: Path, follow_links: bool) -> list[Path]:
         tails = ("/".join(parts[i:]) for i in range(len(parts)))
         same = next((f for tail in tails if (f := files.find(tail))), [])
         if len(same) != 1:
-            raise UserError(f"{path}: line {number}: {name[:120]!a} is no picture below {tree}")
+            raise UserError(
+                f"{path}: line {number}: {name[:120]!a} does not match exactly one file in {tree}"
+            )
         found.append(tree / same[0])
     if len(set(found)) != len(found):
         (twice, _), *_ = collections.Counter(found).most_common(1)
-        raise UserError(f"{path}: {twice} is there twice")
+        raise UserError(f"{path}: lists {twice} twice")
     if not found:
-        raise UserError(f"{path}: lists no picture")
+        raise UserError(f"{path}: lists no images")
     return found
 
 
 def _label_folder(pictures: Path, tree: Path) -> Path:
-    """The folder beside it: …/labels/… for …/images/…, below the tree."""
+    """Returns the label folder: …/labels/… for …/images/…, inside the tree."""
     parts = pictures.resolve().relative_to(tree.resolve()).parts
     for i in reversed(range(len(parts))):
         if parts[i] == "images":
@@ -205,40 +207,42 @@ def _joined(
     complete: bool,
     left_out: LeftOut,
 ) -> list[tuple[Path, Path | None]]:
-    """Each picture with its label file, by their stem; None where it has none.
+    """Pairs each image with the label file of the same stem, or None.
 
-    ``complete``: ``files`` are all pictures of the folder, so that every label must have its own.
+    ``complete``: ``files`` has all images of the folder, so every label file must match one.
     """
     label_folder = _label_folder(folder, tree)
     if not label_folder.is_dir():
-        raise UserError(f"{label_folder}: no such folder; the labels of {folder} belong there")
+        raise UserError(f"{label_folder}: no such folder; put the labels of {folder} there")
     for path in (*folder.iterdir(), *label_folder.iterdir()):
         check_inside(path, tree, follow_links)
     pictures: dict[str, str] = {}
     for name in files:
         stem = stem_of(name)
         if stem in pictures:
-            raise UserError(f"{folder}: {pictures[stem]!a} and {name!a} would share {stem}.txt")
+            raise UserError(
+                f"{folder}: {pictures[stem]!a} and {name!a} both use {stem}.txt; rename one"
+            )
         pictures[stem] = name
     labels: dict[str, Path] = {}
     for path in sorted(label_folder.iterdir()):
         if path.suffix.lower() == ".txt":
             stem = stem_of(path.name)
             if stem in labels:
-                raise UserError(f"{path} and {labels[stem].name!a} are labels of one picture")
+                raise UserError(f"{path} and {labels[stem].name!a} label the same image; keep one")
             labels[stem] = path
     astray = sorted(labels.keys() - pictures.keys() - {"classes"}) if complete else []
     for stem in astray:
         other = [p.name for p in sorted(folder.glob(f"{_escaped(stem)}.*")) if p.suffix != ".txt"]
-        format_note = f"; {other[0]!a} is of a format that is not read, convert it" if other else ""
+        format_note = f"; convert {other[0]!a} to PNG or JPEG" if other else ""
         left_out.add(
-            RecordError(f"{labels[stem]}: no picture of that name in {folder}{format_note}")
+            RecordError(f"{labels[stem]}: no image with this name in {folder}{format_note}")
         )
     return [(folder / name, labels.get(stem)) for stem, name in pictures.items()]
 
 
 def _escaped(name: str) -> str:
-    """``name`` as a pattern that matches itself alone."""
+    """Escapes ``name`` for use in a glob pattern."""
     return "".join(f"[{c}]" if c in "*?[" else c for c in name)
 
 
@@ -275,7 +279,7 @@ def _read_split(
                 }
             )
     if not images:
-        raise UserError(f"{root}: none of its pictures can be used", left_out.lines[:20])
+        raise UserError(f"{root}: none of its images can be used", left_out.lines[:20])
     categories = [{"id": i, "name": name} for i, name in enumerate(names)]
     content = {"images": images, "annotations": annotations, "categories": categories}
     found = check(root, content, left_out)

@@ -132,7 +132,7 @@ def test_ids_are_the_records_own_or_rows(tmp_path, ids, expected):
 
 def test_16_bits_are_scaled_by_prepare_and_not_opened_as_they_are(tmp_path):
     directory = written(tmp_path / "tfds", {}, dtype=np.uint16, most=4095)
-    with pytest.raises(UserError, match=r"has pictures of uint16.*convert them: .*prepare tfds"):
+    with pytest.raises(UserError, match=r"has uint16 images.*convert them with: .*prepare tfds"):
         open_split(directory, "train")
     said, split = prepared(tmp_path, directory)
     assert split.pixel_scale == (0.0, 4095.0)

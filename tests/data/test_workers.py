@@ -68,7 +68,7 @@ def test_a_picture_that_rotted_is_one_line(tiny_config, workers, tmp_path):
     shard.write_bytes(content)
     with pytest.raises((UserError, RunError)) as caught:
         list(TrainLoader(split, tiny_config).batches(0, 4))
-    assert "prepare the data set anew" in str(caught.value)
+    assert "prepare the data set again" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

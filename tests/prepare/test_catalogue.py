@@ -38,7 +38,7 @@ def test_what_the_catalogue_cannot_give_is_one_line(tmp_path, monkeypatch):
         raise ModuleNotFoundError("No module named 'tensorflow'")
 
     monkeypatch.setattr(tfds, "builder", needs_tensorflow)
-    with pytest.raises(UserError, match=r"needs TensorFlow.*pip install -e '.\[catalogue\]'"):
+    with pytest.raises(UserError, match=r"requires TensorFlow.*pip install -e '.\[catalogue\]'"):
         open_catalogue("coco/2017", {}, tmp_path)
 
 
@@ -60,7 +60,7 @@ def test_cut_metadata_is_one_line(shapes_dir, tmp_path, name):
     directory = damaged(shapes_dir, tmp_path, name, cut)
     with pytest.raises(UserError, match=r"is damaged: its dataset_info.json or features.json"):
         open_split(directory, "train")
-    with pytest.raises(UserError, match="holds no TFDS data set"):
+    with pytest.raises(UserError, match="contains no TFDS data set"):
         open_directory(directory, {})
 
 
@@ -107,11 +107,13 @@ def test_a_tfrecord_data_set_says_how_to_convert_it(shapes_dir, tmp_path):
             (directory / path.name).write_text(text)
     with pytest.raises(
         UserError,
-        match=r"is tfrecord, which has no random access; convert it: "
+        match=r"is tfrecord, which has no random access; convert it with: "
         rf".*prepare tfds --directory {directory} --out DIR",
     ):
         open_split(directory, "train")
-    with pytest.raises(UserError, match=r"needs TensorFlow to be read.*'.\[catalogue\]'"):
+    with pytest.raises(
+        UserError, match=r"reading .* requires TensorFlow; install it.*'.\[catalogue\]'"
+    ):
         open_directory(directory, {})
-    with pytest.raises(UserError, match="holds no TFDS data set"):
+    with pytest.raises(UserError, match="contains no TFDS data set"):
         open_directory(tmp_path, {})

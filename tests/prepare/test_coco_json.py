@@ -100,14 +100,16 @@ def test_a_cut_jpeg_is_refused(tree):
 
 def test_what_is_no_picture_is_refused(tree):
     tree.add("text.jpg", b"these are words")
-    with pytest.raises(UserError, match=r"image 10 \('text.jpg'\): cannot be decoded: is no pic"):
+    with pytest.raises(
+        UserError, match=r"image 10 \('text.jpg'\): cannot be decoded: not an image"
+    ):
         tree.read()
 
 
 def test_a_missing_file_is_refused_with_its_record(tree):
     tree.add("gone.jpg", None)
     with pytest.raises(
-        UserError, match=r"train.json: missing in --images .*: image 10: 'gone.jpg'"
+        UserError, match=r"train.json: missing from --images .*: image 10: 'gone.jpg'"
     ):
         tree.read()
 
@@ -121,7 +123,9 @@ def test_a_file_outside_the_folder_is_refused(tree):
 
 def test_a_wrong_size_is_refused(tree):
     tree.add("a.png", encoded(colours()), size=(61, 40))
-    with pytest.raises(UserError, match=r"image 10 .*has 60×40 pixels, the file says 61×40"):
+    with pytest.raises(
+        UserError, match=r"image 10 .*is 60×40 pixels, but the annotations say 61×40"
+    ):
         tree.read()
 
 
@@ -198,7 +202,7 @@ def test_boxes_outside_are_cut_or_dropped_and_counted(tree):
 def test_an_unknown_category_is_refused(tree):
     tree.add("a.png", encoded(colours()), category_id=4)
     with pytest.raises(
-        UserError, match=r"annotation 100: unknown category_id 4; known are 1, 3, 7"
+        UserError, match=r"annotation 100: unknown category_id 4; the known ids are 1, 3, 7"
     ):
         tree.read()
 
@@ -218,17 +222,20 @@ def test_crowds_and_areas_come_along(tree):
         (lambda c: c.update(images=[]), "images is empty"),
         (
             lambda c: c.update(categories=[*CATEGORIES, {"id": 9, "name": "cat"}]),
-            "both named 'cat'",
+            "have the same name 'cat'",
         ),
-        (lambda c: c.update(categories=[{"id": 9, "name": "a\nb"}]), "is empty or oddly spaced"),
+        (
+            lambda c: c.update(categories=[{"id": 9, "name": "a\nb"}]),
+            "is empty or has extra spaces",
+        ),
         (lambda c: c["images"][0].update(id=-1), "is negative or too large"),
-        (lambda c: c["images"].append(dict(c["images"][0])), "id 10 is there twice"),
+        (lambda c: c["images"].append(dict(c["images"][0])), "duplicate id 10"),
         (lambda c: c["images"][0].pop("file_name"), "image 10: has no 'file_name'"),
-        (lambda c: c["annotations"][0].update(image_id=11), "image_id 11 is in no image"),
+        (lambda c: c["annotations"][0].update(image_id=11), "image_id 11 matches no image"),
         (lambda c: c["annotations"][0].update(bbox=[1, 2, 3]), "is not four finite numbers"),
         (lambda c: c["annotations"][0].update(bbox=[1, 2, "3", 4]), "is not four finite numbers"),
         (lambda c: c["annotations"][0].update(bbox=[1, 2, float("nan"), 4]), "not four finite"),
-        (lambda c: c["annotations"][0].update(category_id="3"), "is not a whole number"),
+        (lambda c: c["annotations"][0].update(category_id="3"), "is not an integer"),
         (lambda c: c["annotations"][0].pop("bbox"), "annotation 100: has no 'bbox'"),
     ],
 )
@@ -272,7 +279,7 @@ def test_the_command_writes_a_data_set_and_says_what_it_mended(tree):
     np.testing.assert_array_equal(split[0].boxes, [[0, 0, 10, 10]])
     again = prepare(tree, "--annotations", train)
     assert again.returncode == 2
-    assert "is there already" in again.stderr
+    assert "already exists" in again.stderr
 
 
 def test_the_command_refuses_in_one_line_and_leaves_nothing(tree):

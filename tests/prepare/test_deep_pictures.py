@@ -55,7 +55,7 @@ def test_a_dark_frame_stays_dark_beside_a_bright_one(tmp_path):
     pictures = {"a.png": grey(4095), "b.png": grey(250), "c.png": colour(4095)}
     said, split, (bright, dark, red) = prepared_pictures(tmp_path, pictures)
     assert split.pixel_scale == (0.0, 4095.0)
-    assert "values 0 to 4095 of 16-bit and float pictures became 0 to 255 (--pixel-range)" in said
+    assert "scaled values 0 to 4095 of 16-bit and float images to 0 to 255 (--pixel-range)" in said
     np.testing.assert_array_equal(bright[..., 0], np.round(RAMP * 4095) // 16)
     np.testing.assert_array_equal(dark[..., 1], np.round(RAMP * 250) // 16)
     np.testing.assert_array_equal(red[..., 0], np.round(RAMP * 4095) // 16)
@@ -232,7 +232,7 @@ def test_newer_formats_are_read(tmp_path, kind):
     ],
 )
 def test_a_format_that_is_not_read_is_named(data, name):
-    with pytest.raises(PictureError, match=rf"but {name}; convert it to PNG or JPEG"):
+    with pytest.raises(PictureError, match=rf"{name} is not supported; convert it to PNG or JPEG"):
         upright_rgb(data, (None, None), collections.Counter())
 
 
@@ -258,7 +258,9 @@ def test_normalised_boxes_without_sizes_are_refused(tmp_path):
     for image in content["images"]:
         del image["width"], image["height"]
     arguments = coco_tree(tmp_path, content)
-    with pytest.raises(UserError, match=r"all 4 boxes lie between 0 and 1.5: they look normalised"):
+    with pytest.raises(
+        UserError, match=r"no coordinate of its 4 boxes exceeds 1.5, so they look norm"
+    ):
         prepared(tmp_path, arguments)
     assert not (tmp_path / "out" / "made").exists()
 
@@ -275,7 +277,7 @@ def test_normalised_boxes_of_voc_without_sizes_are_refused(tmp_path):
     box = voc_object("a", (0.2, 0.2, 0.6, 0.5))
     xml = f"<annotation><filename>a.png</filename>{box}</annotation>".encode()
     # counted from 1, x and y are below 0
-    with pytest.raises(UserError, match="they look normalised"):
+    with pytest.raises(UserError, match="so they look normalised"):
         prepared(tmp_path, voc_tree(tmp_path / "voc", {"a": xml}))
 
 

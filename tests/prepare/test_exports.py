@@ -43,7 +43,7 @@ def test_cvat_coco(tmp_path):
     }  # fmt: skip
     file = put(root / "annotations" / "instances_default.json", json.dumps(content))
     arguments = ["coco", "--images", root / "images" / "default", "--annotations"]
-    with pytest.raises(UserError, match=r"does not tell its split; write train=.*default.json"):
+    with pytest.raises(UserError, match=r"does not show the split; write train=.*default.json"):
         prepared(tmp_path, [*arguments, file])
     said, splits = prepared(tmp_path, [*arguments, f"train={file}"])
     assert boxes_by_name(splits["train"]) == {
@@ -104,7 +104,7 @@ def test_cvat_yolo_of_darknet(tmp_path):
     put(root / "obj_train_data" / "a.png", PNG)
     put(root / "obj_train_data" / "a.txt", "0 0.5 0.5 0.5 0.5\n")
     put(root / "train.txt", "data/obj_train_data/a.png\n")
-    with pytest.raises(UserError, match=r"has no data.yaml.*write one: .*as in obj.names"):
+    with pytest.raises(UserError, match=r"has no data.yaml.*create one: .*as in obj.names"):
         prepared(tmp_path, ["yolo", "--tree", root])
     put(root / "data.yaml", "train: train.txt\nnames: [bolt, nut]\n")
     _, splits = prepared(tmp_path, ["yolo", "--tree", root])
@@ -142,7 +142,7 @@ def test_label_studio_yolo(tmp_path):
     put(root / "labels" / "8f2e-a.txt", "1 0.5 0.5 0.5 0.5\n")
     put(root / "classes.txt", "bolt\nnut\n")
     put(root / "notes.json", "{}")
-    with pytest.raises(UserError, match=r"has no data.yaml.*write one: .*as in classes.txt"):
+    with pytest.raises(UserError, match=r"has no data.yaml.*create one: .*as in classes.txt"):
         prepared(tmp_path, ["yolo", "--tree", root])
     put(root / "data.yaml", "train: images\nnames: [bolt, nut]\n")
     _, splits = prepared(tmp_path, ["yolo", "--tree", root])
@@ -220,7 +220,7 @@ def test_roboflow_yolo(tmp_path):
     assert list(splits) == ["train", "validation"]
     assert "1 splits that data.yaml names and the tree does not have (test), left out" in said
     put(root / "data.yaml", settings.replace("../valid", "../val") + more)
-    with pytest.raises(UserError, match=r"val: '../val/images' is no folder below --tree"):
+    with pytest.raises(UserError, match=r"val: '../val/images' is not a folder inside --tree"):
         prepared(tmp_path, ["yolo", "--tree", root], name="again")
     boxes = {"a_jpg.rf.01.jpg": [[24, 16, 72, 48]] * 2, "a_jpg.rf.02.jpg": []}
     assert boxes_by_name(splits["validation"]) == boxes
@@ -234,7 +234,7 @@ def test_xml_among_the_pictures(tmp_path, program):
     put(root / "train" / "a.xml", xml)
     put(root / "train" / "a.jpg", JPEG)
     with pytest.raises(
-        UserError, match=r"no folder Annotations; move the XML files of train there"
+        UserError, match=r"no Annotations folder; move the XML files in train to Annotations"
     ):
         prepared(tmp_path, ["voc", "--tree", root, "--split", "train"])
 

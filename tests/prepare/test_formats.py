@@ -101,10 +101,10 @@ def break_voc(voc, path, text):
         ("Annotations/train_001.xml", "<annotation><filename>train_001.jpg</filename>", "not XML"),
         ("Annotations/train_001.xml", "", "not XML"),
         ("Annotations/train_001.xml", "<annotation></annotation>", "missing <filename>"),
-        ("ImageSets/Main/train.txt", "train_001\ntrain_001\n", "is there twice"),
-        ("ImageSets/Main/train.txt", "../../secret\n", "is no name of an annotation"),
-        ("ImageSets/Main/train.txt", "\n", "lists no picture"),
-        ("ImageSets/Main/train.txt", "nowhere\n", "no such file, and split 'train' lists it"),
+        ("ImageSets/Main/train.txt", "train_001\ntrain_001\n", "lists 'train_001' twice"),
+        ("ImageSets/Main/train.txt", "../../secret\n", "is not a valid annotation name"),
+        ("ImageSets/Main/train.txt", "\n", "lists no images"),
+        ("ImageSets/Main/train.txt", "nowhere\n", "no such file, but split 'train' lists it"),
     ],
 )
 def test_a_bad_voc_tree_is_named(small_trees, path, text, message):
@@ -117,9 +117,11 @@ def test_a_bad_voc_tree_is_named(small_trees, path, text, message):
 
 
 def test_a_voc_list_that_is_not_there_names_those_that_are(small_trees):
-    with pytest.raises(UserError, match=r"trainval.txt: cannot be read .*; there are train, val"):
+    with pytest.raises(
+        UserError, match=r"trainval.txt: cannot be read .*; --split can be train, val"
+    ):
         read_voc(small_trees[0], {"train": "trainval"})
-    with pytest.raises(UserError, match="has no folder Annotations"):
+    with pytest.raises(UserError, match="has no Annotations folder"):
         read_voc(small_trees[1], {"train": "train"})
 
 
@@ -127,20 +129,20 @@ def test_a_voc_list_that_is_not_there_names_those_that_are(small_trees):
     ("path", "text", "message"),
     [
         ("labels/train/train_001.txt", "0 0.5 0.5 0.2\n", "line 1: expected 5 fields"),
-        ("labels/train/train_001.txt", "9 0.5 0.5 0.2 0.2\n", r"class_idx 9 out of range"),
+        ("labels/train/train_001.txt", "9 0.5 0.5 0.2 0.2\n", r"class_idx 9 is out of range"),
         ("labels/train/train_001.txt", "-1 0.5 0.5 0.2 0.2\n", "invalid class_idx"),
         ("labels/train/train_001.txt", "0 nan 0.5 0.2 0.2\n", r"train_001.txt: box 1 is not four"),
-        ("labels/train/train_001.txt", "0 80 60 20 20\n", r"train_001.txt: box 1 lies beyond 0 to"),
-        ("data.yaml", "names: [a, a]\ntrain: images/train\n", "data.yaml: name 1 .*there twice"),
-        ("labels/train/stray.txt", "0 0.5 0.5 0.2 0.2\n", "no picture of that name"),
-        ("images/train/train_001.png", "", "would share train_001.txt"),
-        ("images/train/zz.jpg", "words", "cannot be decoded: is no picture"),
+        ("labels/train/train_001.txt", "0 80 60 20 20\n", r"train_001.txt: box 1 is outside 0 to"),
+        ("data.yaml", "names: [a, a]\ntrain: images/train\n", "data.yaml: name 1 .*a duplicate"),
+        ("labels/train/stray.txt", "0 0.5 0.5 0.2 0.2\n", "no image with this name"),
+        ("images/train/train_001.png", "", "both use train_001.txt"),
+        ("images/train/zz.jpg", "words", "cannot be decoded: not an image"),
         ("data.yaml", "train: images/train\n", "no list 'names'"),
-        ("data.yaml", "names: [a]\ntrain: /etc\n", "is no folder below --tree"),
-        ("data.yaml", "names: [a]\ntrain: ../../..\n", "no picture in it"),
-        ("data.yaml", "names: {0: a, 2: b}\ntrain: images/train\n", "must number its classes"),
+        ("data.yaml", "names: [a]\ntrain: /etc\n", "is not a folder inside --tree"),
+        ("data.yaml", "names: [a]\ntrain: ../../..\n", "contains no images"),
+        ("data.yaml", "names: {0: a, 2: b}\ntrain: images/train\n", "must number the classes"),
         ("data.yaml", "names: [a\n", "not YAML"),
-        ("data.yaml", "names: [a]\n", "names no folder of train"),
+        ("data.yaml", "names: [a]\n", "names no folder for train"),
         ("data.yaml", "!!python/object/apply:os.system ['true']", "not YAML"),
     ],
 )
@@ -159,7 +161,7 @@ def test_links_out_of_a_yolo_tree_are_read_only_if_asked(small_trees, tmp_path, 
     secret.write_bytes((yolo / "images/train/train_001.jpg").read_bytes() if "jpg" in path else b"")
     (yolo / path).unlink(missing_ok=True)
     (yolo / path).symlink_to(secret)
-    with pytest.raises(UserError, match=r"is a link out of .*; add --follow-links"):
+    with pytest.raises(UserError, match=r"is a link that leads outside .*; add --follow-links"):
         read_yolo(yolo)
     read_yolo(yolo, follow_links=True)
 
@@ -169,7 +171,7 @@ def test_links_out_of_a_voc_tree_are_read_only_if_asked(small_trees, tmp_path):
     path = voc / "Annotations" / "train_001.xml"
     path.rename(tmp_path / "secret.xml")
     path.symlink_to(tmp_path / "secret.xml")
-    with pytest.raises(UserError, match=r"is a link out of .*; add --follow-links"):
+    with pytest.raises(UserError, match=r"is a link that leads outside .*; add --follow-links"):
         read_voc(voc, {"train": "train"})
     read_voc(voc, {"train": "train"}, follow_links=True)
 
@@ -182,7 +184,7 @@ def test_nothing_else_of_a_voc_tree_leads_out_of_it(small_trees, tmp_path, path)
     else:
         (tmp_path / "secret").write_text("secret\n")
     (voc / path).symlink_to(tmp_path / "secret")
-    with pytest.raises(UserError, match=r"is a link out of .*; add --follow-links"):
+    with pytest.raises(UserError, match=r"is a link that leads outside .*; add --follow-links"):
         read_voc(voc, {"train": "train"})
 
 
@@ -209,7 +211,7 @@ def test_yolo_labels_are_never_lost_in_silence(small_trees):
     assert read_yolo(yolo)["train"][0].annotations == boxes
     label.symlink_to("gone.txt")
     label.with_suffix(".TXT").unlink()
-    with pytest.raises(UserError, match=r"train_001.txt: not a regular file, or a link to none"):
+    with pytest.raises(UserError, match=r"train_001.txt: not a regular file, or a broken link"):
         read_yolo(yolo)
 
 

@@ -66,7 +66,7 @@ def test_what_cannot_be_used_is_left_out_counted_and_listed(spoilt, tmp_path):
     path = tmp_path / "train.json"
     assert lines[0].startswith(f"train: {path}: annotation 8: bbox [1, 2, None, 4] is not four")
     assert lines[1].startswith(f"train: {path}: image 2 ('p2.jpg'): cannot be decoded: ")
-    assert lines[2].startswith(f"train: {path}: image 5 ('p5.jpg'): missing in --images")
+    assert lines[2].startswith(f"train: {path}: image 5 ('p5.jpg'): missing from --images")
 
 
 def test_by_default_the_command_stops_and_names_the_flags(spoilt, tmp_path):
@@ -110,7 +110,7 @@ def test_the_exit_code_says_that_something_is_left_out(spoilt, tmp_path, capsys)
 
 
 def test_shards_go_on_under_other_flags(spoilt, tmp_path, monkeypatch):
-    """What was whole stays; what had gaps is written anew where the flags would fill them."""
+    """What was whole stays; what had gaps is written again where the flags would fill them."""
     monkeypatch.setattr("retina_jax.prepare.writer.ROWS_A_SHARD", 3)
     for flags in ((*SKIP[:1], "--max-bad=0.2"), (*SKIP[:1], "--max-bad=0.1", "--allow-truncated")):
         with pytest.raises(UserError, match="above --max-bad"):
@@ -134,7 +134,7 @@ def test_a_cut_jpeg_is_kept_if_asked(tmp_path, lost, progressive):
         np.testing.assert_array_equal(image[:16], decode_image(whole)[:16])
     if lost > 2:
         assert "1 cut JPEGs, kept as far as they go" in said
-        with pytest.raises(UserError, match=r"--allow-truncated keeps cut JPEGs"):
+        with pytest.raises(UserError, match=r"--allow-truncated keeps truncated JPEGs"):
             prepared(tmp_path, arguments, name="again")
 
 
@@ -163,7 +163,7 @@ def test_a_bad_annotation_takes_its_picture_along(tmp_path):
     lines, counts = left_out(tmp_path)
     assert counts == {"train": 3}  # one line an image
     assert "unknown category_id 9" in lines[1]
-    assert "image_id 77 is in no image" in lines[2]
+    assert "image_id 77 matches no image" in lines[2]
 
 
 def test_bad_files_of_voc_are_left_out(tmp_path):
@@ -197,16 +197,16 @@ def test_bad_files_of_yolo_are_left_out(tmp_path):
 def test_nothing_left_is_an_error(tmp_path):
     flags = ("--on-bad=skip", "--max-bad=1")
     arguments = coco_tree(tmp_path, coco_content(2), {"p1.png": b"", "p2.png": b""})
-    with pytest.raises(UserError, match="no record of split 'train' can be used"):
+    with pytest.raises(UserError, match="split 'train' has no usable records"):
         prepared(tmp_path, arguments, *flags)
     arguments = coco_tree(tmp_path, coco_content(2, bbox=[1]))
-    with pytest.raises(UserError, match="no image of it can be used; the first: "):
+    with pytest.raises(UserError, match="none of its images can be used; the first: "):
         prepared(tmp_path, arguments, *flags, name="again")
     arguments = yolo_tree(tmp_path / "yolo", {"a": "x"})
-    with pytest.raises(UserError, match="none of its pictures can be used"):
+    with pytest.raises(UserError, match="none of its images can be used"):
         prepared(tmp_path, arguments, *flags, name="again")
     arguments = voc_tree(tmp_path / "voc", {"a": b"<x>"})
-    with pytest.raises(UserError, match=r"no object in 0 files|no record of it can be used"):
+    with pytest.raises(UserError, match=r"no objects in 0 files|none of its records can be used"):
         prepared(tmp_path, arguments, *flags, name="again")
 
 
@@ -233,14 +233,14 @@ def test_commands_at_once_leave_one_whole_data_set(tmp_path):
         for said, code in done:
             assert code in (0, 2), said
             assert "Traceback" not in said
-            assert code == 0 or "another process" in said or "is there already" in said
+            assert code == 0 or "another process" in said or "already exists" in said
         folder = tmp_path / "out" / "coco"
         assert [path.name for path in folder.iterdir()] == ["1.0.0"]
         assert len(Index.load(folder / "1.0.0", "train")) == 300
 
 
 def test_writers_at_once_meet_no_missing_file(tmp_path):
-    """Threads that write, find it written, and write anew, as fast as they can."""
+    """Threads that write, find it written, and write again, as fast as they can."""
     import shutil
     import threading
 

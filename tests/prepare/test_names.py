@@ -66,18 +66,18 @@ def test_a_name_that_can_mean_two_files_is_refused(tmp_path):
     content = coco_content(1)
     content["images"][0]["file_name"] = "a.PNG"
     arguments = coco_tree(tmp_path, content, {"a.png": PNG, "a.Png": PNG})
-    with pytest.raises(UserError, match=r"image 1 \('a.PNG'\): can mean 'a.Png' and 'a.png'"):
+    with pytest.raises(UserError, match=r"image 1 \('a.PNG'\): matches 'a.Png' and 'a.png'"):
         prepared(tmp_path, arguments)
 
 
 @pytest.mark.parametrize(
     ("written", "there", "shown"),
     [
-        ("a\u200b.png", "a.png", r"'a\\u200b.png' \(there is 'a.png'\)"),
-        ("a\u00a0b.png", "a b.png", r"'a\\xa0b.png' \(there is 'a b.png'\)"),
-        ("\uff41.png", "a.png", r"'\\uff41.png' \(there is 'a.png'\)"),
-        ("A.png", "a.png", r"'A.png' \(there is 'a.png'\)"),
-        ("picture_01.png", "picture_1.png", r"\(there is 'picture_1.png'\)"),
+        ("a\u200b.png", "a.png", r"'a\\u200b.png' \(did you mean 'a.png'\?\)"),
+        ("a\u00a0b.png", "a b.png", r"'a\\xa0b.png' \(did you mean 'a b.png'\?\)"),
+        ("\uff41.png", "a.png", r"'\\uff41.png' \(did you mean 'a.png'\?\)"),
+        ("A.png", "a.png", r"'A.png' \(did you mean 'a.png'\?\)"),
+        ("picture_01.png", "picture_1.png", r"\(did you mean 'picture_1.png'\?\)"),
         ("a.jpg", "a.png", r"'a.jpg'"),
     ],
 )
@@ -85,7 +85,7 @@ def test_a_name_that_is_not_found_shows_the_difference(tmp_path, written, there,
     content = coco_content(1)
     content["images"][0]["file_name"] = written
     arguments = coco_tree(tmp_path, content, {there: PNG})
-    with pytest.raises(UserError, match=rf"missing in --images .*: image 1: .*{shown}"):
+    with pytest.raises(UserError, match=rf"missing from --images .*: image 1: .*{shown}"):
         prepared(tmp_path, arguments)
 
 
@@ -132,7 +132,7 @@ def test_lines_of_a_voc_list(tmp_path, files, listed, stems):
 
 def test_a_line_that_names_nothing_is_shown(tmp_path):
     voc_tree(tmp_path / "voc", {"a": OBJECT}, "a\u200b\n")
-    with pytest.raises(UserError, match=r"no such file \('a\\u200b'\), and split 'train' lists it"):
+    with pytest.raises(UserError, match=r"no such file \('a\\u200b'\), but split 'train' lists it"):
         read_voc(tmp_path / "voc", {"train": "train"})
 
 
@@ -179,9 +179,9 @@ def test_what_names_a_split():
     assert named_splits("-", ["train/_annotations.coco.json"]) == {
         "train": "train/_annotations.coco.json"
     }
-    with pytest.raises(UserError, match="'Train' cannot name a split"):
+    with pytest.raises(UserError, match="'Train' is not a valid split name"):
         named_splits("-", ["Train=x.json"], exists)
-    with pytest.raises(UserError, match="does not tell its split; write train="):
+    with pytest.raises(UserError, match="does not show the split; write train="):
         named_splits("-", ["instances_default.json"], exists)
 
 

@@ -132,7 +132,7 @@ def test_an_index_of_other_records_is_refused(tmp_path):
     other.save(directory, "train")
     split = open_split(directory, "train")
     with pytest.raises(
-        UserError, match=r"row 1 of .* is image 2 \('p2.png'\), and .* has image 103"
+        UserError, match=r"row 1 of .* is image 2 \('p2.png'\), but .* has image 103"
     ):
         split[1]
 
@@ -141,7 +141,7 @@ def test_two_records_of_one_file_are_refused_by_whatever_name(tmp_path):
     content = coco_content(2)
     content["images"][1]["file_name"] = "images\\p1.png"
     arguments = coco_tree(tmp_path, content, {"p1.png": encoded(picture())})
-    with pytest.raises(UserError, match=r"image 1 .*is the file 'p1.png' of image 2 too"):
+    with pytest.raises(UserError, match=r"image 1 .*uses the same file 'p1.png' as image 2; merge"):
         prepared(tmp_path, arguments)
 
 
@@ -152,7 +152,7 @@ def test_pictures_of_one_stem_are_told_apart_by_what_the_file_names(tmp_path):
     assert splits["train"].file_names.tolist() == ["a.png"]
     xml = tmp_path / "voc" / "Annotations" / "a.xml"
     xml.write_text(xml.read_text().replace("a.png", "b.png"))
-    with pytest.raises(UserError, match=r"a.xml: can mean the pictures 'a.jpg' and 'a.png'"):
+    with pytest.raises(UserError, match=r"a.xml: matches images 'a.jpg' and 'a.png'"):
         prepared(tmp_path, arguments, name="again")
 
 

@@ -155,7 +155,7 @@ def test_keypoints_behind_a_box_are_not_a_polygon(tmp_path, numbers):
 
 
 def test_a_row_that_is_not_of_the_keypoints_shape_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"a.txt: line 1: expected 11 fields .* there are 9"):
+    with pytest.raises(UserError, match=r"a.txt: line 1: expected 11 fields .* found 9"):
         yolo_boxes(tmp_path, "0 .5 .5 .5 .5 .1 .1 2 .2\n", "kpt_shape: [2, 3]\n")
 
 
@@ -163,12 +163,12 @@ def test_a_row_that_is_not_of_the_keypoints_shape_is_refused(tmp_path):
     ("row", "message"),
     [
         ("0 0.5 0.5 0.5", "line 1: expected 5 fields"),
-        ("0 0,5 0,5 0,5 0,5", "line 1: '0,5' is no number"),
+        ("0 0,5 0,5 0,5 0,5", "line 1: '0,5' is not a number"),
         ("bolt 0.5 0.5 0.5 0.5", "line 1: invalid class_idx 'bolt'"),
         ("0.5 0.5 0.5 0.5 0.5", "line 1: invalid class_idx '0.5'"),
-        ("2 0.5 0.5 0.5 0.5", "line 1: class_idx 2 out of range"),
+        ("2 0.5 0.5 0.5 0.5", "line 1: class_idx 2 is out of range"),
         ("0 0.5 0.5 0.5 0.5 inf", "box 1 is not four finite numbers"),
-        ("0 10 10 50 10 50 40", "box 1 lies beyond 0 to 1"),
+        ("0 10 10 50 10 50 40", "box 1 is outside 0 to 1"),
         ("٠ 0.5 0.5 0.5 0.5", "invalid class_idx"),
     ],
 )
@@ -183,9 +183,11 @@ def test_a_picture_of_a_format_that_is_not_read_is_named(tmp_path):
     folder = tmp_path / "yolo" / "images" / "train"
     (folder / "b.png").rename(folder / "b.heic")
     with pytest.raises(
-        UserError, match=r"b.txt: no picture of that name .*'b.heic' is of a format"
+        UserError, match=r"b.txt: no image with this name .*convert 'b.heic' to PNG"
     ):
         prepared(tmp_path, arguments)
     put(folder / "b.png", b"\0\0\0\x18ftypheic\0\0\0\0" + b"\0" * 200)
-    with pytest.raises(UserError, match=r"b.png: .* but HEIC; convert it to PNG or JPEG"):
+    with pytest.raises(
+        UserError, match=r"b.png: .* HEIC is not supported; convert it to PNG or JPEG"
+    ):
         prepared(tmp_path, arguments)

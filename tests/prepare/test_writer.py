@@ -87,7 +87,7 @@ def test_one_process_writes_at_a_time(tmp_path):
     (tmp_path / "drawn").mkdir()
     with (tmp_path / "drawn" / ".incomplete.1.0.0.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="is being written by another process"):
+        with pytest.raises(UserError, match="another process is writing "):
             write(tmp_path, Drawn(4))
     write(tmp_path, Drawn(4))
 
@@ -95,7 +95,7 @@ def test_one_process_writes_at_a_time(tmp_path):
 def test_the_second_of_two_at_once_changes_nothing(tmp_path):
     directory, _ = write(tmp_path, Drawn(4))
     report = (directory / "prepare_report.json").read_bytes()
-    with pytest.raises(UserError, match="is there already; another process wrote it"):
+    with pytest.raises(UserError, match="already exists; another process wrote it"):
         write(tmp_path, Drawn(5))
     assert (directory / "prepare_report.json").read_bytes() == report
     assert [p.name for p in directory.parent.glob("*1.0.0")] == ["1.0.0"]
@@ -104,7 +104,7 @@ def test_the_second_of_two_at_once_changes_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--name", "x" * 300], "must be lower-case letters, digits and _, 100 at most"),
+        (["--name", "x" * 300], "must be at most 100 lower-case letters, digits and _"),
         (["--name", "My Data"], "try --name=my_data"),
         (["--out", "~nobody_of_that_name/x"], "~nobody_of_that_name/x: "),
     ],
