@@ -146,8 +146,9 @@ def _processes() -> Iterator[Path]:
         folder = Path(f"/proc/{pending.pop()}")
         with contextlib.suppress(OSError):  # the process has ended
             for task in (folder / "task").iterdir():
-                pending += map(int, (task / "children").read_text().split())
-            yield folder
+                with contextlib.suppress(OSError):  # a thread of it has ended
+                    pending += map(int, (task / "children").read_text().split())
+        yield folder
 
 
 def cpu_seconds() -> float:

@@ -151,7 +151,7 @@ def test_the_advice_after_a_non_finite_loss_can_be_followed(tiny_config, tmp_pat
     with pytest.raises(NonFiniteLossError) as caught:
         train(config, tmp_path / "run")
     advice = str(caught.value)
-    assert "the last good checkpoint is of step" in advice
+    assert "the last good checkpoint is at step 2" in advice
     flags = dict(re.findall(r"--config\.([\w.]+)=?(\w*)", advice))
     assert flags == {
         "optimizer.learning_rate": "", "optimizer.clip_norm": "10", "train.on_nonfinite": "skip"
