@@ -123,7 +123,7 @@ FIELDS = (
     Field("data.eval_split", "validation", "split to evaluate", ANY, S),
     Field("data.short_side", 800, "short side of a scaled image, pixels", ABOVE_0, TS),
     Field("data.long_side", 1333,
-          "limit of the long side, pixels; an image is scaled further down to keep it",
+          "upper limit of the long side, pixels; an image that exceeds it is scaled down further",
           ABOVE_0, TS),
     Field("data.buckets", (), "(height, width) of each input shape, pixels; one compiled program "
           "per bucket; empty: landscape and portrait, derived from the sides above", ANY, TS),
@@ -134,8 +134,8 @@ FIELDS = (
           "short_side, pixels: (640, …, 800)", SIDES, T),
     Field("data.scale_range", (1.0, 1.0), "range of an additional random scale factor in training, "
           "with random crops (large-scale jitter: 0.1, 2.0)", FACTORS, T),
-    Field("data.min_visible", 0.0, "smallest share of a box's area that a crop must keep; boxes "
-          "with less are dropped", SHARE, T),
+    Field("data.min_visible", 0.0, "smallest fraction of a box's area that must remain visible "
+          "after cropping; boxes below it are dropped", SHARE, T),
     Field("data.color_jitter", (0.0, 0.0, 0.0, 0.0), "strength (±) of random brightness, contrast, "
           "saturation and hue changes", JITTER, T),
     Field("data.drop_empty", False, "exclude training images without a box (crowds do not count)",
@@ -157,11 +157,11 @@ FIELDS = (
     Field("data.num_workers", 0, "number of processes that read and decode images; 0: threads of "
           "the main process", FROM_0),
 
-    Field("model.backbone", "resnet50", "ResNet, ResNeXt or Wide ResNet, by torchvision's name",
+    Field("model.backbone", "resnet50", "ResNet, ResNeXt or Wide ResNet, by its torchvision name",
           one_of(*BACKBONES), W),
     Field("model.width", 64, "channels of the stem; the stages scale with it", ABOVE_0, W),
-    Field("model.stride_in_1x1", False, "stride of a bottleneck in its first 1x1 convolution "
-          "(Caffe's weights), not in the 3x3", ANY, W),
+    Field("model.stride_in_1x1", False, "put the stride of a bottleneck in its first 1x1 "
+          "convolution (as in Caffe2 weights) instead of the 3x3", ANY, W),
     Field("model.frozen_stages", 0, "number of frozen stages; 1: the stem; 2: the stem and C2 "
           "(torchvision, Detectron2); … 5", one_of(0, 1, 2, 3, 4, 5), T),
     Field("model.remat", False, "recompute backbone blocks in the backward pass: less memory, more "
@@ -171,7 +171,7 @@ FIELDS = (
     Field("model.norm_eps", 1e-5, "eps of the norms; 0 for torchvision's published RetinaNet v1",
           FROM_0, W),
     Field("model.norm_momentum", 0.9,
-          "weight of the running value when batch statistics are updated",
+          "weight of the old value when the running statistics are updated",
           SHARE, T),
     Field("model.fpn_channels", 256, "channels of every pyramid level", ABOVE_0, W),
     Field("model.p6_from", "C5", "input of P6: C5 (paper) or P5 (torchvision v1)",
@@ -182,17 +182,17 @@ FIELDS = (
           "batch (per level)", one_of("none", "group", "batch"), W),
     Field("model.class_specific_boxes", False, "predict one box per class instead of one box for "
           "all classes (section 4)", ANY, W),
-    Field("model.prior", 0.01, "probability that an anchor is an object at step 0 (section 3.3)",
+    Field("model.prior", 0.01, "predicted foreground probability at step 0 (section 3.3)",
           INSIDE, T),
-    Field("model.predictor_std", 0.01, "standard deviation of the predicting convolution's initial "
-          "weights", ABOVE_0, T),
+    Field("model.predictor_std", 0.01, "standard deviation of the initial weights of each "
+          "head's final convolution", ABOVE_0, T),
     Field("model.init_from", "", "initial weights: a .safetensors, .pth or .pkl file, or a workdir",
           ANY, T),
 
     Field("anchors.scale", 4.0, "smallest anchor size of a level / its stride; 4: 32 px on P3 to "
           "512 px on P7", ABOVE_0, W),
-    Field("anchors.octaves", (0.0, 1 / 3, 2 / 3), "anchor sizes of a level: the smallest times 2 "
-          "to these powers", SOME, W),
+    Field("anchors.octaves", (0.0, 1 / 3, 2 / 3), "anchor sizes of a level: the smallest size "
+          "times 2 to the power of each value", SOME, W),
     Field("anchors.ratios", (0.5, 1.0, 2.0), "aspect ratios, height / width", SOME_POSITIVE, W),
     Field("anchors.offset", 0.0, "anchor centres at (k + offset) · stride; 0: Detectron2, 0.5: TF "
           "Model Garden", SHARE, W),
@@ -205,9 +205,9 @@ FIELDS = (
           "grid size (torchvision)", one_of("level", "grid"), W),
 
     Field("matching.foreground_iou", 0.5,
-          "an anchor with at least this IoU is foreground", SHARE, T),
-    Field("matching.background_iou", 0.4, "IoU below which an anchor is background; between the "
-          "two it is ignored", SHARE, T),
+          "smallest IoU with a box at which an anchor is foreground", SHARE, T),
+    Field("matching.background_iou", 0.4, "IoU below which an anchor is background; from here up "
+          "to foreground_iou, it is ignored", SHARE, T),
     Field("matching.low_quality", True, "also match each box to its best anchors, at any IoU above "
           "0 (torchvision, Detectron2)", ANY, T),
 
@@ -232,7 +232,8 @@ FIELDS = (
           "per_image or ema", one_of("foreground", "foreground_plus_1", "per_image", "ema"), T),
     Field("loss.ema_initial", 100.0, "ema: initial number of foreground anchors per batch "
           "(Detectron2)", ABOVE_0, T),
-    Field("loss.ema_momentum", 0.9, "ema: weight of the running value in its update", SHARE, T),
+    Field("loss.ema_momentum", 0.9, "ema: weight of the old value when the average is updated",
+          SHARE, T),
     Field("loss.box", "smooth_l1", "box loss: smooth_l1 (paper), l1 (torchvision v1, Detectron2), "
           "giou (torchvision v2), diou or ciou", one_of(*BOX_LOSSES), T),
     Field("loss.smooth_l1_beta", 0.11, "beta of smooth L1 (Detectron's 1/9, to two digits)",
@@ -241,8 +242,8 @@ FIELDS = (
 
     Field("optimizer.learning_rate", 0.01, "peak learning rate at a batch size of "
           "learning_rate_batch", ABOVE_0, T),
-    Field("optimizer.learning_rate_batch", 16, "batch size, images, that learning_rate refers to; "
-          "other sizes scale it linearly; 0: no scaling", FROM_0, T),
+    Field("optimizer.learning_rate_batch", 16, "batch size, images, for which learning_rate is "
+          "given; it scales linearly with the batch size; 0: no scaling", FROM_0, T),
     Field("optimizer.name", "sgd", "sgd, or adamw (torchvision v2), with decoupled weight decay",
           one_of("sgd", "adamw"), T),
     Field("optimizer.momentum", 0.9, "momentum of sgd", SHARE, T),

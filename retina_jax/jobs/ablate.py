@@ -5,10 +5,10 @@ usage: retina-jax ablate --config=experiments/shapes.py --study=prior,alpha,foca
 
 Studies: prior, alpha (Table 1a of arXiv:1708.02002), focal (1b), anchors (1c), ohem (1d), speed
 (1e), boxes (one box for all classes or one per class), losses (five classification losses). Each
-row of a table is a training run with other config fields, in OUT/runs/ROW/seedN; rows with the same
-fields share their runs. Run the same command to resume; reusing OUT with other flags is an error.
-OUT also receives tables.md, STUDY.csv and figures: loss as a function of p_t, cumulative loss, and
-AP as a function of speed.
+row of a table is one setting of the config fields, trained once per seed in OUT/runs/ROW/seedN;
+rows with the same setting share their runs. Run the same command to resume; reusing OUT with other
+flags is an error. The command also writes tables.md, STUDY.csv and figures to OUT: loss as a
+function of p_t, cumulative loss, and AP as a function of speed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Measure speed, memory and padding of the parts of a run; prints one JSON object per line.
+"""Measure speed, memory use and padding, part by part; print one JSON object per line.
 
 usage: retina-jax benchmark step --config=experiments/coco.py [--runs=5] [--steps=20]
            [--config.train.batch_size=16 ...]     training step on random images, per bucket
@@ -9,8 +9,8 @@ usage: retina-jax benchmark step --config=experiments/coco.py [--runs=5] [--step
        retina-jax benchmark padding --config=…    padded pixels by batching scheme, for
            simulated COCO image sizes
 
-The compared pipelines (or buckets) alternate RUNS times, so that slow drifts in machine speed
-affect all of them equally. The results are medians.
+The pipelines (or buckets) under comparison are timed in turn, RUNS times each, so that slow
+drifts in machine speed affect all of them equally. The results are medians.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Check a prepared data set, and the anchors that a config places on it.
+"""Check a prepared data set, and how well a config's anchors cover its boxes.
 
 usage: retina-jax doctor --config=experiments/custom.py --config.data.dir=DIR [--out=doctor]
            [--config.path.to.field=value ...]
 
-Reads every record and reports duplicates, boxes outside the image or without area, wrong units,
+Reads every record and reports duplicates, boxes outside the image or with zero area, wrong units,
 classes without boxes, images that are in both splits, classes that the anchors cannot match (with
 the flags that fix it), and padding. Writes OUT/doctor.html (one page with plots) and
-OUT/doctor.json. Exits with code 2 if nothing useful could be learned.
+OUT/doctor.json. Exits with code 2 if a model could not learn anything useful from the data.
 """
 
 from __future__ import annotations

@@ -17,9 +17,9 @@ def main(argv: list[str]) -> int:
         "workdir", type=Path, nargs="?", metavar="WORKDIR", help="folder of the run"
     )
     parser.add_argument(
-        "--workdir", type=Path, dest="named", metavar="WORKDIR", help="the same, as a flag"
+        "--workdir", type=Path, dest="named", metavar="WORKDIR", help="same as WORKDIR, as a flag"
     )
-    parser.add_argument("--step", type=int, help="evaluated step (default: the last)")
+    parser.add_argument("--step", type=int, help="evaluated step to draw (default: the latest)")
     parser.add_argument(
         "--count", type=int, default=12, help="number of images (default: %(default)s)"
     )

@@ -5,7 +5,7 @@ usage: retina-jax evaluate --workdir=DIR [--config.eval.checkpoint=best]
 
 Uses the run's own config unless --config is given. Writes metrics.json, detections.json (COCO
 results) and detections.png to DIR/eval/STEP. An evaluation on other data or with other config
-fields writes to a separate folder whose name lists the differences.
+values writes to a separate folder whose name lists the differences.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ usage: retina-jax export-weights --workdir=DIR --to=torchvision --out=model.safe
 Exports the best checkpoint by AP, or the latest if none was evaluated. If the RetinaNet of the
 target system cannot represent the network in DIR/config.json, the error names the config field and
 its value. Anchors are reordered for the target system. With --to=retina_jax, the file also stores
-the anchor order, pixel normalisation and norm eps. The command prints code to stdout that builds
+the anchor order, pixel normalisation and norm eps. The command prints Python code that builds
 the model in the target system (backbone, classes, norm eps, input of P6, anchors, pixel
 normalisation) and loads the file.
 """

@@ -1,14 +1,14 @@
-"""Create a workdir from weights that another program, or another run, has trained.
+"""Create a workdir from the weights of another program or another run.
 
 usage: retina-jax import-weights --config=experiments/coco.py --weights=FILE --out=DIR
            [--classes=N] [--config.path.to.field=value ...]
 
 FILE is a .safetensors, .pth (needs torch) or .pkl file from torchvision (ResNet, RetinaNet),
 Detectron2 (ResNet, RetinaNet, Caffe2 ResNet) or this program, or the workdir of another run. The
-config must describe the network of the weights; parameters that do not fit are listed by name. A
-detector keeps its number of classes; for a backbone, the number comes from the data set or
---classes. The 91 outputs of torchvision's COCO models are reduced to COCO's 80 classes if the data
-set has COCO's category ids, or with --classes=80.
+config must describe the network that the weights belong to; parameters that do not match are
+listed by name. A detector keeps its number of classes; for a backbone, the number comes from the
+data set or --classes. The 91 outputs of torchvision's COCO models are reduced to COCO's 80 classes
+if the data set has COCO's category ids, or with --classes=80.
 
 DIR then contains config.json and a checkpoint of step 0. To evaluate or train from it, pass
 --workdir=DIR.
@@ -21,7 +21,7 @@ from retina_jax.config.flags import Flag, parse
 FLAGS = (
     Flag("weights", "file, or workdir of a run", example="resnet50.pth"),
     Flag("out", "workdir to create (--workdir also works)", example="runs/theirs", also="workdir"),
-    Flag("classes", "number of classes; 0: that of the weights or the data set", 0),
+    Flag("classes", "number of classes; 0: taken from the weights or the data set", 0),
 )
 
 

@@ -7,16 +7,17 @@ usage: retina-jax prepare coco --images DIR --annotations train.json --annotatio
        retina-jax prepare tfds --catalogue voc/2007 --out DIR
        retina-jax prepare tfds --directory DIR/NAME/VERSION --out DIR   (TFRecord, for example)
 
-COCO: each annotation file becomes a split, which its name selects: …train… is train, …val… is
-validation, …test… is test. To choose another split name, write SPLIT=FILE. --split of the other
-formats works in the same way. The result is OUT/NAME/1.0.0. The command reads every record and
+COCO: each annotation file becomes one split, named after the file: …train… gives train, …val… gives
+validation, …test… gives test. To choose another split name, write SPLIT=FILE; --split of the other
+formats takes the same prefix. The result is OUT/NAME/1.0.0. The command reads every record and
 decodes every image. If it is interrupted, run it again: it continues where it stopped.
 
 An unusable record (a truncated JPEG, a missing file, an invalid box) stops the command with an
-error that names the file and the record, and no data set is written. --on-bad=skip leaves out such
-records instead, up to the share --max-bad. left_out.txt in the data set then lists them with the
-reason, and the command exits with code 3. 16-bit and float images are converted to 8 bits with one
-scale for the whole data set, --pixel-range. The data set stores this scale for prediction.
+error that names the file and the record, and no data set is written. --on-bad=skip leaves such
+records out instead, provided that their share does not exceed --max-bad. It lists them, with the
+reasons, in left_out.txt in the data set, and exits with code 3. 16-bit and float images are
+converted to 8 bits with one scale for the whole data set, --pixel-range. The data set stores this
+scale for prediction.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         type=Path,
         action="append",
         required=True,
-        help="image folder; give it once, or once for each --annotations",
+        help="image folder; one for all annotation files, or one for each, in their order",
     )
     coco.add_argument(
         "--annotations",
@@ -97,7 +98,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         tree.add_argument(
             "--follow-links", action="store_true", help="follow links that lead outside the folder"
         )
-    catalogue = formats.add_parser("tfds", parents=[shared], help="a data set of TFDS")
+    catalogue = formats.add_parser("tfds", parents=[shared], help="a TFDS data set")
     which = catalogue.add_mutually_exclusive_group(required=True)
     which.add_argument("--catalogue", default="", help="TFDS name, such as voc/2007 or coco/2017")
     which.add_argument(
