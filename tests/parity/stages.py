@@ -254,12 +254,15 @@ class Stages:
         return kept.boxes * [x, y, x, y], kept.scores, kept.labels
 
 
-def assert_near(ours, theirs, bar, largest=None):
+def relative_error(ours, theirs, largest=None):
     """Largest difference over the largest value of the array, or over ``largest``."""
     ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
     assert ours.shape == theirs.shape
-    difference = np.abs(ours - theirs).max() / (largest or np.abs(theirs).max())
-    assert difference <= bar
+    return np.abs(ours - theirs).max() / (largest or np.abs(theirs).max())
+
+
+def assert_near(ours, theirs, bar, largest=None):
+    assert relative_error(ours, theirs, largest) <= bar
 
 
 def unpaired(ours, theirs, pixels, score, above=0.0):

@@ -5,13 +5,16 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from stages import Stages, assert_near, experiment, unpaired
+from stages import Stages, assert_near, experiment, relative_error, unpaired
 from torchvision_case import sample
 
 from retina_jax.interop.weights import read_weights
 
 pytestmark = pytest.mark.optimized
 SHARED = Path(__file__).resolve().parents[3] / "shared"
+# In torchvision_v2 the input of one ReLU is zero up to rounding. Its sign, and with it 4 % of a
+# gradient of the box head, depends on the release of JAX, and on a factor of 3e-7 on the pixels.
+NEARBY = (1, 1 + 1e-6, 1 - 1e-6, 1 + 3e-7, 1 - 3e-7)
 SYSTEMS = ("torchvision_v1", "torchvision_v2", "detectron2")
 
 
@@ -98,16 +101,22 @@ def test_features_logits_and_deltas(case):
 def test_losses_and_gradients(case, loaded):
     arrays, ours = case
     boxes = [arrays[f"gt_boxes_resized_{i}"] for i in range(2)]
-    metrics, gradient, ema = ours.train(loaded, arrays["batch"], boxes)
-    check_losses(metrics, ema, arrays)
     listed = [name for name in arrays if name.startswith("grad/")]
     assert len(listed) > 10
-    named = ours.named(gradient)
-    # the kernels of JAX 0.12 round an input of a ReLU across zero, which moves its box head by 4 %
-    bar = 1e-3 if jax.__version_info__ < (0, 12) else 5e-2
-    for name in listed:
-        assert_near(named[name.removeprefix("grad/")], arrays[name], bar)
-    assert float(metrics["gradient_norm"]) == pytest.approx(float(arrays["grad_norm"]), rel=1e-3)
+    worst = {}
+    for scale in NEARBY:
+        pixels = np.float32(arrays["batch"].astype(np.float64) * scale)
+        metrics, gradient, ema = ours.train(loaded, pixels, boxes)
+        check_losses(metrics, ema, arrays)
+        norm = pytest.approx(float(arrays["grad_norm"]), rel=1e-3)
+        assert float(metrics["gradient_norm"]) == norm
+        named = ours.named(gradient)
+        worst[scale] = max(
+            relative_error(named[name.removeprefix("grad/")], arrays[name]) for name in listed
+        )
+        if worst[scale] <= 1e-3:
+            return
+    pytest.fail(f"relative error of the gradient by scale of the pixels: {worst}")
 
 
 def check_losses(metrics, ema, arrays):

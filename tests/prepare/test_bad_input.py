@@ -53,6 +53,12 @@ def content():
     }
 
 
+def options_for(root, *flags):
+    return command.parse(["coco", "--images", str(root / "images"),
+                          "--annotations", str(root / "train.json"),
+                          "--out", str(root / "out"), *flags])  # fmt: skip
+
+
 def run(root, annotations, pictures, *flags):
     """Prepares; returns (what was said, the split or None)."""
     (root / "images").mkdir()
@@ -64,9 +70,9 @@ def run(root, annotations, pictures, *flags):
     path = root / "train.json"
     path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"))
     said = io.StringIO()
-    options = command.parse(["coco", "--images", str(root / "images"), "--annotations", str(path),
-                             "--out", str(root / "out"), *flags])  # fmt: skip
-    directory = command.run(options, Reporter(Console(file=said, width=300))).directory
+    directory = command.run(
+        options_for(root, *flags), Reporter(Console(file=said, width=300))
+    ).directory
     return said.getvalue(), open_split(directory, "train")
 
 
@@ -322,11 +328,10 @@ def test_links_out_of_the_folder_are_read_only_if_asked(tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.png").symlink_to(secret)
     (tmp_path / "train.json").write_text(json.dumps(content()))
-    flags = ["coco", "--images", str(tmp_path / "images"), "--annotations",
-             str(tmp_path / "train.json"), "--out", str(tmp_path / "out")]  # fmt: skip
     with pytest.raises(UserError, match=r"leads outside the image folder; add --follow-links"):
-        command.run(command.parse(flags), Reporter(Console(file=io.StringIO())))
-    command.run(command.parse([*flags, "--follow-links"]), Reporter(Console(file=io.StringIO())))
+        command.run(options_for(tmp_path), Reporter(Console(file=io.StringIO())))
+    options = options_for(tmp_path, "--follow-links")
+    command.run(options, Reporter(Console(file=io.StringIO())))
 
 
 def test_special_files_and_rings_of_links_do_not_hang(tmp_path):
@@ -337,19 +342,8 @@ def test_special_files_and_rings_of_links_do_not_hang(tmp_path):
     (tmp_path / "images" / "b.png").symlink_to(tmp_path / "images" / "b.png")
     for name, message in (("a.png", "missing from --images"), ("b.png", "b.png")):
         (tmp_path / "train.json").write_text(json.dumps(put(IMAGE, file_name=name)))
-        options = command.parse(
-            [
-                "coco",
-                "--images",
-                str(tmp_path / "images"),
-                "--annotations",
-                str(tmp_path / "train.json"),
-                "--out",
-                str(tmp_path / "out"),
-            ]
-        )
         with pytest.raises(UserError, match=message):
-            command.run(options, Reporter(Console(file=io.StringIO())))
+            command.run(options_for(tmp_path), Reporter(Console(file=io.StringIO())))
 
 
 def test_pictures_that_no_annotation_names_are_counted(tmp_path):
@@ -368,19 +362,8 @@ def test_several_bad_records_are_all_named(tmp_path):
     for name, data in pictures.items():
         (tmp_path / "images" / name).write_bytes(data)
     (tmp_path / "train.json").write_text(json.dumps(many))
-    options = command.parse(
-        [
-            "coco",
-            "--images",
-            str(tmp_path / "images"),
-            "--annotations",
-            str(tmp_path / "train.json"),
-            "--out",
-            str(tmp_path / "out"),
-        ]
-    )
     with pytest.raises(UserError, match=r"image 2 .*\(and 2 more, listed above\)") as caught:
-        command.run(options, Reporter(Console(file=said, width=300)))
+        command.run(options_for(tmp_path), Reporter(Console(file=said, width=300)))
     listed = "\n".join(caught.value.details)
     assert "image 4 ('4.png')" in listed
     assert "image 5 ('5.png')" in listed
