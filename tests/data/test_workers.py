@@ -122,12 +122,13 @@ def waiting_blocks(process):
     """Number of batches that a worker holds and nobody has opened yet."""
     found = set()
     for entry in Path(f"/proc/{process}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+        with contextlib.suppress(OSError):  # closed meanwhile
             if os.readlink(entry).startswith("/memfd:retina_jax"):
                 with open(entry, "rb") as file:
-                    file.seek(-1, os.SEEK_END)
-                    if file.read() != b"\1":
-                        found.add(os.fstat(file.fileno()).st_ino)
+                    status = os.fstat(file.fileno())
+                    opened = status.st_size and os.pread(file.fileno(), 1, status.st_size - 1)
+                    if opened != b"\1":  # or without a size yet: it was made just now
+                        found.add(status.st_ino)
     return len(found)
 
 
