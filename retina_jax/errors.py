@@ -41,6 +41,10 @@ class RunError(CommandError):
     """
 
 
+class EvaluationError(RunError):
+    """An evaluation failed; training goes on, and the next one tries again."""
+
+
 class NonFiniteLossError(RunError):
     """A non-finite loss or gradient; restarting with the same flags would repeat it."""
 

@@ -75,6 +75,8 @@ def main(argv: list[str] | None = None) -> int:
         return DONE if "--help" in argv else BROKEN_PIPE
     except (Exception, KeyboardInterrupt) as error:
         explained = explain(error)
+        if parallel := sys.modules.get("retina_jax.parallel"):  # only commands that compute
+            parallel.fail(error, explained)
         if explained is None:
             raise
         code, lines = explained

@@ -1,25 +1,41 @@
 """The only module that knows about pmap, device counts and processes.
 
 State is replicated without a leading axis; a batch is split along its first axis. Both are placed
-on the devices before the call, because donating an ``in_axes=None`` argument requires it.
+on the devices before the call, because donating an ``in_axes=None`` argument requires it. Each
+process holds the parts of its own devices; pmap runs over the devices of all processes.
 """
 
 from __future__ import annotations
 
 import collections
 import contextlib
+import ctypes
 import dataclasses
+import functools
+import os
+import platform
+import re
+import signal
+import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax._src import cloud_tpu_init, distributed  # no public way to the key-value store
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from retina_jax.errors import UserError, is_out_of_device_memory
+from retina_jax.coordination import LOST_AFTER, Group
+from retina_jax.errors import FAULT, RunError, UserError, is_out_of_device_memory
 
 AXIS = "devices"
 T = TypeVar("T")
+
+group = Group(None, 0, 1, platform.node())
+"""The processes of this run; one, until `start` finds that there are more."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,20 +85,55 @@ class Devices:
 
         return jax.device_put(jax.tree.map(split, tree), self._sharding(AXIS))
 
+    def _pmap(self, step: Callable, **options: Any) -> Callable:
+        # given devices, pmap would sum over those alone; without, it takes all of all processes
+        if group.count == 1:
+            options["devices"] = self.devices
+        return jax.pmap(step, axis_name=AXIS, **options)
+
     def train_step(self, step: Callable) -> Callable:
         """``(state, batch) -> (state, metrics)`` over the devices; donates the old state."""
-        return jax.pmap(
-            step,
-            axis_name=AXIS,
-            in_axes=(None, 0),
-            out_axes=None,
-            donate_argnums=(0,),
-            devices=self.devices,
-        )
+        return self._pmap(step, in_axes=(None, 0), out_axes=None, donate_argnums=(0,))
 
     def predict_step(self, step: Callable) -> Callable:
         """``(variables, images, sizes) -> [devices, n / devices, …]`` over the devices."""
-        return jax.pmap(step, axis_name=AXIS, in_axes=(None, 0, 0), devices=self.devices)
+        return self._pmap(step, in_axes=(None, 0, 0))
+
+    @functools.cached_property
+    def _sums_of_bits(self) -> Callable:
+        return self._pmap(lambda tree, zero: _sum_of_bits(tree) + zero, in_axes=(None, 0))
+
+    def check_equal(self, tree: Any, when: str) -> None:
+        """Raises `RunError`, naming the hosts, unless every device of all processes has the same.
+
+        ``tree`` is replicated; compares a sum over the bits of each array.
+        """
+        if self.global_count == 1:
+            return
+        sums = self._sums_of_bits(tree, self.shard(np.zeros(len(self), np.uint32)))
+        mine = " ".join(str(int(s.data.ravel()[0])) for s in sums.addressable_shards)
+        every = group.exchange("state", mine)
+        expected = every[0].split()[0]
+        drifted = [
+            group.name(i) for i, values in enumerate(every) if set(values.split()) != {expected}
+        ]
+        if drifted:
+            raise RunError(
+                f"{when}: weights, statistics or optimiser differ between devices "
+                f"({', '.join(drifted)} against {group.name(0)}); the last checkpoint before that "
+                "is good; check the machine, and run the same command again"
+            )
+
+
+def _sum_of_bits(tree: Any) -> jax.Array:
+    """One number of all bits of all arrays; a changed bit changes it."""
+    total = jnp.zeros((), jnp.uint32)
+    for i, leaf in enumerate(jax.tree.leaves(tree)):
+        bits = jax.lax.bitcast_convert_type(leaf.ravel(), jnp.uint32)
+        # odd factors, so that no single change is lost, and two that swap places are seen
+        place = jax.lax.iota(jnp.uint32, bits.size) * jnp.uint32(2) + jnp.uint32(1)
+        total = total * jnp.uint32(31) + jnp.uint32(i) + (bits * place).sum(dtype=jnp.uint32)
+    return total
 
 
 @contextlib.contextmanager
@@ -107,11 +158,32 @@ def join(tree: Any) -> Any:
 
 
 def process_index() -> int:
-    return jax.process_index()
+    return group.index
 
 
 def process_count() -> int:
-    return jax.process_count()
+    return group.count
+
+
+def is_main() -> bool:
+    """Whether this process writes the files and the report that a run has once."""
+    return group.index == 0
+
+
+def gather(tree: T) -> list[T]:
+    """NumPy arrays of equal shapes in every process: the tree of each, in their order, bit for bit.
+
+    All processes must call it.
+    """
+    if group.count == 1:
+        return [tree]
+    # bytes, because JAX would turn float64 into float32
+    raw = jax.tree.map(lambda x: np.ascontiguousarray(x).reshape(-1).view(np.uint8), tree)
+    gathered = multihost_utils.process_allgather(raw)
+    return [
+        jax.tree.map(lambda x, every, i=i: every[i].view(x.dtype).reshape(x.shape), tree, gathered)
+        for i in range(group.count)
+    ]
 
 
 def prefetch(items: Iterable[Any], put: Callable[[Any], T], depth: int = 2) -> Iterator[T]:
@@ -122,3 +194,153 @@ def prefetch(items: Iterable[Any], put: Callable[[Any], T], depth: int = 2) -> I
         if len(queue) > depth:
             yield queue.popleft()
     yield from queue
+
+
+_INITIALIZE_WITHIN = 300  # seconds until all processes must have been started
+_TPU_HOSTS, _SLICES = "TPU_WORKER_HOSTNAMES", "MEGASCALE_COORDINATOR_ADDRESS"
+_SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
+
+
+def start(flags: Any) -> None:
+    """Makes this process one of a run's; call it before any device is used.
+
+    ``flags`` has ``coordinator``, ``num_processes`` and ``process_id``. Where they are None,
+    $RETINA_JAX_COORDINATOR, $RETINA_JAX_NUM_PROCESSES and $RETINA_JAX_PROCESS_ID decide, else what
+    Cloud TPU, GKE or SLURM say in the environment; if that names no other process, nothing changes.
+
+    Raises `UserError` for values that contradict each other, and `RunError` if the others do not
+    appear within five minutes.
+    """
+    global group
+    options = _place_in_run(flags.coordinator, flags.num_processes, flags.process_id)
+    if options is None:
+        return
+    # our own handlers save and agree on the step (`training.stop`); JAX's would take the signal
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(
+            **options,
+            initialization_timeout=_INITIALIZE_WITHIN,
+            heartbeat_timeout_seconds=round(LOST_AFTER) + 15,
+            shutdown_timeout_seconds=60,
+        )
+    except Exception as error:
+        place = options.get("coordinator_address") or "the address in the environment"
+        first = str(error).strip().splitlines()[0]
+        raise RunError(
+            f"the processes of the run did not find each other at {place} ({first}); start the "
+            f"same command on every host within {_INITIALIZE_WITHIN} s, and check that they all "
+            "reach this address"
+        ) from error
+    client = distributed.global_state.client
+    group = Group(client, jax.process_index(), jax.process_count(), platform.node())
+    _explain_abort()
+
+
+def _place_in_run(
+    coordinator: str | None, processes: int | None, process: int | None
+) -> dict[str, Any] | None:
+    """Arguments of ``jax.distributed.initialize``; None for a run of one process."""
+    if (coordinator, processes, process) == (None, None, None):
+        coordinator, processes, process = _from_environment()
+    values = {"coordinator": coordinator, "num-processes": processes, "process-id": process}
+    if any(value is not None for value in values.values()):
+        missing = [f"--{name}" for name, value in values.items() if value is None]
+        if missing:
+            raise UserError(f"{' and '.join(missing)} missing; set all of --{', --'.join(values)}")
+        if not re.fullmatch(r".+:\d+", coordinator):
+            raise UserError(f"--coordinator={coordinator} has no port; set it to HOST:PORT")
+        if not 0 <= process < processes:
+            raise UserError(
+                f"--process-id={process} is not one of the {processes} processes; set 0 to "
+                f"{processes - 1}, or --num-processes={process + 1} or more"
+            )
+        if processes == 1:
+            return None
+        # otherwise JAX would ask SLURM too, and take one device of several
+        return {
+            "coordinator_address": coordinator,
+            "num_processes": processes,
+            "process_id": process,
+            "cluster_detection_method": "deactivate",
+        }
+    environment = os.environ
+    if all(name in environment for name in _SLURM):
+        if environment["SLURM_NTASKS"] == "1":
+            return None
+        if environment.get("SLURM_STEP_TASKS_PER_NODE", "").split("(")[0] != "1":
+            return {}  # several processes on a host: JAX gives each one device
+        first = re.sub(r"\[(\w+).*", r"\1", environment["SLURM_STEP_NODELIST"]).split(",")[0]
+        port = 61440 + int(environment["SLURM_JOB_ID"]) % 4096
+        return {
+            "coordinator_address": f"{first}:{port}",
+            "num_processes": int(environment["SLURM_NTASKS"]),
+            "process_id": int(environment["SLURM_PROCID"]),
+            "cluster_detection_method": "deactivate",
+        }
+    if _SLICES in environment or len(environment.get(_TPU_HOSTS, "").split(",")) > 1:
+        return {}
+    on_tpu = cloud_tpu_init.running_in_cloud_tpu_vm and _TPU_HOSTS not in environment
+    # a TPU VM's metadata names its neighbours
+    return {} if on_tpu and "TPU_SKIP_MDS_QUERY" not in environment else None
+
+
+def _from_environment() -> tuple[str | None, int | None, int | None]:
+    values = [os.environ.get(f"RETINA_JAX_{n}") for n in ("NUM_PROCESSES", "PROCESS_ID")]
+    try:
+        return os.environ.get("RETINA_JAX_COORDINATOR"), *(v and int(v) for v in values)
+    except ValueError:
+        raise UserError(
+            f"$RETINA_JAX_NUM_PROCESSES={values[0]} and $RETINA_JAX_PROCESS_ID={values[1]} must be "
+            "numbers"
+        ) from None
+
+
+def fail(error: BaseException, explained: tuple[int, list[str]] | None) -> None:
+    """Ends all processes of a run with the error of this one; returns in a run of one.
+
+    Never returns otherwise: leaving Python would wait for processes that cannot come.
+    """
+    if group.count == 1:
+        return
+    if explained is None:
+        if any(word in str(error) for word in _OF_COLLECTIVES):
+            group.wait_for_verdict()  # mostly, another process is gone
+        traceback.print_exception(error)
+        explained = FAULT, [f"stopped: {type(error).__name__}: {error}"]
+    else:
+        print("\n".join(explained[1]), file=sys.stderr)
+    group.fail(*explained)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(explained[0])
+
+
+_OF_COLLECTIVES = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "Connection", "Socket")
+"""Parts of the messages of collectives whose other half is gone."""
+
+
+def finish() -> None:
+    """Ends a run of several processes, when all have come to the end of the command."""
+    if group.count > 1:
+        group.finish()
+        signal.signal(signal.SIGABRT, signal.SIG_DFL)
+        jax.distributed.shutdown()
+
+
+_HANDLERS = []  # ctypes does not keep them
+
+
+def _explain_abort() -> None:
+    """Replaces the core dump with one line when JAX aborts because the coordinator is gone.
+
+    Its thread does that in C++, at once, without Python's ``finally`` or handlers of `signal`.
+    """
+
+    def aborted(_number: int) -> None:
+        group.leave(FAULT, [group.lost_coordinator()])
+
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(aborted)
+    _HANDLERS.append(handler)
+    with contextlib.suppress(AttributeError, OSError):  # not a POSIX system
+        ctypes.CDLL(None).signal(signal.SIGABRT, handler)

@@ -140,6 +140,8 @@ FIELDS = (
           "saturation and hue changes", JITTER, T),
     Field("data.drop_empty", False, "exclude training images without a box (crowds do not count)",
           ANY, T),
+    Field("data.allow_changes", False, "resume although images or annotations have changed since "
+          "the last checkpoint"),
     Field("data.labels", "dense", "class labels; dense: 0, 1, …; category_ids: one class per "
           "category id up to the largest", one_of("dense", "category_ids"), W),
     Field("data.float_pixels", False, "resize in floating point (torchvision) and send float32 to "

@@ -38,9 +38,18 @@ class Flag:
     example: str = ""
     """Makes the flag required; the value that the error suggests."""
     least: int | None = None
-    """Smallest allowed number."""
+    """Smallest allowed number; makes it a number if there is no default."""
     also: str = ""
     """Older name that still works."""
+
+
+PROCESSES = (
+    Flag("coordinator", "HOST:PORT of process 0, for a run on several hosts; without it, the "
+         "environment of Cloud TPU, GKE or SLURM decides"),
+    Flag("num_processes", "number of processes of the run, one per host", least=1),
+    Flag("process_id", "number of this process, from 0", least=0),
+)  # fmt: skip
+"""Flags of the commands that compute on all hosts (`parallel.start`)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +144,7 @@ def _define(flag: Flag, values: flags.FlagValues) -> None:
     shared = dict(name=flag.name, default=flag.default, help=flag.meaning, flag_values=values)
     if isinstance(flag.default, list):
         flags.DEFINE_list(**shared)
-    elif isinstance(flag.default, int):
+    elif isinstance(flag.default, int) or flag.least is not None:
         flags.DEFINE_integer(**shared, lower_bound=flag.least)
     else:
         flags.DEFINE_string(**shared)

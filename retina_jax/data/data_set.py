@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from retina_jax.config.shell import command
-from retina_jax.data.records import READS_ALL_MARKS, Index, IndexRow, index_path
+from retina_jax.data.records import READS_ALL_MARKS, Index, IndexRow, hash_of, index_path
 from retina_jax.errors import UserError
 from retina_jax.ops.boxes import tfds_yxyx_to_xyxy
 
@@ -128,6 +128,10 @@ class Split:
             np.bincount(labels[sound & (index.is_crowd == crowd)], minlength=classes)
             for crowd in (False, True)
         )
+
+    def fingerprints(self) -> dict[str, str]:
+        """Digests of the contents (`Index.fingerprints`)."""
+        return self._index.fingerprints() if self._index is not None else {}
 
     def label(self) -> str:
         """For messages."""
@@ -334,4 +338,5 @@ def _measure(row: int, record: dict) -> IndexRow:
         labels=np.asarray(objects["label"]).reshape(count),
         is_crowd=ignored(objects, count),
         areas=np.asarray(objects.get("area", size.prod(axis=1)), np.float64).reshape(count),
+        image_hash=hash_of(record["image"]),
     )

@@ -6,6 +6,7 @@ flight are therefore enough, and memory does not grow with the number of cores.
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import signal
@@ -230,10 +231,19 @@ class _Pictures:
 
 def _begin_worker(worker: int, workers: int) -> None:
     del worker, workers
-    # Ctrl-C reaches every process of the terminal; ignore it, so that the parent can save
+    # Ctrl-C reaches every process of the terminal, SIGTERM of a batch system every one of the job;
+    # the parent needs batches until it has saved
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     cv2.setNumThreads(1)  # more would use the cores of other workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+@atexit.register
+def _kill_workers() -> None:
+    """Ends workers that an error left running; multiprocessing would send SIGTERM and wait."""
+    for process in multiprocessing.active_children():
+        process.kill()
 
 
 def _end_with_parent() -> None:
@@ -291,6 +301,11 @@ class TrainLoader:
         self._hands_over = self._workers > 0 and handover.available()
         if self._hands_over:
             handover.check_room(self._workers, _AHEAD, self._pictures.largest_batch(rows))
+
+    def image_ids_at(self, step: int) -> list[int]:
+        """The image ids of the batch that takes the run to ``step``, of all hosts."""
+        _, draws = self.plan.batch_at(step - 1)
+        return [int(self.split.image_ids[draw.row]) for draw in draws]
 
     def _read(self, step: int) -> Batch | handover.Parcel:
         bucket, draws = self.plan.batch_at(step)
@@ -350,6 +365,11 @@ class EvaluationLoader:
 
     def __len__(self) -> int:
         return len(self._batches)
+
+    @property
+    def rows_per_process(self) -> int:
+        """Number of images, fillers included, that each process reads."""
+        return len(self._batches) * (self._share.stop - self._share.start)
 
     def _read(self, number: int) -> Batch:
         bucket, rows = self._batches[number]

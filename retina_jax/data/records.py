@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import hashlib
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -52,6 +53,8 @@ class IndexRow(NamedTuple):
     labels: Sequence[int]
     is_crowd: Sequence[bool]
     areas: Sequence[float]
+    image_hash: int = 0
+    """`hash_of` the encoded image."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +76,8 @@ class Index:
     labels: np.ndarray | None = None
     is_crowd: np.ndarray | None = None
     areas: np.ndarray | None = None
+    image_hashes: np.ndarray | None = None
+    """``[rows]`` uint64: `hash_of` each encoded image; None in an index from an earlier version."""
     version: int = 0
     """Version of the code that wrote the index."""
 
@@ -101,8 +106,29 @@ class Index:
             labels=per_box("labels", np.int32),
             is_crowd=per_box("is_crowd", np.bool_),
             areas=per_box("areas", np.float64),
+            image_hashes=np.array([row.image_hash for row in rows], np.uint64),
             version=READS_ALL_MARKS,
         )
+
+    def fingerprints(self) -> dict[str, str]:
+        """A digest of all annotations, and one of all images if the index knows them.
+
+        Two splits with equal digests hold the same, wherever and by which version they were
+        written.
+        """
+        annotations = hashlib.sha256()
+        per_row = (self.image_ids, self.sizes, self.box_counts)
+        per_box = (self.boxes, self.labels, self.is_crowd, self.areas)
+        for values, dtype in zip(
+            (*per_row, *per_box), ("<i8", "<i8", "<i8", "<f4", "<i8", "|b1", "<f4"), strict=True
+        ):
+            if values is not None:
+                annotations.update(np.ascontiguousarray(values, dtype).tobytes())
+        digests = {"annotations": annotations.hexdigest()[:16]}
+        if self.image_hashes is not None:
+            images = hashlib.sha256(np.ascontiguousarray(self.image_hashes, "<u8").tobytes())
+            digests["images"] = images.hexdigest()[:16]
+        return digests
 
     def with_unique_ids(self) -> Index:
         """Returns this index; uses row numbers as image ids if ids repeat."""
@@ -166,6 +192,11 @@ def features(class_names: Sequence[str]) -> tfds.features.FeaturesDict:
     )
 
 
+def hash_of(image: bytes) -> int:
+    """64 bits of a digest of an encoded image."""
+    return int.from_bytes(hashlib.blake2b(image, digest_size=8).digest(), "little")
+
+
 def index_row(record: Record) -> IndexRow:
     """Returns the index entry of a record."""
     return IndexRow(
@@ -177,6 +208,7 @@ def index_row(record: Record) -> IndexRow:
         labels=record.labels.tolist(),
         is_crowd=record.is_crowd.tolist(),
         areas=record.areas.astype(np.float32).tolist(),  # as they are stored
+        image_hash=hash_of(record.image),
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,16 @@ from retina_jax import parallel
 from retina_jax.config.shell import field_flag
 from retina_jax.data.data_set import Split
 from retina_jax.data.loader import EvaluationLoader
+from retina_jax.errors import EvaluationError
 from retina_jax.evaluation import coco
 from retina_jax.evaluation.detect import make_detect
 from retina_jax.evaluation.pictures import draw_split
 from retina_jax.files import write_json
 from retina_jax.models.retinanet import RetinaNet
+from retina_jax.types import Batch, Detections
+
+_SCORING_WITHIN = 3600.0  # seconds that the other processes wait for the one that scores
+_GATHERED_AT_ONCE = 1024  # images of each process
 
 
 class Evaluator:
@@ -68,52 +75,133 @@ class Evaluator:
         return self._truth
 
     def detect(
-        self, variables: Any, advance: Callable[[], bool] = lambda: True
+        self,
+        variables: Any,
+        advance: Callable[[], None] = lambda: None,
+        stops: Callable[[int], bool] = lambda batch: False,
     ) -> list[dict[str, Any]] | None:
-        """COCO results of every image of the split, by row; None if ``advance()`` returned False.
+        """COCO results of every image of the split, by row; None if it was stopped.
 
-        ``advance`` is called after each image. Raises `RuntimeError` unless the stream contains
-        every row exactly once.
+        Each process detects its rows of every batch; all get the results of all.
+
+        Args:
+          advance: called after each image of this process.
+          stops: whether to stop before a batch, by number; asked in order, and alike in all
+            processes.
+
+        Raises `EvaluationError` in every process if one of them failed, or unless the streams
+        contain every row exactly once.
         """
-        split, by_row = self._split, {}
-        seen = 0
-        stream = self._detect(variables, self._loader)
-        for row, detections in stream:
-            image_id = int(split.image_ids[row])
-            by_row[row] = coco.results(image_id, detections, split.category_ids)
-            seen += 1
-            if not advance():
-                stream.close()
-                return None
-        if seen != len(split) or not np.array_equal(sorted(by_row), np.arange(len(split))):
-            raise RuntimeError(
+        found: list[tuple[int, Detections]] = []
+        stopped = False
+
+        def batches() -> Iterator[Batch]:
+            nonlocal stopped
+            for number, batch in enumerate(self._loader):
+                stopped = stopped or stops(number)
+                if stopped:
+                    return
+                yield batch
+
+        with _failing_together("detecting"):
+            for row, detections in self._detect(variables, batches()):
+                found.append((row, detections))
+                advance()
+        if stopped:
+            return None
+        found = _gathered(found, self._loader, self._config.eval.max_detections)
+        split, by_row = self._split, dict(found)
+        if len(found) != len(split) or not np.array_equal(sorted(by_row), np.arange(len(split))):
+            raise EvaluationError(
                 f"evaluation saw {len(by_row)} of {len(split)} rows of {split.label()}, "
-                f"in {seen} images"
+                f"in {len(found)} images"
             )
-        return [result for row in range(len(split)) for result in by_row[row]]
+        return [
+            result
+            for row in range(len(split))
+            for result in coco.results(int(split.image_ids[row]), by_row[row], split.category_ids)
+        ]
 
     def run(
         self,
         variables: Any,
         step: int,
         folder: Path,
-        advance: Callable[[], bool] = lambda: True,
+        advance: Callable[[], None] = lambda: None,
+        stops: Callable[[int], bool] = lambda batch: False,
     ) -> dict[str, Any] | None:
-        """Evaluates; writes ``detections.json``, ``metrics.json`` and ``detections.png``.
+        """Evaluates; one process writes detections.json, metrics.json and detections.png.
 
-        Returns the metrics. If ``advance()`` returns False, stops and writes nothing; returns None.
+        Returns the metrics in every process. If stopped (`detect`), writes nothing; returns None.
+        Raises `EvaluationError` in every process if one of them failed.
         """
-        detections = self.detect(variables, advance)
+        detections = self.detect(variables, advance, stops)
         if detections is None:
             return None
+        metrics: dict[str, Any] = {}
+        with _failing_together("scoring"):
+            if parallel.is_main():
+                metrics = self._score(detections, step, folder)
+        if parallel.process_count() == 1:
+            return metrics
+        return json.loads(parallel.group.tell("metrics", json.dumps(metrics)))
+
+    def _score(self, detections: list[dict[str, Any]], step: int, folder: Path) -> dict[str, Any]:
         options = self._config.eval
         metrics = coco.score(self._ground_truth(), detections, options.engine, options.limits)
         metrics |= {"step": step, "images": len(self._split), "detections": len(detections)}
         metrics["limits"] = list(options.limits)
         write_json(folder / "detections.json", detections)
-        if self._config.eval.pictures:
-            draw_split(
-                self._split, detections, folder / "detections.png", self._config.eval.pictures
-            )
+        if options.pictures:
+            draw_split(self._split, detections, folder / "detections.png", options.pictures)
         write_json(folder / "metrics.json", metrics)  # last: marks the evaluation as complete
         return metrics
+
+
+@contextlib.contextmanager
+def _failing_together(what: str) -> Iterator[None]:
+    """Raises `EvaluationError` in every process if the block fails in one of them."""
+    problem, cause = "", None
+    try:
+        yield
+    except Exception as error:
+        if parallel.process_count() == 1:
+            raise
+        problem, cause = f"{type(error).__name__}: {error}", error
+    problems = parallel.group.exchange(f"evaluation {what}", problem, _SCORING_WITHIN)
+    failed = [f"{parallel.group.name(i)}: {text}" for i, text in enumerate(problems) if text]
+    if failed:
+        raise EvaluationError("; ".join(failed)) from cause
+
+
+def _gathered(
+    found: list[tuple[int, Detections]], loader: EvaluationLoader, most: int
+) -> list[tuple[int, Detections]]:
+    """``(row, detections)`` of all processes; at most ``most`` boxes per image.
+
+    What is exchanged has the same size in every process, as the devices' collectives require.
+    """
+    if parallel.process_count() == 1:
+        return found
+    rows = loader.rows_per_process
+    images = {
+        "row": np.full(rows, -1, np.int64),
+        "count": np.zeros(rows, np.int32),
+        "boxes": np.zeros((rows, most, 4), np.float64),
+        "scores": np.zeros((rows, most), np.float32),
+        "labels": np.zeros((rows, most), np.int32),
+    }
+    for i, (row, detections) in enumerate(found):
+        count = len(detections.scores)
+        images["row"][i], images["count"][i] = row, count
+        for name in ("boxes", "scores", "labels"):
+            images[name][i, :count] = getattr(detections, name)
+    every = []
+    for start in range(0, rows, _GATHERED_AT_ONCE):
+        part = {name: values[start : start + _GATHERED_AT_ONCE] for name, values in images.items()}
+        for of_process in parallel.gather(part):
+            for i in np.flatnonzero(of_process["row"] >= 0):
+                count = of_process["count"][i]
+                values = {n: of_process[n][i, :count] for n in ("boxes", "scores", "labels")}
+                every.append((int(of_process["row"][i]), Detections(**values)))
+    return every

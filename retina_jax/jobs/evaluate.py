@@ -13,7 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from retina_jax.config.flags import Flag, parse
+from retina_jax.config.flags import PROCESSES, Flag, parse
 
 if TYPE_CHECKING:
     import ml_collections
@@ -45,10 +45,16 @@ def _config_of(workdir: str) -> ml_collections.ConfigDict:
 
 
 def main(argv: list[str]) -> int:
-    parsed = parse(argv, __doc__, [WORKDIR], config_of_run=_config_of)
+    parsed = parse(argv, __doc__, [WORKDIR, *PROCESSES], config_of_run=_config_of)
     if parsed is None:
         return 0
     from rich.console import Console
 
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    return run(parsed.config, parsed.flags.workdir, console)
+    from retina_jax import parallel
+
+    parallel.start(parsed.flags)
+    quiet = not parallel.is_main()
+    console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
+    code = run(parsed.config, parsed.flags.workdir, console)
+    parallel.finish()
+    return code

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from retina_jax.config.flags import Flag, parse
+from retina_jax.config.flags import PROCESSES, Flag, parse
+from retina_jax.errors import LEFT_OUT
 
 if TYPE_CHECKING:
     import ml_collections
@@ -24,27 +25,39 @@ def run(config: ml_collections.ConfigDict, workdir: str, console: Console) -> in
     from retina_jax.runs.train import train
 
     report = Reporter(console)
-    result = train(config, workdir, report)
+    result = train(config, workdir, report, may_exit=True)
     if result.signal:
         report.say(
             f"stopped by {result.signal.name}; checkpoint saved in {result.folder}; "
             "run the same command to resume"
         )
         return 128 + result.signal
+    if result.metrics is None:
+        report.say("the last evaluation failed; run the same command again to evaluate")
+        return LEFT_OUT
     print_table(console, result.metrics)
     if config.eval.pictures:
         report.say(f"detections: {result.evaluation / 'detections.png'}")
     if result.curves:
         report.say(f"curves:     {result.curves}")
     report.say(f"results:    {result.folder} (checkpoints, eval, metrics.jsonl, tensorboard)")
+    if result.failed_evaluations:
+        report.say(f"{result.failed_evaluations} evaluations failed on the way, see above")
+        return LEFT_OUT
     return 0
 
 
 def main(argv: list[str]) -> int:
-    parsed = parse(argv, __doc__, [WORKDIR])
+    parsed = parse(argv, __doc__, [WORKDIR, *PROCESSES])
     if parsed is None:
         return 0
     from rich.console import Console
 
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    return run(parsed.config, parsed.flags.workdir, console)
+    from retina_jax import parallel
+
+    parallel.start(parsed.flags)
+    quiet = not parallel.is_main()
+    console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
+    code = run(parsed.config, parsed.flags.workdir, console)
+    parallel.finish()
+    return code

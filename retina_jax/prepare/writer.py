@@ -46,7 +46,7 @@ LEFT_OUT_COUNT = f"records that cannot be used, left out; {LEFT_OUT} lists them"
 _READERS = max(4, 2 * (os.cpu_count() or 1))
 _READ_AHEAD = 4 * _READERS
 _MOST_FAULTS = 20
-_NOTE_FORMAT = 3
+_NOTE_FORMAT = 4
 """Version of the notes next to the shards; a shard with another version is written again."""
 
 

@@ -17,6 +17,7 @@ from retina_jax.interop.graft import graft
 from retina_jax.models import retinanet
 from retina_jax.prepare.shapes import open_data_set
 from retina_jax.progress import Reporter
+from retina_jax.runs.hosts import check_alike
 from retina_jax.runs.meaning import (
     changed_score_fields,
     check_classes,
@@ -54,6 +55,7 @@ def evaluate(
     devices.check_batch(config.eval.batch_size, "eval.batch_size")
     directory = open_data_set(config.data.dir, config.data.name)
     split = open_split(directory, config.data.eval_split, config.data.labels)
+    check_alike(config, [split], devices)
     model = retinanet.build(config, len(split.class_names))
     evaluator = Evaluator(model, split, config, devices)
     folder = Path(workdir).expanduser().absolute()
@@ -100,9 +102,6 @@ def evaluate_variables(
 ) -> dict[str, Any] | None:
     """Evaluates replicated ``variables`` into ``target``; returns None after a stop request."""
     with report.progress(f"evaluating step {step}", len(evaluator)) as bar:
-
-        def advance() -> bool:
-            bar.advance()
-            return not stop
-
-        return evaluator.run(variables, step, target, advance)
+        return evaluator.run(
+            variables, step, target, bar.advance, lambda batch: stop.before((step, batch + 1))
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,13 @@ from retina_jax.config.values import tuples
 from retina_jax.data.data_set import Split
 from retina_jax.errors import UserError
 from retina_jax.progress import Reporter
-from retina_jax.training.workdir import CONFIG, Classes, changed_fields, read_classes
+from retina_jax.training.workdir import (
+    CONFIG,
+    Classes,
+    changed_fields,
+    read_classes,
+    read_resolved,
+)
 
 _LONGEST_NAME = 80  # characters of a folder's name
 
@@ -64,6 +71,37 @@ def check_same_weights(
                 f"--workdir={folder} were trained with; set {field_flag(name, tuples(before))}, or "
                 f"start a new run from them with {field_flag('model.init_from', str(folder))}"
             )
+
+
+def data_facts(splits: Sequence[Split]) -> dict[str, dict[str, str]]:
+    """The fingerprints of splits, by name, for config.json."""
+    return {split.name: split.fingerprints() for split in splits}
+
+
+def check_same_data(
+    folder: Path, config: ml_collections.ConfigDict, splits: Sequence[Split], report: Reporter
+) -> None:
+    """Raises `UserError` if a run is resumed on data that has changed since its checkpoint.
+
+    Fingerprints that one side does not know are not compared. ``data.allow_changes`` turns the
+    error into a note.
+    """
+    stored = read_resolved(folder).get("data") or {}
+    for split in splits:
+        known, now = stored.get(split.name) or {}, split.fingerprints()
+        changed = [what for what in known if what in now and known[what] != now[what]]
+        if not changed:
+            continue
+        line = (
+            f"the {' and '.join(changed)} of {split.label()} have changed since the last "
+            f"checkpoint of {folder}"
+        )
+        if not config.data.allow_changes:
+            raise UserError(
+                f"{line}; restore them, start a new run, or accept the change with "
+                "--config.data.allow_changes=True"
+            )
+        report.note(line)
 
 
 def changed_score_fields(

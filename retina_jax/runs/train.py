@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
+import optax
 
 from retina_jax import parallel
 from retina_jax.config import notices
@@ -28,11 +29,18 @@ from retina_jax.models import retinanet
 from retina_jax.prepare.shapes import open_data_set
 from retina_jax.progress import Reporter
 from retina_jax.runs.evaluate import evaluate_variables
-from retina_jax.runs.meaning import check_pixel_scale, check_same_weights
+from retina_jax.runs.hosts import check_alike, check_shared
+from retina_jax.runs.meaning import (
+    check_pixel_scale,
+    check_same_data,
+    check_same_weights,
+    data_facts,
+)
 from retina_jax.runs.weights import read_source
 from retina_jax.training.checkpoint import Checkpoints
 from retina_jax.training.curves import draw_curves
-from retina_jax.training.loop import TrainingLoop
+from retina_jax.training.lease import Lease
+from retina_jax.training.loop import LoopResult, TrainingLoop
 from retina_jax.training.optimizer import build_optimizer, learning_rate_schedule
 from retina_jax.training.step import init_state, make_train_step, state_shapes
 from retina_jax.training.stop import StopRequest
@@ -53,23 +61,96 @@ class TrainingResult:
     """Folder of the last evaluation."""
     curves: Path | None = None
     """The plot of losses, learning rate and AP."""
+    failed_evaluations: int = 0
+    """Number of evaluations that failed; metrics is None if the last one did."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Begun:
+    """A run that is ready for its first step."""
+
+    folder: Path
+    devices: parallel.Devices
+    loader: TrainLoader
+    evaluator: Evaluator
+    checkpoints: Checkpoints
+    model: retinanet.RetinaNet
+    optimizer: optax.GradientTransformation
+    state: TrainState
+    first_step: int
 
 
 def train(
-    config: ml_collections.ConfigDict, workdir: str | Path, report: Reporter | None = None
+    config: ml_collections.ConfigDict,
+    workdir: str | Path,
+    report: Reporter | None = None,
+    may_exit: bool = False,
 ) -> TrainingResult:
     """Trains up to ``train.steps`` in ``workdir`` with periodic evaluation; resumes if possible.
+
+    ``may_exit``: whether a signal may end the program where nothing would be lost, instead of
+    being heard later. Every process of a run calls this (`parallel.start`).
 
     Raises `UserError` for errors that the user can fix, before compilation, and
     `NonFiniteLossError` for a non-finite loss.
     """
     report = report or Reporter()
+    with contextlib.ExitStack() as held, StopRequest(may_exit) as stop:
+        with stop.nothing_to_save():
+            run = _begin(config, workdir, held, report)
+
+        def evaluate(state: TrainState, step: int) -> dict[str, Any] | None:
+            variables = {"params": state.params, "batch_stats": state.batch_stats}
+            target = run.folder / "eval" / str(step)
+            return evaluate_variables(run.evaluator, variables, step, target, stop, report)
+
+        loop = TrainingLoop(
+            config, run.folder, run.devices, evaluate, run.checkpoints, stop, report
+        )
+        schedule = learning_rate_schedule(config)
+        step_fn = run.devices.train_step(
+            make_train_step(run.model, run.optimizer, schedule, config)
+        )
+        with _explain_faults(config, run.folder):
+            try:
+                state = run.devices.replicate(run.state)
+                run.devices.check_equal(state, "at the start")
+                result = loop.run(state, step_fn, run.loader, run.first_step)
+            finally:
+                run.checkpoints.close()
+        if result.stopped:
+            return TrainingResult(run.folder, signal=stop.signal)
+        return _finished(config, run.folder, result, report)
+
+
+def _finished(
+    config: ml_collections.ConfigDict, folder: Path, result: LoopResult, report: Reporter
+) -> TrainingResult:
+    metrics = result.metrics
+    evaluation = folder / "eval" / str(config.train.steps)
+    if metrics is None and not result.failed_evaluations:  # an earlier call reached the end
+        report.say(
+            f"already trained to step {config.train.steps}; to continue, raise --config.train.steps"
+        )
+        metrics = json.loads((evaluation / "metrics.json").read_text())
+    curves = draw_curves(folder) if parallel.is_main() else None
+    return TrainingResult(folder, metrics, None, evaluation, curves, result.failed_evaluations)
+
+
+def _begin(
+    config: ml_collections.ConfigDict,
+    workdir: str | Path,
+    held: contextlib.ExitStack,
+    report: Reporter,
+) -> _Begun:
+    """Opens data and workdir, and makes or restores the state; takes the workdir's lease."""
     devices = parallel.Devices.local()
     devices.check_batch(config.train.batch_size, "train.batch_size")
     devices.check_batch(config.eval.batch_size, "eval.batch_size")
     directory = open_data_set(config.data.dir, config.data.name)
     train_split = open_split(directory, config.data.train_split, config.data.labels)
     eval_split = open_split(directory, config.data.eval_split, config.data.labels)
+    check_alike(config, [train_split, eval_split], devices)
     loader = TrainLoader(train_split, config, parallel.process_index(), parallel.process_count())
     check_pixel_scale(train_split.pixel_scale, eval_split, report)
     findings = short_form(train_split, eval_split, config)
@@ -80,9 +161,15 @@ def train(
     optimizer = build_optimizer(config)
 
     folder, changed = open_workdir(workdir, config)
+    check_shared(folder)
+    if parallel.is_main():
+        held.enter_context(Lease(folder, report))
+    parallel.group.barrier("lease")
     before = changed_fields(folder, config)
     checkpoints = Checkpoints(folder, config.train.keep_checkpoints)
-    latest_step = checkpoints.latest_step()
+    latest_step = json.loads(
+        parallel.group.tell("latest step", json.dumps(checkpoints.latest_step()))
+    )
     first_step = latest_step or 0
     if first_step > config.train.steps:
         raise UserError(
@@ -93,6 +180,7 @@ def train(
     classes = Classes.of(train_split)
     if latest_step:
         check_same_weights(folder, config, classes, report)
+        check_same_data(folder, config, [train_split, eval_split], report)
         state = checkpoints.restore(state_shapes(model, optimizer, config), latest_step)
     else:
         state = init_state(model, optimizer, config)
@@ -100,8 +188,11 @@ def train(
         state = _start_from_step_0(state, checkpoints, folder, report)
     elif latest_step is None and config.model.init_from:
         state = _start_from(state, config, train_split, report)
-    facts = classes.to_json() | {"pixel_scale": train_split.pixel_scale}
-    write_config(folder, config, facts)
+    if parallel.is_main():
+        facts = classes.to_json() | {"pixel_scale": train_split.pixel_scale}
+        facts |= {"data": data_facts([train_split, eval_split])}
+        write_config(folder, config, facts)
+    parallel.group.barrier("config written")
     _introduce(config, folder, devices, loader, train_split, eval_split, state, report)
     warnings = [f.message for f in findings if f.level == "warning"]
     for line in [*notices(config), *warnings, *evaluator.notices()]:
@@ -116,31 +207,9 @@ def train(
                 f"follows the curve for {config.train.steps} steps, not the one for "
                 f"{before['train.steps'][0]}"
             )
-
-    with StopRequest() as stop:
-
-        def evaluate(state: TrainState, step: int) -> dict[str, Any] | None:
-            variables = {"params": state.params, "batch_stats": state.batch_stats}
-            target = folder / "eval" / str(step)
-            return evaluate_variables(evaluator, variables, step, target, stop, report)
-
-        loop = TrainingLoop(config, folder, devices, evaluate, checkpoints, stop, report)
-        schedule = learning_rate_schedule(config)
-        step_fn = devices.train_step(make_train_step(model, optimizer, schedule, config))
-        with _explain_faults(config, folder):
-            try:
-                metrics = loop.run(devices.replicate(state), step_fn, loader, first_step)
-            finally:
-                checkpoints.close()
-    if stop:
-        return TrainingResult(folder, signal=stop.signal)
-    evaluation = folder / "eval" / str(config.train.steps)
-    if metrics is None:  # an earlier call reached the end
-        report.say(
-            f"already trained to step {config.train.steps}; to continue, raise --config.train.steps"
-        )
-        metrics = json.loads((evaluation / "metrics.json").read_text())
-    return TrainingResult(folder, metrics, None, evaluation, draw_curves(folder))
+    return _Begun(
+        folder, devices, loader, evaluator, checkpoints, model, optimizer, state, first_step
+    )
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,9 @@ class Checkpoints:
             ]
         )
         self._folder = (workdir / FOLDER).absolute()
+        if parallel.is_main():
+            self._folder.mkdir(parents=True, exist_ok=True)
+        parallel.group.barrier("checkpoints")
         self._manager = ocp.CheckpointManager(
             self._folder,
             item_handlers=ocp.StandardCheckpointHandler(),
@@ -43,6 +47,8 @@ class Checkpoints:
                 preservation_policy=policy,
                 best_fn=_average_precision,
                 enable_async_checkpointing=True,
+                create=False,  # Orbax cannot among named processes
+                multiprocessing_options=_among_processes(),
             ),
         )
 
@@ -53,11 +59,16 @@ class Checkpoints:
         """The step with the highest AP; None if no checkpoint was evaluated."""
         return self._manager.best_step()
 
-    def save(self, state: TrainState, average_precision: float | None = None) -> None:
-        """Starts to write a checkpoint; training may continue meanwhile.
+    def save(
+        self,
+        state: TrainState,
+        average_precision: float | None = None,
+        notes: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Starts to write a checkpoint; training may continue meanwhile. All processes call it.
 
         An existing checkpoint of the same step is kept. It is rewritten only to add a missing AP,
-        and only while another checkpoint exists.
+        and only while another checkpoint exists. ``notes`` is JSON that `notes` returns.
         """
         step = int(state.step)
         metrics = None if average_precision is None else {_METRIC: float(average_precision)}
@@ -70,7 +81,17 @@ class Checkpoints:
         # host copies: the next step reuses the state's buffers, all hosts hold the same state, and
         # Orbax would otherwise compile a slicing program per parameter and replica
         host = parallel.fetch(state)
-        self._manager.save(step, args=ocp.args.StandardSave(host), metrics=metrics, force=True)
+        self._manager.save(
+            step,
+            args=ocp.args.StandardSave(host),
+            metrics=metrics,
+            custom_metadata=dict(notes or {}),
+            force=True,
+        )
+
+    def notes(self, step: int) -> dict[str, Any]:
+        """The ``notes`` saved with a checkpoint; earlier versions saved none."""
+        return dict(self._manager.metadata(step).custom_metadata or {})
 
     def restore(self, template: TrainState, step: int) -> TrainState:
         """The state of a step as NumPy arrays, bit for bit.
@@ -115,6 +136,14 @@ class Checkpoints:
 
     def close(self) -> None:
         self._manager.close()
+
+
+def _among_processes() -> ocp.options.MultiprocessingOptions:
+    """Naming the processes gives Orbax's barriers a time-out."""
+    processes = parallel.process_count()
+    if processes == 1:
+        return ocp.options.MultiprocessingOptions()
+    return ocp.options.MultiprocessingOptions(active_processes=set(range(processes)))
 
 
 def _by_name(tree: Any) -> dict[str, Any]:

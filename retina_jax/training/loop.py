@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +14,7 @@ import ml_collections
 
 from retina_jax import parallel
 from retina_jax.data.loader import TrainLoader
-from retina_jax.errors import RunError
+from retina_jax.errors import CommandError, EvaluationError
 from retina_jax.progress import Reporter
 from retina_jax.training.checkpoint import Checkpoints
 from retina_jax.training.metrics import Meter, MetricsLog
@@ -21,6 +23,19 @@ from retina_jax.types import TrainState
 
 Evaluate = Callable[[TrainState, int], dict[str, Any] | None]
 """``(state, step)`` to COCO metrics; None after a stop request."""
+_INTERVAL = "log_interval"
+"""Note of a checkpoint: the steps since the last line of the log."""
+
+
+@dataclasses.dataclass
+class LoopResult:
+    """How a run of the loop ended."""
+
+    metrics: dict[str, Any] | None = None
+    """Of the last evaluation; None if there was none, or it failed or was stopped."""
+    failed_evaluations: int = 0
+    stopped: bool = False
+    """A signal ended it; the state is saved."""
 
 
 class TrainingLoop:
@@ -46,44 +61,47 @@ class TrainingLoop:
 
     def run(
         self, state: TrainState, step_fn: Callable, loader: TrainLoader, first_step: int
-    ) -> dict[str, Any] | None:
-        """Trains from ``first_step``; returns the last metrics, None if stopped before them."""
+    ) -> LoopResult:
+        """Trains from ``first_step`` to ``train.steps``, or until a stop request."""
         config, stop, steps = self._config.train, self._stop, self._config.train.steps
         log = MetricsLog(self._folder, first_step)
-        meter = Meter(loader.split.image_ids)
-        metrics = None
+        interval = self._checkpoints.notes(first_step).get(_INTERVAL, {}) if first_step else {}
+        meter = Meter(loader.image_ids_at, interval)
+        self._result = result = LoopResult()
         evaluated = (self._folder / "eval" / str(first_step) / "metrics.json").exists()
         if first_step and self._evaluation_due(first_step) and not evaluated:  # it was interrupted
-            metrics = self._evaluate(state, first_step, log)
+            self._evaluate(state, first_step, log, meter)
+            self._checkpoints.wait()
         batches = parallel.prefetch(
             loader.batches(first_step, steps),
-            lambda b: (b.index, int(b.cut_away.sum()), self._devices.shard(b)),
+            lambda b: (int(b.cut_away.sum()), self._devices.shard(b)),
         )
         compiled = False
         with self._report.progress("training", steps, first_step) as bar:
             bar.advance("compiling …", by=0)
             done = first_step
-            while done < steps and not stop:
+            while done < steps and not result.stopped:
+                if stop.before((done + 1, 0)):
+                    result.stopped = True
+                    break
                 started = time.perf_counter()
-                try:
-                    rows, cut_away, batch = next(batches)
-                except (RuntimeError, RunError):
-                    if stop:  # the signal also ended the workers
-                        break
-                    raise
+                cut_away, batch = next(batches)
                 waited = time.perf_counter() - started
-                state, step_metrics = step_fn(state, batch)
+                # the first step includes compilation; until it ends, nothing has changed
+                with contextlib.nullcontext() if compiled else stop.nothing_to_save():
+                    state, step_metrics = step_fn(state, batch)
+                    if not compiled:
+                        jax.block_until_ready(step_metrics)
                 done += 1
-                meter.add(done, rows, cut_away, step_metrics)
+                meter.add(done, cut_away, step_metrics)
                 if compiled:
                     elapsed = time.perf_counter() - started
                     meter.time(config.batch_size, elapsed, waited)
-                else:  # the first step includes compilation
-                    jax.block_until_ready(step_metrics)
+                else:
                     meter.time_compilation(config.batch_size, time.perf_counter() - started)
                     compiled = True
                 log_due = done % config.log_every == 0 or done == steps
-                save_due = done % config.checkpoint_every == 0 or done == steps or stop
+                save_due = done % config.checkpoint_every == 0 or done == steps
                 if log_due or save_due or self._evaluation_due(done):
                     before = time.perf_counter()
                     meter.settle(config.on_nonfinite, self._checkpoints.latest_step())
@@ -94,33 +112,52 @@ class TrainingLoop:
                     log.write(done, values)
                     note = _note(values)
                 bar.advance(note)
-                if self._evaluation_due(done) and not stop:
-                    metrics = self._evaluate(state, done, log)
+                if self._evaluation_due(done):
+                    self._evaluate(state, done, log, meter)
                 elif save_due:
-                    self._checkpoints.save(state)
-        if stop:
+                    self._save(state, meter)
+        if result.stopped:
             # report a non-finite step before saving
             meter.settle(config.on_nonfinite, self._checkpoints.latest_step())
-            self._checkpoints.save(state)
+            self._save(state, meter)
         log.close()
         self._checkpoints.wait()
-        return metrics
+        return result
 
     def _evaluation_due(self, step: int) -> bool:
         every, steps = self._config.eval.every, self._config.train.steps
         return step == steps or (every > 0 and step % every == 0)
 
-    def _evaluate(self, state: TrainState, step: int, log: MetricsLog) -> dict[str, Any] | None:
-        metrics = self._evaluate_state(state, step)
+    def _save(self, state: TrainState, meter: Meter, average_precision: float | None = None):
+        notes = {_INTERVAL: meter.open_interval()}
+        self._checkpoints.save(state, average_precision, notes)
+
+    def _evaluate(self, state: TrainState, step: int, log: MetricsLog, meter: Meter) -> None:
+        """Evaluates and saves. A failed evaluation is reported, and the next one tries again."""
+        self._result.metrics = None
+        try:
+            self._devices.check_equal(state, f"step {step}")
+            metrics = self._evaluate_state(state, step)
+        except Exception as error:
+            if isinstance(error, CommandError) and not isinstance(error, EvaluationError):
+                raise
+            reason = str(error) if isinstance(error, CommandError) else repr(error)
+            self._report.note(
+                f"the evaluation of step {step} failed ({reason}); the next one tries again"
+            )
+            self._result.failed_evaluations += 1
+            self._save(state, meter)
+            return
         if metrics is None:
-            self._checkpoints.save(state)
-            return None
-        self._checkpoints.save(state, metrics["AP"])  # AP is None without ground truth
+            self._result.stopped = True
+            self._save(state, meter)
+            return
+        self._save(state, meter, metrics["AP"])  # AP is None without ground truth
         scores = {name: value for name, value in metrics.items() if isinstance(value, float)}
         log.scalars("eval", step, scores)
         shown = ("–" if metrics[n] is None else f"{metrics[n]:.3f}" for n in ("AP", "AP50"))
         self._report.say("step {}: AP {}, AP50 {}".format(step, *shown))
-        return metrics
+        self._result.metrics = metrics
 
 
 def _note(values: dict[str, float]) -> str:

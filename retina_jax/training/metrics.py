@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,26 +18,39 @@ from retina_jax.files import write_text
 class Meter:
     """Metrics of the steps since the last log; fetched from the device only when read."""
 
-    def __init__(self, image_ids: np.ndarray):
-        """``image_ids``: the image id of each row of the training split."""
-        self._image_ids = image_ids
-        self._pending: list[tuple[int, np.ndarray, dict[str, jax.Array]]] = []
-        self._read: list[dict[str, float]] = []
-        self._images = self._cut_away = 0
+    def __init__(self, ids_at: Callable[[int], list[int]], interval: Mapping[str, Any] = {}):
+        """Args:
+        ids_at: the image ids of a step, of all processes.
+        interval: `open_interval` of the checkpoint from which the run goes on.
+        """
+        self._ids_at = ids_at
+        self._pending: list[tuple[int, dict[str, jax.Array]]] = []
+        self._read: list[dict[str, float]] = list(interval.get("read", []))
+        self._images = 0
+        self._cut_away = int(interval.get("cut_away", 0))
         self._seconds = self._input_wait = 0.0
         self._compiling = (0, 0.0)
         self._names: tuple[str, ...] = ()
-        self.skipped = 0
+        self.skipped = int(interval.get("skipped", 0))
 
-    def add(
-        self, step: int, rows: np.ndarray, cut_away: int, metrics: dict[str, jax.Array]
-    ) -> None:
-        """Adds a dispatched step on ``rows``; augmentation removed ``cut_away`` of its boxes."""
-        self._pending.append((step, rows, metrics))
+    def open_interval(self) -> dict[str, Any]:
+        """What the next `read` will average, of settled steps; JSON, for the checkpoint.
+
+        So a run that was killed logs the same averages as one that was not.
+        """
+        cut_away = sum(int(n) for n in parallel.group.exchange("boxes", str(self._cut_away)))
+        if not parallel.is_main():
+            cut_away = 0
+        self._cut_away = cut_away
+        return {"read": self._read, "cut_away": cut_away, "skipped": self.skipped}
+
+    def add(self, step: int, cut_away: int, metrics: dict[str, jax.Array]) -> None:
+        """Adds a dispatched step; augmentation removed ``cut_away`` of this process's boxes."""
+        self._pending.append((step, metrics))
         self._cut_away += cut_away
         if len(self._pending) > 2:
             # keep two steps in flight: the device stays busy, and a stop request acts soon
-            jax.block_until_ready(self._pending[-3][2])
+            jax.block_until_ready(self._pending[-3][1])
 
     def time_compilation(self, images: int, seconds: float) -> None:
         """Times the first step; used only if it is the only step of a log entry."""
@@ -48,7 +63,7 @@ class Meter:
 
     def settle(self, on_nonfinite: str, last_checkpoint: int | None) -> None:
         """Waits for all added steps; raises `NonFiniteLossError` at the first non-finite one."""
-        for step, rows, metrics in self._pending:
+        for step, metrics in self._pending:
             values = {name: float(value) for name, value in parallel.fetch(metrics).items()}
             finite = values.pop("finite")
             self._names = tuple(values)
@@ -57,7 +72,7 @@ class Meter:
             elif on_nonfinite == "skip":
                 self.skipped += 1
             else:
-                ids = ", ".join(str(i) for i in self._image_ids[rows])
+                ids = ", ".join(map(str, self._ids_at(step)))
                 kept = (
                     "no checkpoint has been written yet"
                     if last_checkpoint is None
@@ -82,8 +97,9 @@ class Meter:
         values["input_wait"] = self._input_wait / self._seconds
         if self.skipped:
             values["skipped_steps"] = self.skipped
-        if self._cut_away:
-            values["boxes_cut_away"] = self._cut_away
+        cut_away = sum(int(n) for n in parallel.group.exchange("boxes", str(self._cut_away)))
+        if cut_away:
+            values["boxes_cut_away"] = cut_away
         self._read, self._images, self._seconds, self._input_wait = [], 0, 0.0, 0.0
         self._cut_away = 0
         return values
@@ -93,9 +109,13 @@ class MetricsLog:
     """Writes one JSON object per log step to ``metrics.jsonl``, and the same to TensorBoard.
 
     When opened at ``first_step``, drops entries that a killed run logged after its last checkpoint.
+    Of several processes, one writes.
     """
 
     def __init__(self, workdir: Path, first_step: int):
+        self._events = None
+        if not parallel.is_main():
+            return
         from tensorboardX import SummaryWriter
 
         self._path = workdir / "metrics.jsonl"
@@ -111,15 +131,18 @@ class MetricsLog:
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
 
     def write(self, step: int, values: dict[str, float | None]) -> None:
+        if self._events is None:
+            return
         with self._path.open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         self.scalars("train", step, values)
 
     def scalars(self, group: str, step: int, values: dict[str, float | None]) -> None:
         for name, value in values.items():
-            if value is None:
+            if value is None or self._events is None:
                 continue
             self._events.add_scalar(f"{group}/{name}", value, step)
 
     def close(self) -> None:
-        self._events.close()
+        if self._events is not None:
+            self._events.close()

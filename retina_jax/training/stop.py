@@ -1,23 +1,42 @@
-"""Stop requests by signal."""
+"""Stop requests by signal, which reach every process of a run."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import threading
 
+from retina_jax import parallel
+from retina_jax.coordination import Point
+
 
 class StopRequest:
-    """True after SIGINT or SIGTERM; a second signal ends the program as usual.
+    """True after SIGINT or SIGTERM in any process; a second signal ends the program as usual.
 
-    Outside the main thread, where Python allows no signal handlers, it is always false.
+    This program handles both signals itself, and not JAX's preemption service, which knows SIGTERM
+    only and looks for it between steps. Python runs handlers in the main thread, between its own
+    instructions: never while XLA compiles. So a thread listens, too; it tells the other processes,
+    and ends the program at once where nothing would have to be saved.
+
+    Outside the main thread, where Python allows no signal handlers, only other processes' requests
+    are heard.
     """
 
-    def __init__(self):
-        self.signal: signal.Signals | None = None
+    def __init__(self, may_exit: bool = False):
+        """``may_exit``: whether a signal may end this program in `nothing_to_save`."""
+        self._may_exit = may_exit
+        self._own: signal.Signals | None = None
         self._before: dict[signal.Signals, object] = {}
+        self._pipe: tuple[int, int] | None = None
+        self._wakeup_before = -1
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
+            self._pipe = os.pipe()
+            os.set_blocking(self._pipe[1], False)
+            self._wakeup_before = signal.set_wakeup_fd(self._pipe[1])
+            threading.Thread(target=self._listen, args=self._pipe, daemon=True).start()
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._receive)
         return self
@@ -25,11 +44,44 @@ class StopRequest:
     def __exit__(self, *_) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self._pipe is not None:
+            signal.set_wakeup_fd(self._wakeup_before)
+            os.write(self._pipe[1], b"\0")  # ends the thread, which closes the pipe
 
     def _receive(self, number: int, _frame: object) -> None:
-        self.signal = signal.Signals(number)
+        self._own = signal.Signals(number)
         for each, handler in self._before.items():
             signal.signal(each, handler)
 
+    @staticmethod
+    def _listen(reading: int, writing: int) -> None:
+        while number := os.read(reading, 1)[0]:
+            if number in (signal.SIGINT, signal.SIGTERM):
+                parallel.group.ask_to_stop(number)
+        for end in (reading, writing):
+            os.close(end)
+
+    @property
+    def signal(self) -> signal.Signals | None:
+        """The signal that asked for it, here or in another process."""
+        if self._own is None and parallel.group.asked is not None:
+            return signal.Signals(parallel.group.asked)
+        return self._own
+
     def __bool__(self) -> bool:
         return self.signal is not None
+
+    def before(self, point: Point) -> bool:
+        """Whether to stop before ``point``; alike in all processes, which must all ask.
+
+        Points only increase: step s is (s, 0), and batch b of the evaluation after it (s, b + 1).
+        """
+        if parallel.process_count() == 1:
+            return bool(self)
+        return parallel.group.must_stop(point)
+
+    def nothing_to_save(self) -> contextlib.AbstractContextManager[None]:
+        """A time in which nothing changes that a checkpoint would keep."""
+        if not self._may_exit:
+            return contextlib.nullcontext()
+        return parallel.group.nothing_to_save()

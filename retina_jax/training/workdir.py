@@ -70,16 +70,21 @@ def write_config(
 
 def read_pixel_scale(folder: Path) -> tuple[float, float] | None:
     """The 16-bit or float values that map to 0 and 255; None: no such images in the data."""
-    scale = _read(Path(folder)).get(RESOLVED, {}).get("pixel_scale")
+    scale = read_resolved(folder).get("pixel_scale")
     return None if scale is None else (float(scale[0]), float(scale[1]))
 
 
 def read_classes(folder: Path) -> Classes | None:
     """The classes of a run's network; None if an earlier version did not store them."""
-    resolved = _read(Path(folder)).get(RESOLVED, {})
+    resolved = read_resolved(folder)
     if "class_names" not in resolved or "category_ids" not in resolved:
         return None
     return Classes(tuple(resolved["class_names"]), tuple(resolved["category_ids"]))
+
+
+def read_resolved(folder: Path) -> dict[str, Any]:
+    """What a run stored under "resolved": classes, derived values, fingerprints of its data."""
+    return dict(_read(Path(folder)).get(RESOLVED, {}))
 
 
 def read_config(folder: Path) -> ml_collections.ConfigDict:

@@ -115,6 +115,7 @@ def test_a_fault_in_the_batches_reaches_the_caller(detect_and_variables):
 
 def test_the_evaluator_restores_the_rows_order_and_counts_every_row(tiny_config, two_aspects):
     from retina_jax.data.data_set import find_data_set, open_split
+    from retina_jax.errors import EvaluationError
     from retina_jax.evaluation.evaluator import Evaluator
 
     config = tiny_config
@@ -128,14 +129,14 @@ def test_the_evaluator_restores_the_rows_order_and_counts_every_row(tiny_config,
     variables = model.init(jax.random.key(0), np.zeros((1, 64, 64, 3)), train=False)
     evaluator = Evaluator(model, split, config, devices)
     calls = []
-    results = evaluator.detect(devices.replicate(variables), lambda: not calls.append(0))
+    results = evaluator.detect(devices.replicate(variables), lambda: calls.append(0))
     assert len(calls) == len(split)
     # landscape and portrait images alternate, so buckets are not the rows' order
     ids = list(dict.fromkeys(r["image_id"] for r in results))
     assert ids == split.image_ids.tolist()
-    assert evaluator.detect(devices.replicate(variables), lambda: False) is None
+    assert evaluator.detect(devices.replicate(variables), stops=lambda batch: True) is None
     lacking = dataclasses.replace(split, name="validation")
     object.__setattr__(evaluator, "_split", lacking)
     evaluator._loader = list(evaluator._loader)[1:]
-    with pytest.raises(RuntimeError, match="evaluation saw 14 of 16 rows"):
+    with pytest.raises(EvaluationError, match="evaluation saw 14 of 16 rows"):
         evaluator.detect(devices.replicate(variables))

@@ -73,12 +73,14 @@ def test_no_pictures_are_drawn_where_none_are_asked_for(make, tiny_config, tmp_p
 
 
 def test_told_to_stop_it_writes_nothing(make, tmp_path):
-    calls = []
-    evaluation = make(truth)
-    stopped = evaluation.run("weights", 7, tmp_path / "eval", lambda: len(calls) < 3 and
-                             not calls.append(0))  # fmt: skip
+    shown, asked = [], []
+    stopped = make(truth).run(
+        "weights", 7, tmp_path / "eval", lambda: shown.append(0),
+        lambda batch: asked.append(batch) or batch == 1,
+    )  # fmt: skip
     assert stopped is None
-    assert len(calls) == 3
+    assert asked == [0, 1]
+    assert len(shown) == 8  # the first batch
     assert not (tmp_path / "eval").exists()
 
 
