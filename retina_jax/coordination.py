@@ -233,9 +233,10 @@ class Group:
 
     def _look_for_lost(self) -> None:
         now = time.monotonic()
-        for key, value in self._store.key_value_dir_get("alive/"):
-            i = int(key.rsplit("/", 1)[1])
-            before, since = self._seen.get(i, ("", now))
+        beats = dict(self._store.key_value_dir_get("alive/"))
+        for i in range(self.count):
+            value = beats.get(f"alive/{i}", "")
+            before, since = self._seen.setdefault(i, (value, now))
             if value != before:
                 self._seen[i] = (value, now)
             elif now - since > LOST_AFTER and i != self.index:

@@ -275,6 +275,10 @@ FIELDS = (
           "always kept", ABOVE_0),
     Field("train.on_nonfinite", "stop", "on a non-finite loss or gradient: stop, or skip the "
           "update and continue", one_of("stop", "skip"), T),
+    Field("train.watchdog", 1800.0, "seconds without progress (compilation aside) after which the "
+          "run prints all stacks and exits with code 1; 0: never", FROM_0),
+    Field("train.compilation_cache", True, "keep compiled programs in $RETINA_JAX_CACHE (or the "
+          "user's cache folder), so that a restart compiles nothing"),
 
     Field("eval.every", 10_000, "steps between evaluations; 0: only at the end", FROM_0),
     Field("eval.batch_size", 16, "global batch size: images over all devices of all hosts",

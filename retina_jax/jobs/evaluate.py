@@ -53,6 +53,8 @@ def main(argv: list[str]) -> int:
     from retina_jax import parallel
 
     parallel.start(parsed.flags)
+    if parsed.config.train.compilation_cache:
+        parallel.keep_compiled_programs()
     quiet = not parallel.is_main()
     console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
     code = run(parsed.config, parsed.flags.workdir, console)

@@ -35,9 +35,12 @@ def check_alike(
     """Raises `UserError` with the first difference between hosts, by host and value."""
     if parallel.process_count() == 1:
         return
-    facts = {f"config.{name}": repr(value) for name, value in leaves(config).items()}
+    # fingerprints say whether data are the same, wherever each host keeps them
+    fields = {name: value for name, value in leaves(config).items() if name != "data.dir"}
+    facts = {f"config.{name}": repr(value) for name, value in fields.items()}
     for split in splits:
-        facts[f"the fingerprint of {split.label()}"] = json.dumps(split.fingerprints())
+        digests = split.fingerprints()
+        facts |= {f"the digest of the {what} of {split.name!r}": digests[what] for what in digests}
     facts |= {"the version of retina_jax": code_version(), "the version of jax": jax.__version__}
     facts["the number of local devices"] = str(len(devices))
     every = [json.loads(text) for text in parallel.group.exchange("facts", json.dumps(facts))]

@@ -181,7 +181,10 @@ def _begin(
     if latest_step:
         check_same_weights(folder, config, classes, report)
         check_same_data(folder, config, [train_split, eval_split], report)
-        state = checkpoints.restore(state_shapes(model, optimizer, config), latest_step)
+        shapes = state_shapes(model, optimizer, config)
+        state, first_step, damaged = checkpoints.restore_newest(shapes)
+        for line in damaged:
+            report.note(line)
     else:
         state = init_state(model, optimizer, config)
     if latest_step == 0:

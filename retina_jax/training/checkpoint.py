@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from retina_jax import parallel
-from retina_jax.errors import UserError
+from retina_jax.errors import RunError, UserError
 from retina_jax.types import TrainState
 
 FOLDER = "checkpoints"
+DAMAGED = "damaged_checkpoints"
 _METRIC = "AP"
 
 
@@ -119,6 +121,51 @@ class Checkpoints:
         return jax.tree_util.tree_map_with_path(
             lambda path, leaf: restored[_name(path)].astype(leaf.dtype, copy=False), template
         )
+
+    def restore_newest(self, template: TrainState) -> tuple[TrainState, int, list[str]]:
+        """The newest checkpoint that can be read, its step, and a line for each damaged one.
+
+        Damaged ones are moved aside, to ``damaged_checkpoints``, once a good one is found. Raises
+        `UserError` for a checkpoint with other shapes, and `RunError` if all are damaged; then
+        nothing is moved.
+        """
+        steps, damaged = sorted(self._manager.all_steps(), reverse=True), {}
+        for step in steps:
+            state, problem = None, ""
+            try:
+                state = self.restore(template, step)
+            except UserError:
+                raise
+            except Exception as error:  # whatever JSON, TensorStore and Orbax make of damaged files
+                first = (str(error).strip().splitlines() or [""])[0]
+                problem = f"{type(error).__name__}: {first[:200]}"
+            problems = parallel.group.exchange("restored", problem)
+            problem = next(filter(None, problems), "")
+            if not problem:
+                return state, step, self._move_aside(damaged)
+            damaged[step] = problem
+        listed = "; ".join(f"step {step}: {problem}" for step, problem in damaged.items())
+        raise RunError(
+            f"no checkpoint in {self._folder} can be read ({listed}); restore them from a backup, "
+            "or remove the folder to start again"
+        )
+
+    def _move_aside(self, damaged: dict[int, str]) -> list[str]:
+        aside = self._folder.with_name(DAMAGED)
+        if parallel.is_main():
+            for step in damaged:
+                aside.mkdir(exist_ok=True)
+                target = aside / str(step)
+                if target.exists():
+                    target = aside / f"{step}-{secrets.token_hex(2)}"
+                (self._folder / str(step)).rename(target)
+        parallel.group.barrier("damaged checkpoints moved")
+        if damaged:
+            self._manager.reload()
+        return [
+            f"the checkpoint of step {step} is damaged ({problem}); moved to {aside}"
+            for step, problem in damaged.items()
+        ]
 
     def _restore_as_saved(self, step: int, tree: Any) -> Any:
         template = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), tree)

@@ -19,6 +19,7 @@ from retina_jax.progress import Reporter
 from retina_jax.training.checkpoint import Checkpoints
 from retina_jax.training.metrics import Meter, MetricsLog
 from retina_jax.training.stop import StopRequest
+from retina_jax.training.watchdog import Watchdog
 from retina_jax.types import TrainState
 
 Evaluate = Callable[[TrainState, int], dict[str, Any] | None]
@@ -76,8 +77,11 @@ class TrainingLoop:
             loader.batches(first_step, steps),
             lambda b: (int(b.cut_away.sum()), self._devices.shard(b)),
         )
-        compiled = False
-        with self._report.progress("training", steps, first_step) as bar:
+        compiled, shapes = False, set()
+        with (
+            self._report.progress("training", steps, first_step) as bar,
+            Watchdog(config.watchdog) as watchdog,
+        ):
             bar.advance("compiling …", by=0)
             done = first_step
             while done < steps and not result.stopped:
@@ -87,13 +91,18 @@ class TrainingLoop:
                 started = time.perf_counter()
                 cut_away, batch = next(batches)
                 waited = time.perf_counter() - started
-                # the first step includes compilation; until it ends, nothing has changed
-                with contextlib.nullcontext() if compiled else stop.nothing_to_save():
+                with contextlib.ExitStack() as compiling:
+                    if batch.images.shape not in shapes:  # a bucket's first step compiles
+                        shapes.add(batch.images.shape)
+                        compiling.enter_context(watchdog.paused())
+                    if not compiled:  # until this step ends, nothing has changed
+                        compiling.enter_context(stop.nothing_to_save())
                     state, step_metrics = step_fn(state, batch)
                     if not compiled:
                         jax.block_until_ready(step_metrics)
                 done += 1
                 meter.add(done, cut_away, step_metrics)
+                watchdog.progress(f"step {done}")
                 if compiled:
                     elapsed = time.perf_counter() - started
                     meter.time(config.batch_size, elapsed, waited)
@@ -113,7 +122,8 @@ class TrainingLoop:
                     note = _note(values)
                 bar.advance(note)
                 if self._evaluation_due(done):
-                    self._evaluate(state, done, log, meter)
+                    with watchdog.paused():  # it compiles; a host that is lost is noticed
+                        self._evaluate(state, done, log, meter)
                 elif save_due:
                     self._save(state, meter)
         if result.stopped:
