@@ -42,7 +42,7 @@ class Meter:
         if not parallel.is_main():
             cut_away = 0
         self._cut_away = cut_away
-        return {"read": self._read, "cut_away": cut_away, "skipped": self.skipped}
+        return {"read": list(self._read), "cut_away": cut_away, "skipped": self.skipped}
 
     def add(self, step: int, cut_away: int, metrics: dict[str, jax.Array]) -> None:
         """Adds a dispatched step; augmentation removed ``cut_away`` of this process's boxes."""

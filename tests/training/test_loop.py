@@ -1,0 +1,133 @@
+"""The loop between steps, with a step, data and checkpoints that cost nothing."""
+
+import json
+import types
+
+import numpy as np
+import pytest
+
+from retina_jax.errors import EvaluationError, NonFiniteLossError, RunError
+from retina_jax.progress import Reporter
+from retina_jax.training.loop import TrainingLoop
+from retina_jax.training.stop import StopRequest
+
+
+class Saved:
+    """Checkpoints in memory: step to (AP, notes)."""
+
+    def __init__(self):
+        self.saved, self.first = {}, {}
+
+    def save(self, state, average_precision=None, notes=None):
+        self.saved[state] = average_precision, json.loads(json.dumps(notes))
+
+    def notes(self, step):
+        return self.first
+
+    def latest_step(self):
+        return max(self.saved, default=None)
+
+    def wait(self):
+        pass
+
+
+class Notes(Reporter):
+    def __init__(self):
+        super().__init__()
+        self.lines = []
+
+    def note(self, line, label="note"):
+        self.lines.append(line)
+
+
+@pytest.fixture
+def make(tiny_config, tmp_path):
+    tiny_config.train.steps, tiny_config.train.log_every = 6, 2
+    tiny_config.train.checkpoint_every, tiny_config.eval.every = 3, 2
+    batch = types.SimpleNamespace(images=np.zeros((1, 2)), cut_away=np.ones(1, int))
+    loader = types.SimpleNamespace(
+        batches=lambda first, last: iter([batch] * (last - first)),
+        image_ids_at=lambda step: [10 * step],
+    )
+    devices = types.SimpleNamespace(shard=lambda b: b, check_equal=lambda state, when: None)
+
+    def step(state, batch):
+        values = dict.fromkeys(("loss", "loss_box", "gradient_norm"), float(state))
+        return state + 1, values | {"finite": True}
+
+    def make(evaluate, first_step=0, checkpoints=None, stop=None):
+        checkpoints, report = checkpoints or Saved(), Notes()
+        loop = TrainingLoop(
+            tiny_config, tmp_path, devices, evaluate, checkpoints, stop or StopRequest(), report
+        )
+        result = loop.run(first_step, step, loader, first_step)
+        lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+        return result, checkpoints.saved, report.lines, [json.loads(line) for line in lines]
+
+    return make
+
+
+SCORES = {"AP": 0.5, "AP50": 0.6}
+
+
+def test_steps_are_logged_saved_and_evaluated_when_due(make):
+    result, saved, notes, log = make(lambda state, step: SCORES)
+    assert (result.metrics, result.failed_evaluations, result.stopped) == (SCORES, 0, False)
+    assert {step: ap for step, (ap, _) in saved.items()} == {2: 0.5, 3: None, 4: 0.5, 6: 0.5}
+    assert [(line["step"], line["loss"]) for line in log] == [(2, 0.5), (4, 2.5), (6, 4.5)]
+    assert [line["boxes_cut_away"] for line in log] == [2, 2, 2]
+    assert notes == []
+
+
+@pytest.mark.parametrize("error", [OSError("the disk is gone"), EvaluationError("host b: it fell")])
+def test_an_evaluation_that_fails_is_reported_and_the_next_one_tries_again(make, error):
+    def evaluate(state, step):
+        if step == 4:
+            raise error
+        return SCORES
+
+    result, saved, notes, log = make(evaluate)
+    assert (result.metrics, result.failed_evaluations) == (SCORES, 1)
+    assert saved[4][0] is None
+    assert len(log) == 3
+    (note,) = notes
+    assert "the evaluation of step 4 failed" in note
+    assert str(error) in note
+
+
+def test_a_last_evaluation_that_fails_leaves_no_metrics(make):
+    def evaluate(state, step):
+        raise ValueError("odd")
+
+    result, saved, notes, _ = make(evaluate)
+    assert (result.metrics, result.failed_evaluations) == (None, 3)
+    assert saved[6][0] is None
+    assert len(notes) == 3
+
+
+@pytest.mark.parametrize("error", [RunError("weights differ"), NonFiniteLossError("nan")])
+def test_what_is_wrong_with_the_run_itself_ends_it(make, error):
+    def evaluate(state, step):
+        raise error
+
+    with pytest.raises(type(error)):
+        make(evaluate)
+
+
+def test_an_evaluation_that_is_stopped_saves_and_ends(make):
+    result, saved, _, _ = make(lambda state, step: None)
+    assert result.stopped
+    assert saved.keys() == {2}
+
+
+def test_a_run_that_goes_on_between_log_lines_logs_the_same_averages(make, tmp_path):
+    _, saved, _, whole = make(lambda state, step: SCORES)
+    (tmp_path / "metrics.jsonl").unlink()
+    checkpoints = Saved()
+    checkpoints.first = saved[3][1]
+    _, _, _, log = make(lambda state, step: SCORES, 3, checkpoints)
+    rates = ("images_per_second", "input_wait")
+    for one, other in zip(log, whole[1:], strict=True):
+        assert {k: v for k, v in one.items() if k not in rates} == {
+            k: v for k, v in other.items() if k not in rates
+        }
