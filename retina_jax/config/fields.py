@@ -273,6 +273,8 @@ FIELDS = (
           "always kept", ABOVE_0),
     Field("train.on_nonfinite", "stop", "on a non-finite loss or gradient: stop, or skip the "
           "update and continue", one_of("stop", "skip"), T),
+    Field("train.max_skipped", 20, "skip: number of skipped steps in a row that ends training; "
+          "0: no limit", FROM_0),
 
     Field("eval.every", 10_000, "steps between evaluations; 0: only at the end", FROM_0),
     Field("eval.batch_size", 16, "global batch size: images over all devices of all hosts",

@@ -50,7 +50,7 @@ class TrainingLoop:
         """Trains from ``first_step``; returns the last metrics, None if stopped before them."""
         config, stop, steps = self._config.train, self._stop, self._config.train.steps
         log = MetricsLog(self._folder, first_step)
-        meter = Meter(loader.split.image_ids)
+        meter = Meter(loader.split.image_ids, config.max_skipped)
         metrics = None
         evaluated = (self._folder / "eval" / str(first_step) / "metrics.json").exists()
         if first_step and self._evaluation_due(first_step) and not evaluated:  # it was interrupted

@@ -16,9 +16,15 @@ from retina_jax.files import write_text
 class Meter:
     """Metrics of the steps since the last log; fetched from the device only when read."""
 
-    def __init__(self, image_ids: np.ndarray):
-        """``image_ids``: the image id of each row of the training split."""
+    def __init__(self, image_ids: np.ndarray, max_skipped: int = 0):
+        """Starts without steps.
+
+        Args:
+          image_ids: the image id of each row of the training split.
+          max_skipped: number of steps skipped in a row that ends training; 0: no limit.
+        """
         self._image_ids = image_ids
+        self._max_skipped, self._skipped_in_a_row = max_skipped, 0
         self._pending: list[tuple[int, np.ndarray, dict[str, jax.Array]]] = []
         self._read: list[dict[str, float]] = []
         self._images = self._cut_away = 0
@@ -47,14 +53,20 @@ class Meter:
         self._input_wait += input_wait
 
     def settle(self, on_nonfinite: str, last_checkpoint: int | None) -> None:
-        """Waits for all added steps; raises `NonFiniteLossError` at the first non-finite one."""
+        """Waits for all added steps.
+
+        Raises `NonFiniteLossError` at the first non-finite one or, if they are skipped, at the
+        last of ``max_skipped`` in a row.
+        """
         for step, rows, metrics in self._pending:
             values = {name: float(value) for name, value in parallel.fetch(metrics).items()}
             finite = values.pop("finite")
             self._names = tuple(values)
+            self._skipped_in_a_row = 0 if finite else self._skipped_in_a_row + 1
+            limit = self._max_skipped
             if finite:
                 self._read.append(values)
-            elif on_nonfinite == "skip":
+            elif on_nonfinite == "skip" and not 0 < limit <= self._skipped_in_a_row:
                 self.skipped += 1
             else:
                 ids = ", ".join(str(i) for i in self._image_ids[rows])
@@ -63,11 +75,14 @@ class Meter:
                     if last_checkpoint is None
                     else f"the last good checkpoint is at step {last_checkpoint}"
                 )
+                fix = "set --config.train.on_nonfinite=skip"
+                if on_nonfinite == "skip":
+                    kept = f"{limit} steps in a row were skipped (config.train.max_skipped); {kept}"
+                    fix = "raise --config.train.max_skipped"
                 raise NonFiniteLossError(
                     f"step {step}: loss {values['loss']}, gradient norm {values['gradient_norm']} "
                     f"on images {ids}; {kept}; lower --config.optimizer.learning_rate, set "
-                    "--config.optimizer.clip_norm=10, or set --config.train.on_nonfinite=skip, and "
-                    "run the command again"
+                    f"--config.optimizer.clip_norm=10, or {fix}, and run the command again"
                 )
         self._pending.clear()
 
