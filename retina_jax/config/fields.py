@@ -264,6 +264,9 @@ FIELDS = (
     Field("train.steps", 90_000, "total number of steps", ABOVE_0, T),
     Field("train.batch_size", 16, "global batch size: images over all devices of all hosts",
           ABOVE_0, T),
+    Field("train.accumulate", 1, "micro-batches per step: each device processes its images in that "
+          "many parts, using the memory of one; the same step up to rounding, but batch norm then "
+          "takes its statistics from one part instead of the whole batch", ABOVE_0, T),
     Field("train.precision", "bfloat16", "precision of the network's arithmetic; weights and "
           "losses are float32", one_of("float32", "bfloat16"), TS),
     Field("train.log_every", 20, "steps between log entries", ABOVE_0),

@@ -65,7 +65,7 @@ def train(
     """
     report = report or Reporter()
     devices = parallel.Devices.local()
-    devices.check_batch(config.train.batch_size, "train.batch_size")
+    devices.check_batch(config.train.batch_size, "train.batch_size", config.train.accumulate)
     devices.check_batch(config.eval.batch_size, "eval.batch_size")
     directory = open_data_set(config.data.dir, config.data.name)
     train_split = open_split(directory, config.data.train_split, config.data.labels)
@@ -147,6 +147,7 @@ def train(
 def _explain_faults(config: ml_collections.ConfigDict, folder: Path) -> Iterator[None]:
     """Turns a full disk or a lack of device memory into an error with advice."""
     advice = (
+        f"raise --config.train.accumulate={config.train.accumulate}, "
         f"lower --config.train.batch_size={config.train.batch_size} or "
         f"{field_flag('data.short_side', config.data.short_side)}"
     )
