@@ -74,6 +74,7 @@ ANY = Allowed("", lambda v: True)
 ABOVE_0 = Allowed("must be above 0", lambda v: v > 0)
 FROM_0 = Allowed("must be 0 or more", lambda v: v >= 0)
 SHARE = Allowed("must lie between 0 and 1", lambda v: 0 <= v <= 1)
+DECAY = Allowed("must be 0 or more and below 1", lambda v: 0 <= v < 1, 0.9998)
 INSIDE = Allowed("must lie strictly between 0 and 1", lambda v: 0 < v < 1)
 THREE = numbers("must be 3 numbers", lambda v: len(v) == 3)
 SOME = numbers("must contain at least one number", lambda v: len(v) > 0)
@@ -267,6 +268,9 @@ FIELDS = (
     Field("train.accumulate", 1, "micro-batches per step: each device processes its images in that "
           "many parts, using the memory of one; the same step up to rounding, but batch norm then "
           "takes its statistics from one part instead of the whole batch", ABOVE_0, T),
+    Field("train.ema", 0.0, "decay (0.9998, say) of a moving average of the weights that "
+          "evaluation and export use; at most (1 + step) / (10 + step) (TensorFlow); 0: no average",
+          DECAY, T),
     Field("train.precision", "bfloat16", "precision of the network's arithmetic; weights and "
           "losses are float32", one_of("float32", "bfloat16"), TS),
     Field("train.log_every", 20, "steps between log entries", ABOVE_0),

@@ -30,6 +30,7 @@ from retina_jax.progress import Reporter
 from retina_jax.runs.evaluate import evaluate_variables
 from retina_jax.runs.meaning import check_pixel_scale, check_same_weights
 from retina_jax.runs.weights import read_source
+from retina_jax.training import averaging
 from retina_jax.training.checkpoint import Checkpoints
 from retina_jax.training.curves import draw_curves
 from retina_jax.training.loop import TrainingLoop
@@ -94,6 +95,8 @@ def train(
     if latest_step:
         check_same_weights(folder, config, classes, report)
         state = checkpoints.restore(state_shapes(model, optimizer, config), latest_step)
+        if note := averaging.change(config.train.ema, checkpoints.has_average(latest_step)):
+            report.note(note)
     else:
         state = init_state(model, optimizer, config)
     if latest_step == 0:
@@ -120,8 +123,8 @@ def train(
     with StopRequest() as stop:
 
         def evaluate(state: TrainState, step: int) -> dict[str, Any] | None:
-            variables = {"params": state.params, "batch_stats": state.batch_stats}
             target = folder / "eval" / str(step)
+            variables = averaging.variables_of(state)
             return evaluate_variables(evaluator, variables, step, target, stop, report)
 
         loop = TrainingLoop(config, folder, devices, evaluate, checkpoints, stop, report)
@@ -174,7 +177,7 @@ def _start_from(
     named = f"config.model.init_from={source!r}"
     classes = split.category_ids, split.class_names
     tree = start_from(weights, fresh, config, *classes, named, report.say, report.note)
-    return state.replace(params=tree["params"], batch_stats=tree["batch_stats"])
+    return averaging.with_weights(state, tree)
 
 
 def _start_from_step_0(
@@ -192,7 +195,7 @@ def _start_from_step_0(
     if unmatched:
         note = f"; initialised randomly (number of classes differs): {', '.join(unmatched)}"
     report.say(f"weights from the {source}{note}")
-    return state.replace(params=merged["params"], batch_stats=merged["batch_stats"])
+    return averaging.with_weights(state, merged)
 
 
 def _introduce(config, folder, devices, loader, train_split, eval_split, state, report) -> None:

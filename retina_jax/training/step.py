@@ -9,6 +9,7 @@ import ml_collections
 import optax
 
 from retina_jax.models.retinanet import RetinaNet
+from retina_jax.training import averaging
 from retina_jax.training.gradient import make_gradient
 from retina_jax.types import Batch, TrainState
 
@@ -58,6 +59,7 @@ def _state_of(
         batch_stats=batch_stats,
         opt_state=optimizer.init(params),
         loss_normalizer=jnp.asarray(config.loss.ema_initial, jnp.float32),
+        averaged=averaging.start(params, batch_stats) if config.train.ema else None,
     )
 
 
@@ -70,8 +72,8 @@ def make_train_step(
     """The training step for one device's share of a batch, under ``model.axis_name`` (or none).
 
     Quantities are summed over devices before they are divided (`objective.normalize`), so the
-    result does not depend on the number of devices. If the loss or gradient is not finite, weights
-    and statistics are unchanged and ``metrics["finite"]`` is False.
+    result does not depend on the number of devices. If the loss or gradient is not finite, weights,
+    their average and statistics are unchanged and ``metrics["finite"]`` is False.
     """
     gradient_of = make_gradient(model, config)
 
@@ -89,6 +91,9 @@ def make_train_step(
             batch_stats=found.batch_stats,
             opt_state=opt_state,
             loss_normalizer=found.loss_normalizer,
+            averaged=averaging.update(
+                state.averaged, params, found.batch_stats, state.step, config.train.ema
+            ),
         )
         kept = state.replace(step=state.step + 1)
         new_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, kept)
