@@ -50,6 +50,10 @@ class NonFiniteLossError(RunError):
 
     exit_code = NON_FINITE
 
+    def __init__(self, message: str = "", details: Sequence[str] = (), step: int | None = None):
+        super().__init__(message, details)
+        self.step = step
+
 
 def is_disk_full(error: BaseException) -> bool:
     """Whether an error means a full disk or an exhausted quota.

@@ -64,13 +64,19 @@ class Devices:
     def _sharding(self, *spec: str) -> NamedSharding:
         return NamedSharding(Mesh(np.array(self.devices), (AXIS,)), PartitionSpec(*spec))
 
-    def check_batch(self, size: int, field: str) -> int:
-        """This host's share of a global batch; `UserError` if the devices cannot share it."""
-        count = self.global_count
+    def check_batch(self, size: int, field: str, micro_batches: int = 1) -> int:
+        """This host's share of a global batch; `UserError` if the devices cannot share it.
+
+        Each device processes its share in ``micro_batches`` (``train.accumulate``) equal parts.
+        """
+        count = self.global_count * micro_batches
         if size % count:
             fix = max(1, round(size / count)) * count
+            parts = f"{self.global_count} devices"
+            if micro_batches > 1:
+                parts += f" × {micro_batches} micro-batches (config.train.accumulate)"
             raise UserError(
-                f"config.{field}={size} must be a multiple of the {count} devices; "
+                f"config.{field}={size} must be a multiple of the {parts}; "
                 f"set --config.{field}={fix}"
             )
         return size // jax.process_count()

@@ -94,3 +94,6 @@ class TrainState:
     opt_state: Any
     loss_normalizer: Float[Array, ""]
     """Moving average of the foreground anchors per batch; changes with ``loss.normalizer=ema``."""
+    averaged: Any = None
+    """Moving average of ``params`` and ``batch_stats``, as a dict of both; None without
+    ``train.ema``, so that the tree is that of a run that keeps none."""

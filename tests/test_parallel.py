@@ -30,6 +30,17 @@ def test_a_batch_that_cannot_be_shared_names_one_that_can():
         devices.check_batch(1, "train.batch_size")
 
 
+def test_a_share_that_micro_batches_cannot_split_names_one_that_they_can():
+    devices = Devices.local(4)
+    assert devices.check_batch(24, "train.batch_size", 3) == 24
+    with pytest.raises(
+        UserError,
+        match=r"train\.batch_size=16 must be a multiple of the 4 devices × 3 micro-batches "
+        r"\(config\.train\.accumulate\); set --config\.train\.batch_size=12$",
+    ):
+        devices.check_batch(16, "train.batch_size", 3)
+
+
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 7])
 def test_ahead_gives_all_in_order_and_puts_early(count):
     put = []

@@ -74,7 +74,7 @@ def time_steps(kind: str, config, runs: int, steps: int, classes: int) -> Iterat
     devices = parallel.Devices.local()
     run, field = STEPS[kind](config, devices, classes)
     total = config[field.split(".")[0]].batch_size
-    size = devices.check_batch(total, field)
+    size = devices.check_batch(total, field, config.train.accumulate if kind == "step" else 1)
     buckets = resolve(config).buckets
     batches, compile_seconds, seconds = {}, {}, {bucket: [] for bucket in buckets}
     for bucket in buckets:

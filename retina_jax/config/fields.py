@@ -74,6 +74,7 @@ ANY = Allowed("", lambda v: True)
 ABOVE_0 = Allowed("must be above 0", lambda v: v > 0)
 FROM_0 = Allowed("must be 0 or more", lambda v: v >= 0)
 SHARE = Allowed("must lie between 0 and 1", lambda v: 0 <= v <= 1)
+DECAY = Allowed("must be 0 or more and below 1", lambda v: 0 <= v < 1, 0.9998)
 INSIDE = Allowed("must lie strictly between 0 and 1", lambda v: 0 < v < 1)
 THREE = numbers("must be 3 numbers", lambda v: len(v) == 3)
 SOME = numbers("must contain at least one number", lambda v: len(v) > 0)
@@ -266,6 +267,12 @@ FIELDS = (
     Field("train.steps", 90_000, "total number of steps", ABOVE_0, T),
     Field("train.batch_size", 16, "global batch size: images over all devices of all hosts",
           ABOVE_0, T),
+    Field("train.accumulate", 1, "micro-batches per step: each device processes its images in that "
+          "many parts, using the memory of one; the same step up to rounding, but batch norm then "
+          "takes its statistics from one part instead of the whole batch", ABOVE_0, T),
+    Field("train.ema", 0.0, "decay (0.9998, say) of a moving average of the weights that "
+          "evaluation and export use; at most (1 + step) / (10 + step) (TensorFlow); 0: no average",
+          DECAY, T),
     Field("train.precision", "bfloat16", "precision of the network's arithmetic; weights and "
           "losses are float32", one_of("float32", "bfloat16"), TS),
     Field("train.log_every", 20, "steps between log entries", ABOVE_0),
@@ -273,12 +280,15 @@ FIELDS = (
     Field("train.keep_checkpoints", 2,
           "number of most recent checkpoints to keep; the best by AP is "
           "always kept", ABOVE_0),
-    Field("train.on_nonfinite", "stop", "on a non-finite loss or gradient: stop, or skip the "
-          "update and continue", one_of("stop", "skip"), T),
+    Field("train.on_nonfinite", "stop", "on a non-finite loss or gradient: stop; skip the update "
+          "and continue; or rollback to the last checkpoint and leave that step out",
+          one_of("stop", "skip", "rollback"), T),
     Field("train.watchdog", 1800.0, "seconds without progress (compilation aside) after which the "
           "run prints all stacks and exits with code 1; 0: never", FROM_0),
     Field("train.compilation_cache", True, "keep compiled programs in $RETINA_JAX_CACHE (or the "
           "user's cache folder), so that a restart compiles nothing"),
+    Field("train.max_skipped", 20, "number of steps in a row, skipped or left out, that ends "
+          "training; 0: no limit", FROM_0),
 
     Field("eval.every", 10_000, "steps between evaluations; 0: only at the end", FROM_0),
     Field("eval.batch_size", 16, "global batch size: images over all devices of all hosts",

@@ -7,6 +7,7 @@ flight are therefore enough, and memory does not grow with the number of cores.
 from __future__ import annotations
 
 import atexit
+import dataclasses
 import multiprocessing
 import os
 import signal
@@ -306,6 +307,19 @@ class TrainLoader:
         """The image ids of the batch that takes the run to ``step``, of all hosts."""
         _, draws = self.plan.batch_at(step - 1)
         return [int(self.split.image_ids[draw.row]) for draw in draws]
+
+    def arrays_at(self, step: int) -> dict[str, np.ndarray]:
+        """The batch that takes the run to ``step``, of all hosts, as arrays for a file."""
+        bucket, draws = self.plan.batch_at(step - 1)
+        batch = self._pictures.batch(draws, np.zeros(*self._pictures.layout(bucket, len(draws))))
+        truth = {field.name: getattr(batch.ground_truth, field.name)
+                 for field in dataclasses.fields(batch.ground_truth)}  # fmt: skip
+        return {
+            "image_ids": self.split.image_ids[batch.index],
+            "images": batch.images,
+            "sizes": batch.sizes,
+            **truth,
+        }
 
     def _read(self, step: int) -> Batch | handover.Parcel:
         bucket, draws = self.plan.batch_at(step)

@@ -80,7 +80,8 @@ def evaluate(
         check_pixel_scale(read_pixel_scale(folder), split, report)
         for name, (own, now) in changed_score_fields(folder, config).items():
             report.note(f"config.{name} is {own} in the run, {now} in this evaluation")
-    report.say(f"evaluating step {step} of {folder} on {len(split)} images ({directory})")
+    kind = ", averaged weights," if checkpoints.has_average(step) else ""
+    report.say(f"evaluating step {step} of {folder}{kind} on {len(split)} images ({directory})")
     variables = devices.replicate(variables)
     target = folder / "eval" / evaluation_name(folder, step, config, split)
     for line in evaluator.notices():

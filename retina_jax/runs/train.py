@@ -37,6 +37,7 @@ from retina_jax.runs.meaning import (
     data_facts,
 )
 from retina_jax.runs.weights import read_source
+from retina_jax.training import averaging
 from retina_jax.training.checkpoint import Checkpoints
 from retina_jax.training.curves import draw_curves
 from retina_jax.training.lease import Lease
@@ -100,12 +101,16 @@ def train(
             run = _begin(config, workdir, held, report)
 
         def evaluate(state: TrainState, step: int) -> dict[str, Any] | None:
-            variables = {"params": state.params, "batch_stats": state.batch_stats}
+            variables = averaging.variables_of(state)
             target = run.folder / "eval" / str(step)
             return evaluate_variables(run.evaluator, variables, step, target, stop, report)
 
+        def restore(step: int) -> TrainState:
+            shapes = state_shapes(run.model, run.optimizer, config)
+            return run.devices.replicate(run.checkpoints.restore(shapes, step))
+
         loop = TrainingLoop(
-            config, run.folder, run.devices, evaluate, run.checkpoints, stop, report
+            config, run.folder, run.devices, evaluate, run.checkpoints, restore, stop, report
         )
         schedule = learning_rate_schedule(config)
         step_fn = run.devices.train_step(
@@ -145,7 +150,7 @@ def _begin(
 ) -> _Begun:
     """Opens data and workdir, and makes or restores the state; takes the workdir's lease."""
     devices = parallel.Devices.local()
-    devices.check_batch(config.train.batch_size, "train.batch_size")
+    devices.check_batch(config.train.batch_size, "train.batch_size", config.train.accumulate)
     devices.check_batch(config.eval.batch_size, "eval.batch_size")
     directory = open_data_set(config.data.dir, config.data.name)
     train_split = open_split(directory, config.data.train_split, config.data.labels)
@@ -185,6 +190,8 @@ def _begin(
         state, first_step, damaged = checkpoints.restore_newest(shapes)
         for line in damaged:
             report.note(line)
+        if note := averaging.change(config.train.ema, checkpoints.has_average(first_step)):
+            report.note(note)
     else:
         state = init_state(model, optimizer, config)
     if latest_step == 0:
@@ -219,6 +226,7 @@ def _begin(
 def _explain_faults(config: ml_collections.ConfigDict, folder: Path) -> Iterator[None]:
     """Turns a full disk or a lack of device memory into an error with advice."""
     advice = (
+        f"raise --config.train.accumulate={config.train.accumulate}, "
         f"lower --config.train.batch_size={config.train.batch_size} or "
         f"{field_flag('data.short_side', config.data.short_side)}"
     )
@@ -245,7 +253,7 @@ def _start_from(
     named = f"config.model.init_from={source!r}"
     classes = split.category_ids, split.class_names
     tree = start_from(weights, fresh, config, *classes, named, report.say, report.note)
-    return state.replace(params=tree["params"], batch_stats=tree["batch_stats"])
+    return averaging.with_weights(state, tree)
 
 
 def _start_from_step_0(
@@ -263,7 +271,7 @@ def _start_from_step_0(
     if unmatched:
         note = f"; initialised randomly (number of classes differs): {', '.join(unmatched)}"
     report.say(f"weights from the {source}{note}")
-    return state.replace(params=merged["params"], batch_stats=merged["batch_stats"])
+    return averaging.with_weights(state, merged)
 
 
 def _introduce(config, folder, devices, loader, train_split, eval_split, state, report) -> None:

@@ -20,6 +20,7 @@ from retina_jax.interop.structure import class_outputs, flatten
 from retina_jax.interop.weights import Imported, read_weights, weights_of_run
 from retina_jax.models import retinanet
 from retina_jax.progress import Reporter
+from retina_jax.training import averaging
 from retina_jax.training.checkpoint import FOLDER, Checkpoints, weights_of
 from retina_jax.training.optimizer import build_optimizer
 from retina_jax.training.step import init_state
@@ -87,7 +88,7 @@ def import_weights(
     # no class names: the network keeps the classes of the weights, whatever the data set has
     tree = start_from(imported, fresh, config, category_ids, (), named, report.say, report.note)
     folder, _ = open_workdir(workdir, config)
-    state = state.replace(params=tree["params"], batch_stats=tree["batch_stats"])
+    state = averaging.with_weights(state, tree)
     checkpoints = Checkpoints(folder)
     checkpoints.save(state)
     checkpoints.wait()

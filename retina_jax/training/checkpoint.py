@@ -15,6 +15,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from retina_jax import parallel
 from retina_jax.errors import RunError, UserError
+from retina_jax.training import averaging
 from retina_jax.types import TrainState
 
 FOLDER = "checkpoints"
@@ -99,10 +100,15 @@ class Checkpoints:
         """The state of a step as NumPy arrays, bit for bit.
 
         ``template`` is a state with the expected tree and shapes (`training.step.state_shapes`).
-        Raises `UserError` for a checkpoint with other shapes.
+        An average of the weights that only ``template`` has starts from the weights; one that only
+        the checkpoint has is dropped. Raises `UserError` for a checkpoint with other shapes.
         """
+        if template.averaged is not None and not self.has_average(step):
+            return averaging.begin(self.restore(template.replace(averaged=None), step))
         tree = self._manager.item_metadata(step).tree
         saved = {name: tuple(leaf.shape) for name, leaf in _by_name(tree).items()}
+        if template.averaged is None:
+            saved = {name: shape for name, shape in saved.items() if not _is_average(name)}
         required = {name: tuple(leaf.shape) for name, leaf in _by_name(template).items()}
         if saved != required:
             differ = sorted(
@@ -171,10 +177,18 @@ class Checkpoints:
         template = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), tree)
         return self._manager.restore(step, args=ocp.args.StandardRestore(template))
 
+    def has_average(self, step: int) -> bool:
+        """Whether a step's checkpoint holds an average of the weights (``train.ema``)."""
+        return any(map(_is_average, _by_name(self._manager.item_metadata(step).tree)))
+
     def restore_weights(self, step: int) -> dict[str, Any]:
-        """``{"params": …, "batch_stats": …}`` of a step, for any network and optimiser; NumPy."""
+        """``{"params": …, "batch_stats": …}`` of a step, for any network and optimiser; NumPy.
+
+        Their average, if the run keeps one.
+        """
         restored = self._restore_as_saved(step, self._manager.item_metadata(step).tree)
-        return {"params": restored["params"], "batch_stats": restored.get("batch_stats") or {}}
+        weights = restored.get("averaged") or restored
+        return {"params": weights["params"], "batch_stats": weights.get("batch_stats") or {}}
 
     def wait(self) -> None:
         """Waits until all checkpoints are on disk; raises errors that occurred while writing."""
@@ -207,8 +221,15 @@ def _name(path: tuple[Any, ...]) -> str:
     return re.sub(r"^opt_state/\d+/", "opt_state/", name)
 
 
+def _is_average(name: str) -> bool:
+    return name.startswith("averaged/")
+
+
 def weights_of(workdir: str | Path) -> dict[str, Any]:
-    """Weights of a workdir's best checkpoint by AP, else the latest; `UserError` without one."""
+    """Weights of a workdir's best checkpoint by AP, else the latest; `UserError` without one.
+
+    Their average, if the run keeps one.
+    """
     folder = Path(workdir).expanduser()
     if not (folder / FOLDER).is_dir():
         raise UserError(f"{str(workdir)!r} is not a workdir with checkpoints; train it first")

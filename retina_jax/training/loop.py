@@ -11,10 +11,12 @@ from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 
 from retina_jax import parallel
 from retina_jax.data.loader import TrainLoader
-from retina_jax.errors import CommandError, EvaluationError
+from retina_jax.errors import CommandError, EvaluationError, NonFiniteLossError
+from retina_jax.files import atomic_write
 from retina_jax.progress import Reporter
 from retina_jax.training.checkpoint import Checkpoints
 from retina_jax.training.metrics import Meter, MetricsLog
@@ -26,6 +28,8 @@ Evaluate = Callable[[TrainState, int], dict[str, Any] | None]
 """``(state, step)`` to COCO metrics; None after a stop request."""
 _INTERVAL = "log_interval"
 """Note of a checkpoint: the steps since the last line of the log."""
+_LEFT_OUT = "left_out"
+"""Note of a checkpoint: steps that ``train.on_nonfinite=rollback`` leaves out."""
 
 
 @dataclasses.dataclass
@@ -49,26 +53,50 @@ class TrainingLoop:
         devices: parallel.Devices,
         evaluate: Evaluate,
         checkpoints: Checkpoints,
+        restore: Callable[[int], TrainState],
         stop: StopRequest,
         report: Reporter,
     ):
+        """``restore``: the replicated state of a checkpoint, by step."""
         self._config = config
         self._folder = folder
         self._devices = devices
         self._evaluate_state = evaluate
         self._checkpoints = checkpoints
+        self._restore = restore
         self._stop = stop
         self._report = report
 
     def run(
         self, state: TrainState, step_fn: Callable, loader: TrainLoader, first_step: int
     ) -> LoopResult:
-        """Trains from ``first_step`` to ``train.steps``, or until a stop request."""
+        """Trains from ``first_step`` to ``train.steps``, or until a stop request.
+
+        Raises `NonFiniteLossError`, unless ``train.on_nonfinite`` says otherwise.
+        """
+        self._result = LoopResult()
+        self._shapes: set[tuple[int, ...]] = set()
+        notes = self._checkpoints.notes(first_step) if first_step else {}
+        self._left_out = set(notes.get(_LEFT_OUT, []))
+        while True:
+            try:
+                self._run(state, step_fn, loader, first_step)
+                return self._result
+            except NonFiniteLossError as error:
+                state = None  # its memory is needed
+                if self._config.train.on_nonfinite != "rollback":
+                    raise
+                first_step = self._roll_back(error)
+                state = self._restore(first_step)
+
+    def _run(
+        self, state: TrainState, step_fn: Callable, loader: TrainLoader, first_step: int
+    ) -> None:
         config, stop, steps = self._config.train, self._stop, self._config.train.steps
         log = MetricsLog(self._folder, first_step)
-        interval = self._checkpoints.notes(first_step).get(_INTERVAL, {}) if first_step else {}
-        meter = Meter(loader.image_ids_at, interval)
-        self._result = result = LoopResult()
+        notes = self._checkpoints.notes(first_step) if first_step else {}
+        meter = Meter(loader.image_ids_at, config.max_skipped, notes.get(_INTERVAL))
+        result = self._result
         evaluated = (self._folder / "eval" / str(first_step) / "metrics.json").exists()
         if first_step and self._evaluation_due(first_step) and not evaluated:  # it was interrupted
             self._evaluate(state, first_step, log, meter)
@@ -77,8 +105,8 @@ class TrainingLoop:
             loader.batches(first_step, steps),
             lambda b: (int(b.cut_away.sum()), self._devices.shard(b)),
         )
-        compiled, shapes = False, set()
         with (
+            contextlib.closing(batches),
             self._report.progress("training", steps, first_step) as bar,
             Watchdog(config.watchdog) as watchdog,
         ):
@@ -91,29 +119,35 @@ class TrainingLoop:
                 started = time.perf_counter()
                 cut_away, batch = next(batches)
                 waited = time.perf_counter() - started
-                with contextlib.ExitStack() as compiling:
-                    if batch.images.shape not in shapes:  # a bucket's first step compiles
-                        shapes.add(batch.images.shape)
-                        compiling.enter_context(watchdog.paused())
-                    if not compiled:  # until this step ends, nothing has changed
-                        compiling.enter_context(stop.nothing_to_save())
-                    state, step_metrics = step_fn(state, batch)
-                    if not compiled:
-                        jax.block_until_ready(step_metrics)
                 done += 1
-                meter.add(done, cut_away, step_metrics)
-                watchdog.progress(f"step {done}")
-                if compiled:
-                    elapsed = time.perf_counter() - started
-                    meter.time(config.batch_size, elapsed, waited)
+                if done in self._left_out:
+                    number = self._devices.replicate(np.asarray(done, np.int32))
+                    state = state.replace(step=number)
+                    meter.skipped += 1
                 else:
-                    meter.time_compilation(config.batch_size, time.perf_counter() - started)
-                    compiled = True
+                    first = not self._shapes
+                    with contextlib.ExitStack() as compiling:
+                        if batch.images.shape not in self._shapes:  # a bucket's first compiles
+                            self._shapes.add(batch.images.shape)
+                            compiling.enter_context(watchdog.paused())
+                        if first:  # until this step ends, nothing has changed
+                            compiling.enter_context(stop.nothing_to_save())
+                        state, step_metrics = step_fn(state, batch)
+                        if first:
+                            jax.block_until_ready(step_metrics)
+                    meter.add(done, cut_away, step_metrics)
+                    seconds = time.perf_counter() - started
+                    if first:
+                        meter.time_compilation(config.batch_size, seconds)
+                        self._report.say(f"first step after {seconds:.1f} s, compilation included")
+                    else:
+                        meter.time(config.batch_size, seconds, waited)
+                watchdog.progress(f"step {done}")
                 log_due = done % config.log_every == 0 or done == steps
                 save_due = done % config.checkpoint_every == 0 or done == steps
                 if log_due or save_due or self._evaluation_due(done):
                     before = time.perf_counter()
-                    meter.settle(config.on_nonfinite, self._checkpoints.latest_step())
+                    self._settle(meter, loader)
                     meter.time(0, time.perf_counter() - before, 0.0)
                 note = None
                 if log_due:
@@ -127,19 +161,47 @@ class TrainingLoop:
                 elif save_due:
                     self._save(state, meter)
         if result.stopped:
-            # report a non-finite step before saving
-            meter.settle(config.on_nonfinite, self._checkpoints.latest_step())
+            self._settle(meter, loader)  # reports a non-finite step before saving
             self._save(state, meter)
         log.close()
         self._checkpoints.wait()
-        return result
+
+    def _settle(self, meter: Meter, loader: TrainLoader) -> None:
+        """`Meter.settle`; reports spikes, and keeps the batch of a step that is not finite."""
+        try:
+            meter.settle(self._config.train.on_nonfinite, self._checkpoints.latest_step())
+        except NonFiniteLossError as error:
+            if parallel.is_main():
+                path = self._folder / "nonfinite" / f"step_{error.step}.npz"
+                with atomic_write(path) as temporary:
+                    np.savez_compressed(temporary, **loader.arrays_at(error.step))
+                self._report.note(f"the batch of step {error.step} is in {path}")
+            raise
+        for line in meter.spikes:
+            self._report.note(line)
+        meter.spikes.clear()
+
+    def _roll_back(self, error: NonFiniteLossError) -> int:
+        """The step of the checkpoint from which training goes on, without the step of ``error``."""
+        self._checkpoints.wait()
+        latest = self._checkpoints.latest_step()
+        limit, in_a_row = self._config.train.max_skipped, 1
+        while error.step - in_a_row in self._left_out:
+            in_a_row += 1
+        if latest is None or 0 < limit <= in_a_row:
+            raise error
+        self._left_out.add(error.step)
+        self._report.note(
+            f"step {error.step} was not finite; back to step {latest}, and on without it"
+        )
+        return latest
 
     def _evaluation_due(self, step: int) -> bool:
         every, steps = self._config.eval.every, self._config.train.steps
         return step == steps or (every > 0 and step % every == 0)
 
     def _save(self, state: TrainState, meter: Meter, average_precision: float | None = None):
-        notes = {_INTERVAL: meter.open_interval()}
+        notes = {_INTERVAL: meter.open_interval(), _LEFT_OUT: sorted(self._left_out)}
         self._checkpoints.save(state, average_precision, notes)
 
     def _evaluate(self, state: TrainState, step: int, log: MetricsLog, meter: Meter) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,18 +15,40 @@ from retina_jax import parallel
 from retina_jax.errors import NonFiniteLossError
 from retina_jax.files import write_text
 
+_NAMES = (
+    "loss", "loss_classification", "loss_box", "foreground_anchors", "gradient_norm",
+    "learning_rate",
+)  # fmt: skip
+"""Metrics of a step, for an interval in which none was taken."""
+_RECENT = 100  # steps to which a loss is compared
+_SPIKE = 5.0  # times their median
+
 
 class Meter:
     """Metrics of the steps since the last log; fetched from the device only when read."""
 
-    def __init__(self, ids_at: Callable[[int], list[int]], interval: Mapping[str, Any] = {}):
-        """Args:
-        ids_at: the image ids of a step, of all processes.
-        interval: `open_interval` of the checkpoint from which the run goes on.
+    def __init__(
+        self,
+        ids_at: Callable[[int], list[int]],
+        max_skipped: int = 0,
+        interval: Mapping[str, Any] | None = None,
+    ):
+        """Starts without steps, or with those of an open interval.
+
+        Args:
+          ids_at: the image ids of a step, of all processes.
+          max_skipped: number of steps skipped in a row that ends training; 0: no limit.
+          interval: `open_interval` of the checkpoint from which the run goes on.
         """
+        interval = interval or {}
         self._ids_at = ids_at
+        self._max_skipped = max_skipped
+        self._skipped_in_a_row = int(interval.get("skipped_in_a_row", 0))
         self._pending: list[tuple[int, dict[str, jax.Array]]] = []
         self._read: list[dict[str, float]] = list(interval.get("read", []))
+        self._recent: collections.deque[float] = collections.deque(maxlen=_RECENT)
+        self.spikes: list[str] = []
+        """A line for each step whose loss was far above the recent ones."""
         self._images = 0
         self._cut_away = int(interval.get("cut_away", 0))
         self._seconds = self._input_wait = 0.0
@@ -42,7 +65,12 @@ class Meter:
         if not parallel.is_main():
             cut_away = 0
         self._cut_away = cut_away
-        return {"read": list(self._read), "cut_away": cut_away, "skipped": self.skipped}
+        return {
+            "read": list(self._read),
+            "cut_away": cut_away,
+            "skipped": self.skipped,
+            "skipped_in_a_row": self._skipped_in_a_row,
+        }
 
     def add(self, step: int, cut_away: int, metrics: dict[str, jax.Array]) -> None:
         """Adds a dispatched step; augmentation removed ``cut_away`` of this process's boxes."""
@@ -62,14 +90,21 @@ class Meter:
         self._input_wait += input_wait
 
     def settle(self, on_nonfinite: str, last_checkpoint: int | None) -> None:
-        """Waits for all added steps; raises `NonFiniteLossError` at the first non-finite one."""
+        """Waits for all added steps.
+
+        Raises `NonFiniteLossError` at the first non-finite one or, if they are skipped, at the
+        last of ``max_skipped`` in a row.
+        """
         for step, metrics in self._pending:
             values = {name: float(value) for name, value in parallel.fetch(metrics).items()}
             finite = values.pop("finite")
             self._names = tuple(values)
+            self._skipped_in_a_row = 0 if finite else self._skipped_in_a_row + 1
+            limit = self._max_skipped
             if finite:
                 self._read.append(values)
-            elif on_nonfinite == "skip":
+                self._look_for_spike(step, values["loss"])
+            elif on_nonfinite == "skip" and not 0 < limit <= self._skipped_in_a_row:
                 self.skipped += 1
             else:
                 ids = ", ".join(map(str, self._ids_at(step)))
@@ -78,23 +113,42 @@ class Meter:
                     if last_checkpoint is None
                     else f"the last good checkpoint is at step {last_checkpoint}"
                 )
+                fix = "set --config.train.on_nonfinite=skip"
+                if on_nonfinite == "skip":
+                    kept = f"{limit} steps in a row were skipped (config.train.max_skipped); {kept}"
+                    fix = "raise --config.train.max_skipped"
+                self._pending.clear()
                 raise NonFiniteLossError(
                     f"step {step}: loss {values['loss']}, gradient norm {values['gradient_norm']} "
                     f"on images {ids}; {kept}; lower --config.optimizer.learning_rate, set "
-                    "--config.optimizer.clip_norm=10, or set --config.train.on_nonfinite=skip, and "
-                    "run the command again"
+                    f"--config.optimizer.clip_norm=10, or {fix}, and run the command again",
+                    step=step,
                 )
         self._pending.clear()
 
+    def _look_for_spike(self, step: int, loss: float) -> None:
+        if len(self._recent) >= _RECENT // 5:
+            usual = float(np.median(self._recent))
+            if loss > _SPIKE * usual:
+                ids = ", ".join(map(str, self._ids_at(step)))
+                self.spikes.append(
+                    f"step {step}: loss {loss:.3g} is {loss / usual:.0f} times the median of the "
+                    f"last {len(self._recent)} steps, on images {ids}"
+                )
+        self._recent.append(loss)
+
     def read(self) -> dict[str, float | None]:
         """Means since the last call, images/s and the share of time spent waiting for input."""
+        if not self._names:  # no step was taken since the start
+            self._names = tuple(self._read[0]) if self._read else _NAMES
         values: dict[str, float | None] = dict.fromkeys(self._names)  # None: all steps skipped
         if self._read:
             values = {n: float(np.mean([m[n] for m in self._read])) for n in self._names}
         if not self._images:
             self._images, self._seconds = self._compiling
-        values["images_per_second"] = self._images / self._seconds
-        values["input_wait"] = self._input_wait / self._seconds
+        seconds = self._seconds or 1.0  # 0: all steps were left out
+        values["images_per_second"] = self._images / seconds
+        values["input_wait"] = self._input_wait / seconds
         if self.skipped:
             values["skipped_steps"] = self.skipped
         cut_away = sum(int(n) for n in parallel.group.exchange("boxes", str(self._cut_away)))

@@ -102,16 +102,34 @@ def image_losses(
     return jax.vmap(one_image)(logits, deltas, targets)
 
 
-def normalize(
-    sums: ImageLosses,
-    ema: Float[Array, ""],
-    over_devices: Callable[[Any], Any],
-    config: Any,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """This device's share of the classification and box losses, and the next ``ema``.
+@flax.struct.dataclass
+class BatchCounts:
+    """What the losses of the global batch are divided by; constants of differentiation."""
 
-    Summed over devices, the shares give the loss of the global batch: counts are summed over
-    devices before the division. ``config`` is the ``loss`` group; ``normalizer`` selects the
+    foreground: Float[Array, ""]
+    """Number of foreground anchors."""
+    selected: Float[Array, ""]
+    """Number of anchors that OHEM selected; 0 without OHEM."""
+    images: Float[Array, ""]
+
+
+def batch_counts(
+    foreground: Float[Array, "*n"],
+    selected: Float[Array, "*n"],
+    over_devices: Callable[[Any], Any],
+) -> BatchCounts:
+    """The counts of the global batch, from those of each image of this device's share."""
+    counts = jax.lax.stop_gradient((foreground, selected, jnp.ones_like(foreground)))
+    return BatchCounts(*over_devices(jax.tree.map(jnp.sum, counts)))
+
+
+def normalize(
+    sums: ImageLosses, counts: BatchCounts, ema: Float[Array, ""], config: Any
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The share that some images have in the classification and box losses, and the next ``ema``.
+
+    Summed over micro-batches and devices, the shares give the loss of the global batch: ``counts``
+    are those of the whole batch. ``config`` is the ``loss`` group; ``normalizer`` selects the
     divisor:
 
     - "foreground": number of foreground anchors in the batch, at least 1 (section 4.1);
@@ -122,10 +140,9 @@ def normalize(
 
     OHEM's classification loss is the mean over the selected anchors, as in Fast R-CNN.
     """
-    counts = jax.lax.stop_gradient((sums.foreground, sums.selected, jnp.ones_like(sums.box)))
-    foreground, selected, images = over_devices(jax.tree.map(jnp.sum, counts))
+    foreground = counts.foreground
     if config.normalizer == "per_image":
-        divisor = jnp.maximum(sums.foreground, 1) * images
+        divisor = jnp.maximum(sums.foreground, 1) * counts.images
     elif config.normalizer == "foreground_plus_1":
         divisor = foreground + 1
     elif config.normalizer == "ema":
@@ -133,5 +150,5 @@ def normalize(
         divisor = ema = momentum * ema + (1 - momentum) * jnp.maximum(foreground, 1)
     else:
         divisor = jnp.maximum(foreground, 1)
-    of_classes = jnp.maximum(selected, 1) if config.classification == "ohem" else divisor
+    of_classes = jnp.maximum(counts.selected, 1) if config.classification == "ohem" else divisor
     return (sums.classification / of_classes).sum(), (sums.box / divisor).sum(), ema

@@ -6,13 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 import optax
 
-from retina_jax.config.values import target_arguments
-from retina_jax.models.retinanet import RetinaNet, anchors_for, normalize_images
-from retina_jax.ops.targets import assign_targets
-from retina_jax.training import objective
+from retina_jax.models.retinanet import RetinaNet
+from retina_jax.training import averaging
+from retina_jax.training.gradient import make_gradient
 from retina_jax.types import Batch, TrainState
 
 
@@ -54,13 +52,14 @@ def _state_of(
     optimizer: optax.GradientTransformation,
     config: ml_collections.ConfigDict,
 ) -> TrainState:
-    params = variables["params"]
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        batch_stats=variables.get("batch_stats", {}),
+        batch_stats=batch_stats,
         opt_state=optimizer.init(params),
         loss_normalizer=jnp.asarray(config.loss.ema_initial, jnp.float32),
+        averaged=averaging.start(params, batch_stats) if config.train.ema else None,
     )
 
 
@@ -73,68 +72,36 @@ def make_train_step(
     """The training step for one device's share of a batch, under ``model.axis_name`` (or none).
 
     Quantities are summed over devices before they are divided (`objective.normalize`), so the
-    result does not depend on the number of devices. If the loss or gradient is not finite, weights
-    and statistics are unchanged and ``metrics["finite"]`` is False.
+    result does not depend on the number of devices. If the loss or gradient is not finite, weights,
+    their average and statistics are unchanged and ``metrics["finite"]`` is False.
     """
-    target_options = target_arguments(config)
-    axis = model.axis_name
-
-    def over_devices(tree):
-        return jax.lax.psum(tree, axis) if axis else tree
+    gradient_of = make_gradient(model, config)
 
     def train_step(state: TrainState, batch: Batch):
-        images = normalize_images(batch.images, batch.sizes, config.data)
-        anchors = np.concatenate(anchors_for(config, batch.images.shape[1:3]))
-        targets = jax.vmap(lambda truth: assign_targets(anchors, truth, **target_options))(
-            batch.ground_truth
-        )
-
-        def share_of_loss(params):
-            (logits, deltas), updated = model.apply(
-                {"params": params, "batch_stats": state.batch_stats},
-                images,
-                train=True,
-                mutable=["batch_stats"],
-            )
-            sums = objective.image_losses(
-                jnp.concatenate(logits, axis=1),
-                jnp.concatenate(deltas, axis=1),
-                targets,
-                anchors,
-                config,
-            )
-            classification, box, ema = objective.normalize(
-                sums, state.loss_normalizer, over_devices, config.loss
-            )
-            loss = classification + config.loss.box_weight * box
-            foreground = sums.foreground.sum()
-            return loss, ((classification, box, foreground), ema, updated.get("batch_stats", {}))
-
-        (loss, (parts, loss_normalizer, batch_stats)), gradient = jax.value_and_grad(
-            share_of_loss, has_aux=True
-        )(state.params)
-        gradient = over_devices(gradient)
-        loss, (classification, box, foreground) = over_devices((loss, parts))
-
+        found = gradient_of(state, batch)
+        gradient, parts = found.gradient, found.parts
         directions, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         learning_rate = schedule(state.step)
         params = jax.tree.map(lambda p, d: p - learning_rate * d, state.params, directions)
         gradient_norm = optax.tree.norm(gradient)
-        finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
+        finite = jnp.isfinite(parts.loss) & jnp.isfinite(gradient_norm)
         moved = TrainState(
             step=state.step + 1,
             params=params,
-            batch_stats=batch_stats,
+            batch_stats=found.batch_stats,
             opt_state=opt_state,
-            loss_normalizer=loss_normalizer,
+            loss_normalizer=found.loss_normalizer,
+            averaged=averaging.update(
+                state.averaged, params, found.batch_stats, state.step, config.train.ema
+            ),
         )
         kept = state.replace(step=state.step + 1)
         new_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, kept)
         metrics = {
-            "loss": loss,
-            "loss_classification": classification,
-            "loss_box": box,
-            "foreground_anchors": foreground,
+            "loss": parts.loss,
+            "loss_classification": parts.classification,
+            "loss_box": parts.box,
+            "foreground_anchors": parts.foreground,
             "gradient_norm": gradient_norm,
             "learning_rate": learning_rate,
             "finite": finite,

@@ -2,6 +2,7 @@
 
 import itertools
 
+import flax.struct
 import jax
 import numpy as np
 import optax
@@ -129,3 +130,56 @@ def test_the_optimizers_tree_does_not_change_with_a_field():
             leaves = jax.tree_util.tree_leaves_with_path(state)
             trees.add(tuple(jax.tree_util.keystr(path) for path, _ in leaves))
         assert len(trees) == 1
+
+
+def test_an_average_of_the_weights_begins_with_them_and_is_left_out_without_one(tmp_path):
+    plain = state_of(1)
+    averaged = {"params": {"kernel": np.float32([7, 8, 9])}, "batch_stats": {"mean": np.ones(2)}}
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(plain)
+    checkpoints.save(state_of(2).replace(averaged=averaged))
+    checkpoints.wait()
+    assert [checkpoints.has_average(step) for step in (1, 2)] == [False, True]
+    with_average = state_of(0).replace(averaged=averaged)
+    begun = checkpoints.restore(with_average, 1)
+    np.testing.assert_array_equal(begun.averaged["params"]["kernel"], plain.params["kernel"])
+    assert begun.averaged["params"]["kernel"] is not begun.params["kernel"], "a step donates both"
+    dropped = checkpoints.restore(state_of(0), 2)
+    assert dropped.averaged is None
+    np.testing.assert_array_equal(dropped.params["kernel"], [2, 3, 4])
+    np.testing.assert_array_equal(
+        checkpoints.restore(with_average, 2).averaged["params"]["kernel"], [7, 8, 9]
+    )
+    np.testing.assert_array_equal(checkpoints.restore_weights(1)["params"]["kernel"], [1, 2, 3])
+    np.testing.assert_array_equal(checkpoints.restore_weights(2)["params"]["kernel"], [7, 8, 9])
+    wrong = state_of(0, size=4).replace(averaged=averaged)
+    with pytest.raises(UserError, match=r"params/kernel.*saved \(3,\), configured \(4,\)"):
+        checkpoints.restore(wrong, 1)
+    checkpoints.close()
+
+
+@flax.struct.dataclass
+class EarlierState:
+    """The state of earlier versions, which kept no average."""
+
+    step: np.ndarray
+    params: dict
+    batch_stats: dict
+    opt_state: tuple
+    loss_normalizer: np.ndarray
+
+
+def test_checkpoints_of_versions_without_averages_restore(tmp_path):
+    state = state_of(3)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(
+        EarlierState(
+            state.step, state.params, state.batch_stats, state.opt_state, state.loss_normalizer
+        )
+    )
+    checkpoints.wait()
+    assert not checkpoints.has_average(3)
+    restored = checkpoints.restore(state_of(0), 3)
+    checkpoints.close()
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    jax.tree.map(np.testing.assert_array_equal, restored, state)

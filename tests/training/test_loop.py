@@ -22,7 +22,7 @@ class Saved:
         self.saved[state] = average_precision, json.loads(json.dumps(notes))
 
     def notes(self, step):
-        return self.first
+        return self.saved[step][1] if step in self.saved else self.first
 
     def latest_step(self):
         return max(self.saved, default=None)
@@ -40,6 +40,17 @@ class Notes(Reporter):
         self.lines.append(line)
 
 
+class State(int):
+    """A state that is only its step."""
+
+    def replace(self, step):
+        return State(step)
+
+
+taken = []
+"""The steps that were computed, in their order."""
+
+
 @pytest.fixture
 def make(tiny_config, tmp_path):
     tiny_config.train.steps, tiny_config.train.log_every = 6, 2
@@ -48,19 +59,24 @@ def make(tiny_config, tmp_path):
     loader = types.SimpleNamespace(
         batches=lambda first, last: iter([batch] * (last - first)),
         image_ids_at=lambda step: [10 * step],
+        arrays_at=lambda step: {"image_ids": np.array([10 * step])},
     )
-    devices = types.SimpleNamespace(shard=lambda b: b, check_equal=lambda state, when: None)
+    devices = types.SimpleNamespace(
+        shard=lambda b: b, replicate=lambda x: x, check_equal=lambda state, when: None
+    )
 
-    def step(state, batch):
-        values = dict.fromkeys(("loss", "loss_box", "gradient_norm"), float(state))
-        return state + 1, values | {"finite": True}
+    def make(evaluate, first_step=0, checkpoints=None, broken=()):
+        def step(state, batch):
+            taken.append(int(state) + 1)
+            values = dict.fromkeys(("loss", "loss_box", "gradient_norm"), float(state))
+            return State(state + 1), values | {"finite": int(state) + 1 not in broken}
 
-    def make(evaluate, first_step=0, checkpoints=None, stop=None):
+        taken.clear()
         checkpoints, report = checkpoints or Saved(), Notes()
         loop = TrainingLoop(
-            tiny_config, tmp_path, devices, evaluate, checkpoints, stop or StopRequest(), report
+            tiny_config, tmp_path, devices, evaluate, checkpoints, State, StopRequest(), report
         )
-        result = loop.run(first_step, step, loader, first_step)
+        result = loop.run(State(first_step), step, loader, first_step)
         lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
         return result, checkpoints.saved, report.lines, [json.loads(line) for line in lines]
 
@@ -131,3 +147,44 @@ def test_a_run_that_goes_on_between_log_lines_logs_the_same_averages(make, tmp_p
         assert {k: v for k, v in one.items() if k not in rates} == {
             k: v for k, v in other.items() if k not in rates
         }
+
+
+def test_a_step_that_is_not_finite_leaves_its_batch(make, tmp_path):
+    with pytest.raises(NonFiniteLossError, match=r"step 5: .* on images 50"):
+        make(lambda state, step: SCORES, broken=[5])
+    assert np.load(tmp_path / "nonfinite/step_5.npz")["image_ids"] == [50]
+
+
+def test_rollback_goes_on_from_the_last_checkpoint_without_the_step(make, tiny_config):
+    tiny_config.train.on_nonfinite = "rollback"
+    result, saved, notes, log = make(lambda state, step: SCORES, broken=[4, 5])
+    # step 4 fails: back to 3; step 5 fails, which step 6 finds: back to 4
+    assert taken == [1, 2, 3, 4, 5, 6, 6]
+    assert result.metrics == SCORES
+    assert saved[6][1]["left_out"] == [4, 5]
+    assert [line["step"] for line in log] == [2, 4, 6]
+    assert log[-1]["skipped_steps"] == 2
+    assert any("step 4 was not finite; back to step 3, and on without it" in x for x in notes)
+
+
+def test_rollback_knows_what_it_left_out_after_a_restart(make, tiny_config):
+    tiny_config.train.on_nonfinite = "rollback"
+    checkpoints = Saved()
+    checkpoints.first = {"left_out": [5], "log_interval": {}}
+    make(lambda state, step: SCORES, 3, checkpoints)
+    assert taken == [4, 6]
+
+
+def test_rollback_ends_where_there_is_nothing_to_go_back_to_or_it_does_not_help(make, tiny_config):
+    tiny_config.train.on_nonfinite, tiny_config.train.max_skipped = "rollback", 2
+    with pytest.raises(NonFiniteLossError, match="no checkpoint has been written yet"):
+        make(lambda state, step: SCORES, broken=[1])
+    tiny_config.train.steps = 20
+    with pytest.raises(NonFiniteLossError):
+        make(lambda state, step: SCORES, broken=range(4, 20))
+
+
+def test_a_loss_far_above_the_recent_ones_is_noted_with_its_images(make, tiny_config):
+    tiny_config.train.steps = 120
+    _, _, notes, _ = make(lambda state, step: SCORES)
+    assert notes == []

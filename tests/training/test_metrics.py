@@ -88,6 +88,29 @@ def test_skipped_steps_are_counted_over_the_run_and_left_out_of_means():
     assert values["skipped_steps"] == 2
 
 
+def test_steps_skipped_in_a_row_end_the_run_at_the_limit():
+    meter = Meter(ids_at, max_skipped=3)
+    for number, loss in enumerate((np.nan, np.nan, 1.0, np.nan), 1):
+        meter.add(number, 0, step(loss, np.isfinite(loss)))
+    meter.settle("skip", 2)
+    meter.add(5, 0, step(np.nan, False))
+    meter.settle("skip", 2)
+    meter.add(6, 0, step(np.inf, False))
+    meter.add(7, 0, step(1.0))
+    with pytest.raises(NonFiniteLossError) as caught:
+        meter.settle("skip", 2)
+    message = str(caught.value)
+    assert message.startswith("step 6: loss inf, gradient norm 1.0 on images 70, 71; 3 steps in a")
+    assert "row were skipped (config.train.max_skipped); the last good checkpoint is at" in message
+    assert "raise --config.train.max_skipped" in message
+    assert "on_nonfinite" not in message
+    unlimited = Meter(ids_at)
+    for number in range(1, 50):
+        unlimited.add(number, 0, step(np.nan, False))
+    unlimited.settle("skip", None)
+    assert unlimited.skipped == 49
+
+
 def test_two_steps_stay_under_way(monkeypatch):
     waited = []
     monkeypatch.setattr(numbers.jax, "block_until_ready", lambda m: waited.append(m["loss"]))

@@ -37,7 +37,8 @@ def shares(normalizer, foreground, **loss):
     config = default_config().loss
     config.update({"normalizer": normalizer, **loss})
     given = sums([6.0, 2.0], [3.0, 0.0], foreground, (4, 2))
-    parts = objective.normalize(given, jnp.array(100.0), lambda x: x, config)
+    counts = objective.batch_counts(given.foreground, given.selected, lambda x: x)
+    parts = objective.normalize(given, counts, jnp.array(100.0), config)
     return tuple(float(x) for x in parts)
 
 

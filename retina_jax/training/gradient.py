@@ -1,0 +1,171 @@
+"""The loss of a global batch and its gradient, from the whole batch or from micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jaxtyping import Float
+
+from retina_jax.config.values import target_arguments
+from retina_jax.models.retinanet import RetinaNet, anchors_for, normalize_images
+from retina_jax.ops.targets import assign_targets
+from retina_jax.training import objective
+from retina_jax.types import Array, Batch, Targets, TrainState
+
+
+@flax.struct.dataclass
+class LossParts:
+    """The loss of the global batch, or the share that some of its images have in it."""
+
+    loss: Float[Array, ""]
+    classification: Float[Array, ""]
+    box: Float[Array, ""]
+    foreground: Float[Array, ""]
+    """Number of foreground anchors."""
+
+
+@flax.struct.dataclass
+class BatchGradient:
+    """What a step needs to know of the global batch; equal on all devices."""
+
+    gradient: Any
+    """With respect to ``state.params``."""
+    parts: LossParts
+    loss_normalizer: Float[Array, ""]
+    """The next ``state.loss_normalizer``."""
+    batch_stats: Any
+    """The next ``state.batch_stats``."""
+
+
+def make_gradient(
+    model: RetinaNet, config: ml_collections.ConfigDict
+) -> Callable[[TrainState, Batch], BatchGradient]:
+    """``(state, batch) -> BatchGradient`` for one device's share of a batch.
+
+    With ``train.accumulate`` above 1, the images go through the network in that many micro-batches:
+    memory holds the activations of one. The share must be divisible by it
+    (`parallel.Devices.check_batch`). Losses are divided by the counts of the whole batch, so the
+    result is that of the whole batch up to rounding, except that batch norm normalises with the
+    statistics of a micro-batch and updates its running statistics after each.
+    """
+    target_options = target_arguments(config)
+    axis, count = model.axis_name, config.train.accumulate
+
+    def over_devices(tree):
+        return jax.lax.psum(tree, axis) if axis else tree
+
+    def anchors_of(batch: Batch) -> np.ndarray:
+        return np.concatenate(anchors_for(config, batch.images.shape[-3:-1]))
+
+    def targets_of(batch: Batch, anchors: np.ndarray) -> Targets:
+        return jax.vmap(lambda truth: assign_targets(anchors, truth, **target_options))(
+            batch.ground_truth
+        )
+
+    def losses_of(params, batch_stats, images, targets: Targets, anchors):
+        (logits, deltas), updated = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+        )
+        sums = objective.image_losses(
+            jnp.concatenate(logits, axis=1),
+            jnp.concatenate(deltas, axis=1),
+            targets,
+            anchors,
+            config,
+        )
+        return sums, updated.get("batch_stats", {})
+
+    def share(
+        state: TrainState,
+        batch: Batch,
+        targets: Targets | None = None,
+        counts: objective.BatchCounts | None = None,
+    ) -> BatchGradient:
+        """This device's share from the images in ``batch``, divided by the batch's ``counts``.
+
+        None: ``batch`` is the device's whole share, so the counts are its own, over devices.
+        """
+        images = normalize_images(batch.images, batch.sizes, config.data)
+        anchors = anchors_of(batch)
+        if targets is None:
+            targets = targets_of(batch, anchors)
+
+        def share_of_loss(params):
+            sums, batch_stats = losses_of(params, state.batch_stats, images, targets, anchors)
+            whole = counts
+            if whole is None:
+                whole = objective.batch_counts(sums.foreground, sums.selected, over_devices)
+            classification, box, loss_normalizer = objective.normalize(
+                sums, whole, state.loss_normalizer, config.loss
+            )
+            loss = classification + config.loss.box_weight * box
+            parts = LossParts(loss, classification, box, sums.foreground.sum())
+            return loss, (parts, loss_normalizer, batch_stats)
+
+        (_, (parts, loss_normalizer, batch_stats)), gradient = jax.value_and_grad(
+            share_of_loss, has_aux=True
+        )(state.params)
+        return BatchGradient(gradient, parts, loss_normalizer, batch_stats)
+
+    def accumulated(state: TrainState, batch: Batch) -> BatchGradient:
+        """This device's share of the whole batch, by micro-batches."""
+
+        def micro_batch(number) -> Batch:
+            # every count-th image: the same micro-batches on any number of devices
+            return jax.tree.map(
+                lambda x: jax.lax.dynamic_index_in_dim(
+                    x.reshape(-1, count, *x.shape[1:]), number, axis=1, keepdims=False
+                ),
+                batch,
+            )
+
+        def first_pass(number):
+            """Targets, and each image's numbers of foreground and of selected anchors."""
+            batch = micro_batch(number)
+            anchors = anchors_of(batch)
+            targets = targets_of(batch, anchors)
+            foreground = targets.foreground.sum(axis=1, dtype=jnp.float32)
+            if config.loss.classification != "ohem":
+                return targets, foreground, jnp.zeros_like(foreground)
+            # the selection depends on the logits, so OHEM costs one more forward pass
+            images = normalize_images(batch.images, batch.sizes, config.data)
+            sums, _ = losses_of(state.params, state.batch_stats, images, targets, anchors)
+            return targets, foreground, sums.selected
+
+        numbers = jnp.arange(count)
+        # in turn: matching needs far more memory than the targets that it leaves
+        targets, foreground, selected = jax.lax.map(first_pass, numbers)
+        counts = objective.batch_counts(foreground.ravel(), selected.ravel(), over_devices)
+
+        def add(total: BatchGradient, micro):
+            number, targets = micro
+            own = share(
+                state.replace(batch_stats=total.batch_stats), micro_batch(number), targets, counts
+            )
+            gradient, parts = jax.tree.map(
+                jnp.add, (total.gradient, total.parts), (own.gradient, own.parts)
+            )
+            return own.replace(gradient=gradient, parts=parts), None
+
+        nothing = BatchGradient(
+            gradient=jax.tree.map(jnp.zeros_like, state.params),
+            parts=LossParts(*[jnp.zeros(())] * 4),
+            loss_normalizer=state.loss_normalizer,
+            batch_stats=state.batch_stats,
+        )
+        return jax.lax.scan(add, nothing, (numbers, targets))[0]
+
+    def gradient(state: TrainState, batch: Batch) -> BatchGradient:
+        own = share(state, batch) if count == 1 else accumulated(state, batch)
+        return own.replace(gradient=over_devices(own.gradient), parts=over_devices(own.parts))
+
+    return gradient
