@@ -117,12 +117,9 @@ def train(
             make_train_step(run.model, run.optimizer, schedule, config)
         )
         with _explain_faults(config, run.folder):
-            try:
-                state = run.devices.replicate(run.state)
-                run.devices.check_equal(state, "at the start")
-                result = loop.run(state, step_fn, run.loader, run.first_step)
-            finally:
-                run.checkpoints.close()
+            state = run.devices.replicate(run.state)
+            run.devices.check_equal(state, "at the start")
+            result = loop.run(state, step_fn, run.loader, run.first_step)
         if result.stopped:
             return TrainingResult(run.folder, signal=stop.signal)
         return _finished(config, run.folder, result, report)
@@ -172,6 +169,7 @@ def _begin(
     parallel.group.barrier("lease")
     before = changed_fields(folder, config)
     checkpoints = Checkpoints(folder, config.train.keep_checkpoints)
+    held.callback(checkpoints.close)  # before the lease ends
     latest_step = json.loads(
         parallel.group.tell("latest step", json.dumps(checkpoints.latest_step()))
     )

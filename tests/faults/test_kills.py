@@ -189,9 +189,11 @@ def test_a_run_that_is_stuck_says_where_and_ends(shapes_dir, tmp_path):
     with Run(tmp_path, shapes_dir, 1, 1, **fields) as run:
         run.wait_until(lambda: run.steps() >= 1)
         (main,) = run.processes
-        children = Path(f"/proc/{main.pid}/task/{main.pid}/children").read_text().split()
+        threads = Path(f"/proc/{main.pid}/task").iterdir()
+        children = [int(pid) for t in threads for pid in (t / "children").read_text().split()]
+        assert children
         for child in children:  # the loader's worker no longer answers, but lives
-            os.kill(int(child), signal.SIGSTOP)
+            os.kill(child, signal.SIGSTOP)
         codes, printed = run.end()
     assert codes == [1], printed
     last = printed[0].strip().splitlines()[-1]
