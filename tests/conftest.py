@@ -12,13 +12,15 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     _COMPILED = tempfile.TemporaryDirectory(prefix="retina_jax_tests_")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 ).strip()
 
-from jaxtyping import install_import_hook
-from support import PURE, compiled_quickly
+from support import PURE, compile_in_full, compile_quickly, compiled_quickly, is_quick
+
+compile_quickly()
+
+from jaxtyping import install_import_hook  # noqa: E402
 
 install_import_hook(PURE, "beartype.beartype")
 
@@ -54,16 +56,14 @@ def pytest_collection_modifyitems(items):
 def pytest_runtest_setup(item):
     """Compiles in full for tests marked ``optimized``, else quickly; before any fixture is made.
 
-    Most tests compile for longer than they run. The option is not part of jit's key, so programs
-    of the other mode are dropped; it is part of the key of the compilation cache on disk.
-    Subprocesses inherit the variable.
+    Most tests compile for longer than they run. The options are not part of jit's key, so programs
+    of the other mode are dropped; they are part of the key of the compilation cache on disk.
     """
-    quick = "0" if item.get_closest_marker("optimized") else "1"
-    if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] != quick:
+    quick = item.get_closest_marker("optimized") is None
+    if is_quick() != quick:
         import jax
 
-        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = quick
-        jax.config.update("jax_disable_most_optimizations", quick == "1")
+        (compile_quickly if quick else compile_in_full)()
         jax.clear_caches()
 
 
