@@ -4,6 +4,14 @@ import contextlib
 import os
 import sys
 
+SMALLEST = (
+    "--config.data.short_side=64", "--config.data.long_side=96", "--config.model.width=8",
+    "--config.model.fpn_channels=16", "--config.model.head_channels=16",
+    "--config.model.head_convs=1", "--config.train.steps=1", "--config.train.batch_size=4",
+    "--config.eval.batch_size=4", "--config.eval.pictures=1",
+)  # fmt: skip
+"""Flags of runs on ``two_aspects``; where they are the same, so are the programs to compile."""
+
 PURE = (
     *(f"retina_jax.ops.{name}" for name in (
         "anchors", "boxes", "box_losses", "losses", "matching", "postprocess", "targets")),
@@ -62,6 +70,12 @@ def _set_in_process(quick):
 
 
 _plain_options = None
+
+
+def on_one_device():
+    """The environment of a subprocess that is to see one CPU device."""
+    flags = [flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag]
+    return {**os.environ, "XLA_FLAGS": " ".join(flags)}
 
 
 @contextlib.contextmanager
