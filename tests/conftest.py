@@ -11,14 +11,16 @@ from pathlib import Path
 if "PYTEST_XDIST_WORKER" not in os.environ:
     _COMPILED = tempfile.TemporaryDirectory(prefix="retina_jax_tests_")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 ).strip()
 
-from jaxtyping import install_import_hook
-from support import PURE, compiled_quickly
+from support import PURE, compile_in_full, compile_quickly, compiled_quickly, is_quick
+
+compile_quickly()
+
+from jaxtyping import install_import_hook  # noqa: E402
 
 install_import_hook(PURE, "beartype.beartype")
 
@@ -54,16 +56,14 @@ def pytest_collection_modifyitems(items):
 def pytest_runtest_setup(item):
     """Compiles in full for tests marked ``optimized``, else quickly; before any fixture is made.
 
-    Most tests compile for longer than they run. The option is not part of jit's key, so programs
-    of the other mode are dropped; it is part of the key of the compilation cache on disk.
-    Subprocesses inherit the variable.
+    Most tests compile for longer than they run. The options are not part of jit's key, so programs
+    of the other mode are dropped; they are part of the key of the compilation cache on disk.
     """
-    quick = "0" if item.get_closest_marker("optimized") else "1"
-    if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] != quick:
+    quick = item.get_closest_marker("optimized") is None
+    if is_quick() != quick:
         import jax
 
-        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = quick
-        jax.config.update("jax_disable_most_optimizations", quick == "1")
+        (compile_quickly if quick else compile_in_full)()
         jax.clear_caches()
 
 
@@ -138,13 +138,17 @@ def tiny_config(shapes_dir):
 
 @pytest.fixture(scope="session")
 def finished_run(shapes_dir, tmp_path_factory):
-    """The workdir of four steps of ``tiny_config`` on two devices; tests only read it."""
+    """The workdir of four steps of ``tiny_config`` on two devices; tests only read it.
+
+    Its network is ``shallow``; so is that of each test that takes it up.
+    """
     from retina_jax import parallel
     from retina_jax.runs.train import train
 
     two = parallel.Devices.local(2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parallel.Devices, "local", lambda: two)
+        _make_shallow(patch)
         return train(tiny(shapes_dir), tmp_path_factory.mktemp("finished") / "run").folder
 
 
@@ -167,9 +171,13 @@ def quick_init(monkeypatch):
 @pytest.fixture
 def shallow(monkeypatch):
     """ResNet-18 with one block a stage, in this process: half as long to compile."""
+    _make_shallow(monkeypatch)
+
+
+def _make_shallow(patch):
     from retina_jax.config.backbones import BACKBONES, Backbone
 
-    monkeypatch.setitem(BACKBONES, "resnet18", Backbone((1, 1, 1, 1), bottleneck=False))
+    patch.setitem(BACKBONES, "resnet18", Backbone((1, 1, 1, 1), bottleneck=False))
 
 
 @pytest.fixture

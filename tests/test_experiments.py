@@ -4,13 +4,13 @@
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from conventions import SYSTEMS, conventions
+from support import on_one_device
 
 from retina_jax.config import leaves, resolve
 from retina_jax.data.data_set import open_split
@@ -55,7 +55,7 @@ def program(*arguments):
         capture_output=True,
         text=True,
         cwd=REPOSITORY,
-        env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"},
+        env=on_one_device(),
     )
     assert done.returncode == 0, done.stderr
     return done
@@ -68,6 +68,7 @@ def test_a_step_of_the_papers_experiment_on_a_coco_shaped_tree(coco_tree, tmp_pa
         "--config.data.short_side=128", "--config.data.long_side=213",
         "--config.data.buckets=((128,224),(224,128))", "--config.model.width=8",
         "--config.model.fpn_channels=16", "--config.model.head_channels=16",
+        "--config.model.head_convs=1",
         "--config.train.steps=1", "--config.train.batch_size=4", "--config.train.log_every=1",
         "--config.eval.batch_size=4", "--config.eval.score_threshold=0.0",
     )  # fmt: skip
@@ -117,7 +118,8 @@ def test_the_custom_experiment_takes_classes_and_paths_from_the_data(bccd, tmp_p
         "--config=experiments/custom.py", f"--workdir={tmp_path}/run", f"--config.data.dir={out}",
         "--config.data.short_side=96", "--config.data.long_side=128",
         "--config.data.buckets=((96,128),)", "--config.model.width=8",
-        "--config.model.fpn_channels=32", "--config.model.head_channels=32",
+        "--config.model.fpn_channels=16", "--config.model.head_channels=16",
+        "--config.model.head_convs=1",
         "--config.train.steps=2", "--config.eval.engine=pycocotools",
     )  # fmt: skip
     assert "3 classes" in done.stderr

@@ -9,12 +9,9 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+from support import SMALLEST, on_one_device
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-NARROW = [
-    "--config.model.width=8", "--config.model.fpn_channels=16", "--config.model.head_channels=16",
-    "--config.eval.pictures=2",
-]  # fmt: skip
 
 
 def test_every_package_is_listed():
@@ -38,11 +35,13 @@ def installed(tmp_path_factory):
         check=True,
     )  # fmt: skip
     environment = folder / "environment"
-    subprocess.run([sys.executable, "-m", "venv", environment], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
     python = environment / "bin" / "python"
     (wheel,) = folder.glob("*.whl")
     subprocess.run(
-        [python, "-m", "pip", "install", "--quiet", "--no-deps", wheel], check=True, env=variables
+        [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", wheel],
+        check=True,
+        env=variables,
     )
     name = f"python{sys.version_info[0]}.{sys.version_info[1]}"
     site = environment / "lib" / name / "site-packages"
@@ -51,7 +50,7 @@ def installed(tmp_path_factory):
 
 
 def run(installed, folder, *arguments):
-    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "PYTHONPATH")}
+    environment = {k: v for k, v in on_one_device().items() if k != "PYTHONPATH"}
     done = subprocess.run(
         [installed / "retina-jax", *map(str, arguments)],
         cwd=folder,
@@ -77,13 +76,11 @@ def test_a_wheel_does_all_that_the_readme_promises(installed, two_aspects, tmp_p
                    "--annotations", source / "instances_train.json",
                    "--annotations", source / "instances_val.json", "--out", "data")  # fmt: skip
     assert "retina-jax doctor --config=experiments/custom.py" in prepared.stderr
-    small = [*NARROW, "--config.data.short_side=64", "--config.data.long_side=96"]
     experiment = ["--config=experiments/custom.py", "--config.data.dir=data"]
-    run(installed, tmp_path, "doctor", *experiment, *small)
+    run(installed, tmp_path, "doctor", *experiment, *SMALLEST)
     assert (tmp_path / "doctor/doctor.html").exists()
-    steps = ["--config.train.steps=2", "--workdir=w"]
-    run(installed, tmp_path, "train", *experiment, *small, *steps)
-    run(installed, tmp_path, "evaluate", *experiment, *small, *steps)
-    assert json.loads((tmp_path / "w/eval/2/metrics.json").read_text())["step"] == 2
+    run(installed, tmp_path, "train", *experiment, *SMALLEST, "--workdir=w")
+    run(installed, tmp_path, "evaluate", *experiment, *SMALLEST, "--workdir=w")
+    assert json.loads((tmp_path / "w/eval/1/metrics.json").read_text())["step"] == 1
     run(installed, tmp_path, "draw", "--workdir=w", "--count=1", "--out=sheet.png")
     assert (tmp_path / "sheet.png").exists()

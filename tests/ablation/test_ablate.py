@@ -10,6 +10,7 @@ import types
 from pathlib import Path
 
 import pytest
+from support import on_one_device
 
 from retina_jax.ablation import figures
 from retina_jax.config import resolve
@@ -227,8 +228,8 @@ def test_a_study_runs_the_program_itself(shapes_dir, tmp_path):
         [sys.executable, REPOSITORY / "scripts/ablate.py", SHAPES, "--study=focal", "--only=γ 2",
          "--seeds=1", f"--out={tmp_path}", f"--config.data.dir={shapes_dir}",
          "--config.train.steps=1", "--config.model.width=8", "--config.model.fpn_channels=16",
-         "--config.model.head_channels=16"],
-        capture_output=True, text=True,
+         "--config.model.head_channels=16", "--config.model.head_convs=1"],
+        capture_output=True, text=True, env=on_one_device(),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     (run,) = tmp_path.glob("runs/*/seed0")

@@ -57,6 +57,7 @@ def test_the_loss_figure_is_drawn(tmp_path, drawn):
     np.testing.assert_allclose(loss, np.log1p(np.exp(-(2 * x + 1))) / 2, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.usefixtures("shallow")
 def test_the_logits_of_a_runs_anchors(finished_run, tmp_path, drawn):
     """Every logit of the validation split is counted but those of ignored anchors."""
     counted = count_logits(finished_run)

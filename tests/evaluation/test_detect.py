@@ -1,6 +1,7 @@
 """The stream of detections: order, frames, fillers, streams without an end or a data set."""
 
 import dataclasses
+import functools
 import itertools
 import threading
 import time
@@ -14,11 +15,24 @@ from retina_jax.evaluation.detect import make_detect
 from retina_jax.models import retinanet
 from retina_jax.types import Batch, GroundTruth
 
+pytestmark = pytest.mark.usefixtures("shallow")
 IMAGES = 2
 
 
-@pytest.fixture(scope="module")
-def detect_and_variables():
+def initial(model):
+    """Compiled: operation by operation it takes several times as long."""
+    init = jax.jit(lambda x: model.init(jax.random.key(0), x, train=False))
+    return init(np.zeros((1, 64, 64, 3), np.float32))
+
+
+@pytest.fixture
+def detect_and_variables(shallow):
+    return detector()
+
+
+@functools.cache
+def detector():
+    """Made, and compiled for, once: no test changes it."""
     from experiments.shapes import get_config
 
     config = get_config()
@@ -30,7 +44,7 @@ def detect_and_variables():
     config.eval.max_detections = 7
     devices = parallel.Devices.local(1)
     model = retinanet.build(config, 5)
-    variables = model.init(jax.random.key(0), np.zeros((1, 64, 64, 3)), train=False)
+    variables = initial(model)
     return make_detect(model, config, devices), devices.replicate(variables)
 
 
@@ -126,7 +140,7 @@ def test_the_evaluator_restores_the_rows_order_and_counts_every_row(tiny_config,
     split = open_split(find_data_set(two_aspects, ""), "validation")
     model = retinanet.build(config, 3)
     devices = parallel.Devices.local(1)
-    variables = model.init(jax.random.key(0), np.zeros((1, 64, 64, 3)), train=False)
+    variables = initial(model)
     evaluator = Evaluator(model, split, config, devices)
     calls = []
     results = evaluator.detect(devices.replicate(variables), lambda: calls.append(0))

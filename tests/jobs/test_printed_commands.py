@@ -10,22 +10,17 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import SMALLEST, on_one_device
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SMALL = [
-    "--config.data.short_side=64", "--config.data.long_side=96", "--config.model.width=8",
-    "--config.model.fpn_channels=16", "--config.model.head_channels=16", "--config.train.steps=1",
-    "--config.train.batch_size=4", "--config.eval.batch_size=4", "--config.eval.pictures=0",
-]  # fmt: skip
 
 
 def shell(line, folder):
     """Runs a line as typed; the package is this one."""
     path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     return subprocess.run(
         line, shell=True, cwd=folder, capture_output=True, text=True,
-        env={**environment, "PYTHONPATH": path},
+        env={**on_one_device(), "PYTHONPATH": path},
     )  # fmt: skip
 
 
@@ -61,9 +56,9 @@ def test_the_commands_of_prepare_name_the_splits_that_exist(prepared):
 
 def test_the_commands_of_prepare_run(prepared, tmp_path):
     examine, train = prepared
-    done = shell(f"{examine} {shlex.join(SMALL)}", tmp_path)
+    done = shell(f"{examine} {shlex.join(SMALLEST)}", tmp_path)
     assert done.returncode == 0, done.stderr
-    done = shell(f"{train} {shlex.join(SMALL)}", tmp_path)
+    done = shell(f"{train} {shlex.join(SMALLEST)}", tmp_path)
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "runs/custom/eval/1/metrics.json").read_text())
     assert metrics["images"] == 16
@@ -71,7 +66,7 @@ def test_the_commands_of_prepare_run(prepared, tmp_path):
 
 def test_the_flags_that_the_doctor_suggests_run_and_help(prepared, tmp_path):
     examine = prepared[0]
-    small = [*SMALL, "--config.anchors.scale=16.0"]
+    small = [*SMALLEST, "--config.anchors.scale=16.0"]
     before = shell(f"{examine} {shlex.join(small)} --out=before", tmp_path)
     said = re.search(r"with (--config\.\S+(?: --config\.\S+)*)", before.stdout)
     assert said, before.stdout

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from support import on_one_device
 
 from retina_jax.training.checkpoint import Checkpoints
 
@@ -20,8 +21,8 @@ def started(tmp_path, shapes_dir, steps, workers=0):
     flags = {
         "data.num_workers": workers,
         "data.dir": shapes_dir, "model.width": 8, "model.fpn_channels": 16,
-        "model.head_channels": 16, "train.steps": steps, "train.log_every": 1,
-        "train.checkpoint_every": 3, "eval.every": 0, "eval.pictures": 0,
+        "model.head_channels": 16, "model.head_convs": 1, "train.steps": steps,
+        "train.log_every": 1, "train.checkpoint_every": 3, "eval.every": 0, "eval.pictures": 0,
     }  # fmt: skip
     return subprocess.Popen(
         [sys.executable, "-m", "retina_jax.main", "--config=experiments/shapes.py",
@@ -30,7 +31,7 @@ def started(tmp_path, shapes_dir, steps, workers=0):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,  # a process group of its own, as a terminal gives
-        env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"},
+        env=on_one_device(),
     )  # fmt: skip
 
 

@@ -17,6 +17,8 @@ from retina_jax.evaluation import coco
 from retina_jax.jobs import evaluate, train
 from retina_jax.training.checkpoint import Checkpoints
 
+pytestmark = pytest.mark.usefixtures("shallow")
+
 
 @pytest.fixture
 def copied_run(finished_run, tmp_path):
@@ -43,7 +45,7 @@ def metrics_of(workdir, step):
 
 
 @pytest.mark.optimized
-@pytest.mark.usefixtures("shallow", "quick_init")
+@pytest.mark.usefixtures("quick_init")
 def test_two_steps_a_restart_and_two_more_equal_four_bit_for_bit(tiny_config, tmp_path, quiet):
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     tiny_config.optimizer.schedule = "step"  # a cosine of two steps is another schedule
@@ -64,7 +66,7 @@ def test_two_steps_a_restart_and_two_more_equal_four_bit_for_bit(tiny_config, tm
 
 @pytest.mark.slow
 @pytest.mark.optimized
-@pytest.mark.usefixtures("shallow", "quick_init")
+@pytest.mark.usefixtures("quick_init")
 def test_overfits_four_pictures(tiny_config, tmp_path, quiet):
     from retina_jax.prepare import shapes
 
@@ -137,7 +139,6 @@ def compilations():
     logger.removeHandler(handler)
 
 
-@pytest.mark.usefixtures("shallow")
 @pytest.mark.parametrize("buckets", [((128, 128),), ((96, 128), (128, 96))])
 def test_one_program_a_bucket_and_no_more(two_aspects, tiny_config, tmp_path, quiet, compilations,
                                           buckets):  # fmt: skip
@@ -153,7 +154,6 @@ def test_one_program_a_bucket_and_no_more(two_aspects, tiny_config, tmp_path, qu
     assert compilations.count("_fun") == 2 * len(buckets) + 1
 
 
-@pytest.mark.usefixtures("shallow")
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_images(tiny_config, tmp_path, quiet):
     tiny_config.optimizer.learning_rate = 1e30
     tiny_config.optimizer.clip_norm = 0.0

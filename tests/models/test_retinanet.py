@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import compiled_quickly
 
 from retina_jax.config import default_config
 from retina_jax.models import retinanet
@@ -28,19 +27,17 @@ def small(**changes):
 def initial(model, size=(64, 64)):
     """Compiled: operation by operation it takes several times as long."""
     images = jnp.zeros((2, *size, 3))
-    with compiled_quickly():
-        init = jax.jit(lambda x: model.init(jax.random.key(1), x, train=False))
-        return jax.block_until_ready(init(images))
+    return jax.jit(lambda x: model.init(jax.random.key(1), x, train=False))(images)
 
 
 def images_of(size):
     return jax.random.normal(jax.random.key(0), (2, *size, 3))
 
 
-def outputs(config, size, classes=4):
+def outputs(config, size, classes=4, variables=None):
     model = retinanet.build(config, classes)
     run = jax.jit(lambda v, x: model.apply(v, x, train=False))
-    return run(initial(model), images_of(size))
+    return run(variables or initial(model), images_of(size))
 
 
 @pytest.mark.parametrize("size", [(64, 64), (96, 160), (32, 224)])
@@ -93,18 +90,15 @@ def test_p6_takes_its_source(source):
     assert shape["params"]["fpn"]["p6"]["kernel"].shape[2] == {"C5": 64, "P5": 16}[source]
 
 
-@pytest.mark.optimized
 @pytest.mark.parametrize("norm", ["frozen", "batch", "group"])
 @pytest.mark.parametrize("head_norm", ["none", "group", "batch"])
 def test_bfloat16_is_near_float32(norm, head_norm):
     changes = {"model.norm": norm, "model.head_norm": head_norm}
     config = small(**changes)
     variables = initial(retinanet.build(config, 4))
-    images = images_of((64, 64))
-    # operation by operation: cases share them, and a whole optimized program takes longer
-    full, _ = retinanet.build(config, 4).apply(variables, images, train=False)
+    full, _ = outputs(config, (64, 64), variables=variables)
     config.train.precision = "bfloat16"
-    half, _ = retinanet.build(config, 4).apply(variables, images, train=False)
+    half, _ = outputs(config, (64, 64), variables=variables)
     assert all(x.dtype == jnp.float32 for x in half)
     spread = max(float(np.ptp(x)) for x in full)
     assert all(float(jnp.abs(a - b).max()) < 0.1 * spread + 0.02

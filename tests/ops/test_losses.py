@@ -13,14 +13,16 @@ from retina_jax import config
 from retina_jax.ops import losses
 from retina_jax.ops.losses import (
     focal_star_loss,
-    hard_examples,
-    ohem_selection,
     sigmoid_cross_entropy,
     sigmoid_focal_loss,
     softmax_focal_loss,
 )
 
 pytestmark = pytest.mark.optimized
+
+# compiled once: called as they are, they would compile their loop anew for every example
+hard_examples = jax.jit(losses.hard_examples, static_argnums=(3, 4))
+ohem_selection = jax.jit(losses.ohem_selection, static_argnums=(4, 5, 6))
 
 FUNCTIONS = {
     "cross_entropy": sigmoid_cross_entropy,
@@ -135,7 +137,7 @@ ALL = np.ones(5, bool)
 
 def test_hard_examples_are_the_highest_losses_of_those_that_do_not_overlap():
     # 1 and 0 overlap (IoU 9/11): 1 is harder, 0 is put aside
-    chosen = jax.jit(hard_examples, static_argnums=(3, 4))(HARDNESS, ANCHORS, ALL, 3, 0.5)
+    chosen = hard_examples(HARDNESS, ANCHORS, ALL, 3, 0.5)
     np.testing.assert_array_equal(np.flatnonzero(chosen), [1, 3, 4])
     without_nms = hard_examples(HARDNESS, ANCHORS, ALL, 3, 1.0)
     np.testing.assert_array_equal(np.flatnonzero(without_nms), [0, 1, 3])

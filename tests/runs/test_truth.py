@@ -27,6 +27,7 @@ from retina_jax.runs.train import train
 from retina_jax.training.workdir import read_config
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.usefixtures("shallow")
 NAMES = ("[/closed]", "[m8]", "[red]bar[/red]", "a\\[b", "cross")
 
 
