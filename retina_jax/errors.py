@@ -55,6 +55,15 @@ class NonFiniteLossError(RunError):
         self.step = step
 
 
+def check_local(path: str, flag: str) -> None:
+    """Raises `UserError` for the address of an object store, which would be a local folder."""
+    if "://" in path:
+        raise UserError(
+            f"{flag}={path} is not a folder; object stores must be mounted (for example with "
+            "Cloud Storage FUSE), so set it to the folder of the mount"
+        )
+
+
 def is_disk_full(error: BaseException) -> bool:
     """Whether an error means a full disk or an exhausted quota.
 

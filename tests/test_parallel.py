@@ -1,9 +1,13 @@
 """The seam of devices: split and join, and batches that cannot be shared."""
 
+from pathlib import Path
+
+import jax
 import numpy as np
 import pytest
 
-from retina_jax.errors import UserError
+from retina_jax import parallel
+from retina_jax.errors import RunError, UserError
 from retina_jax.parallel import Devices, fetch, join, prefetch
 
 
@@ -47,3 +51,129 @@ def test_ahead_gives_all_in_order_and_puts_early(count):
     for item in prefetch(range(count), lambda i: put.append(i) or i):
         assert len(put) == min(count, item + 3)
     assert put == list(range(count))
+
+
+@pytest.fixture
+def no_cache(monkeypatch):
+    """JAX without a folder for compiled programs; restores the tests' own."""
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    monkeypatch.delenv("RETINA_JAX_CACHE", raising=False)
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_compiled_programs_are_kept_where_the_user_says(no_cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("RETINA_JAX_CACHE", str(tmp_path))
+    parallel.keep_compiled_programs()
+    folder = Path(jax.config.jax_compilation_cache_dir)
+    assert folder.is_dir()
+    assert folder.parent == tmp_path / "compiled"
+
+
+def test_compiled_programs_are_kept_in_the_users_cache_folder(no_cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    parallel.keep_compiled_programs()
+    assert Path(jax.config.jax_compilation_cache_dir).is_relative_to(tmp_path / "retina_jax")
+
+
+def test_without_a_writable_folder_programs_are_compiled_each_time(no_cache, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("RETINA_JAX_CACHE", str(tmp_path / "file"))
+    parallel.keep_compiled_programs()
+    assert jax.config.jax_compilation_cache_dir is None
+
+
+def test_jaxs_own_folder_goes_first(monkeypatch, tmp_path):
+    before = jax.config.jax_compilation_cache_dir
+    monkeypatch.setenv("RETINA_JAX_CACHE", str(tmp_path))
+    parallel.keep_compiled_programs()
+    assert jax.config.jax_compilation_cache_dir == before is not None
+
+
+NONE = {"coordinator": None, "num_processes": None, "process_id": None}
+
+
+@pytest.fixture
+def place(monkeypatch):
+    """Where a command would start, with flags and an environment; nothing is started."""
+    for name in ("COORDINATOR", "NUM_PROCESSES", "PROCESS_ID"):
+        monkeypatch.delenv(f"RETINA_JAX_{name}", raising=False)
+
+    def place(environment=(), **flags):
+        for name, value in dict(environment).items():
+            monkeypatch.setenv(name, value)
+        return parallel._place_in_run(*{**NONE, **flags}.values())
+
+    return place
+
+
+def test_one_process_starts_nothing(place):
+    assert place() is None
+    assert place(coordinator="a:1", num_processes=1, process_id=0) is None
+    assert place({"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "n", "SLURM_NTASKS": "1",
+                  "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}) is None  # fmt: skip
+    assert place({"TPU_WORKER_HOSTNAMES": "localhost"}) is None
+
+
+def test_flags_and_our_own_variables_give_the_place(place):
+    expected = {"coordinator_address": "a:1234", "num_processes": 3, "process_id": 2,
+                "cluster_detection_method": "deactivate"}  # fmt: skip
+    assert place(coordinator="a:1234", num_processes=3, process_id=2) == expected
+    own = {"RETINA_JAX_COORDINATOR": "a:1234", "RETINA_JAX_NUM_PROCESSES": "3",
+           "RETINA_JAX_PROCESS_ID": "2"}  # fmt: skip
+    assert place(own) == expected
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [("node1,node2", "node1"), ("node[001-004]", "node001"), ("a[07,9-12],b3", "a07")],
+)
+def test_slurm_with_one_process_a_node_takes_all_its_devices(place, nodes, first):
+    options = place({"SLURM_JOB_ID": "70", "SLURM_STEP_NODELIST": nodes, "SLURM_NTASKS": "4",
+                     "SLURM_PROCID": "3", "SLURM_LOCALID": "0",
+                     "SLURM_STEP_TASKS_PER_NODE": "1(x4)"})  # fmt: skip
+    assert options == {"coordinator_address": f"{first}:{61440 + 70}", "num_processes": 4,
+                       "process_id": 3, "cluster_detection_method": "deactivate"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "1"},
+        {"MEGASCALE_COORDINATOR_ADDRESS": "a", "TPU_WORKER_HOSTNAMES": "a"},
+        {"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "n", "SLURM_NTASKS": "8", "SLURM_PROCID": "0",
+         "SLURM_LOCALID": "0", "SLURM_STEP_TASKS_PER_NODE": "8"},
+    ],
+)  # fmt: skip
+def test_where_the_cluster_says_more_jax_reads_it(place, environment):
+    assert place(environment) == {}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"coordinator": "a:1"}, "--num-processes and --process-id missing; set all of"),
+        ({"coordinator": "a", "num_processes": 2, "process_id": 0}, "--coordinator=a has no port"),
+        ({"coordinator": "a:1", "num_processes": 2, "process_id": 2},
+         "--process-id=2 is not one of the 2 processes; set 0 to 1, or --num-processes=3"),
+    ],
+)  # fmt: skip
+def test_flags_that_cannot_be_a_place_are_one_line(place, flags, message):
+    with pytest.raises(UserError, match=message):
+        place(**flags)
+
+
+def test_devices_that_differ_are_named(monkeypatch):
+    devices = parallel.Devices.local(2)
+    tree = {"a": np.arange(6, dtype=np.float32), "b": np.ones((2, 3), np.int32)}
+    same = devices.replicate(tree)
+    devices.check_equal(same, "at the start")
+    parts = [np.array(tree["a"]), np.array(tree["a"])]
+    parts[1][3] = np.nextafter(parts[1][3], 9)  # one bit on one device
+    drifted = jax.make_array_from_single_device_arrays(
+        (6,), devices._sharding(),
+        [jax.device_put(p, d) for p, d in zip(parts, devices.devices, strict=True)],
+    )  # fmt: skip
+    with pytest.raises(RunError, match="step 7: weights, statistics or optimiser differ between"):
+        devices.check_equal(same | {"a": drifted}, "step 7")

@@ -15,7 +15,7 @@ import numpy as np
 
 from retina_jax.config.shell import command
 from retina_jax.data.records import READS_ALL_MARKS, Index, IndexRow, hash_of, index_path
-from retina_jax.errors import UserError
+from retina_jax.errors import UserError, check_local
 from retina_jax.ops.boxes import tfds_yxyx_to_xyxy
 
 
@@ -140,6 +140,7 @@ class Split:
 
 def data_dir(config_dir: str) -> Path:
     """Returns ``data.dir``, or the TFDS default folder if it is empty."""
+    check_local(config_dir, "--config.data.dir")
     return Path(
         config_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     ).expanduser()

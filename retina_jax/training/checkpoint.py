@@ -184,9 +184,17 @@ class Checkpoints:
     def restore_weights(self, step: int) -> dict[str, Any]:
         """``{"params": …, "batch_stats": …}`` of a step, for any network and optimiser; NumPy.
 
-        Their average, if the run keeps one.
+        Their average, if the run keeps one. Raises `RunError` for a damaged checkpoint.
         """
-        restored = self._restore_as_saved(step, self._manager.item_metadata(step).tree)
+        try:
+            restored = self._restore_as_saved(step, self._manager.item_metadata(step).tree)
+        except Exception as error:
+            first = (str(error).strip().splitlines() or [""])[0]
+            raise RunError(
+                f"the checkpoint {self._folder / str(step)} is damaged "
+                f"({type(error).__name__}: {first[:200]}); run the training command again, which "
+                "goes on from the one before"
+            ) from error
         weights = restored.get("averaged") or restored
         return {"params": weights["params"], "batch_stats": weights.get("batch_stats") or {}}
 

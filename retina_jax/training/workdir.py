@@ -20,7 +20,7 @@ from retina_jax.config.values import (
     to_json,
 )
 from retina_jax.data.data_set import Split
-from retina_jax.errors import UserError
+from retina_jax.errors import UserError, check_local
 from retina_jax.files import write_json
 
 CONFIG = "config.json"
@@ -115,6 +115,7 @@ def open_workdir(workdir: str | Path, config: ml_collections.ConfigDict) -> tupl
 
     Raises `UserError` if the folder is not writable.
     """
+    check_local(str(workdir), "--workdir")
     folder = Path(workdir).expanduser().absolute()
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -31,8 +31,15 @@ def free_port():
 class Run:
     """Processes of one run, with four devices in all unless said otherwise."""
 
-    def __init__(self, workdir, data_dir, count=1, devices=4, command="train", own=(), **fields):
-        """``own``: for each process, fields that only it is given."""
+    def __init__(
+        self, workdir, data_dir, count=1, devices=4, command="train", own=(), workdirs=(), **fields
+    ):
+        """Starts them.
+
+        Args:
+          own: for each process, fields that only it is given.
+          workdirs: for each process, its --workdir instead of ``workdir``.
+        """
         fields = {name.replace("__", "."): value for name, value in fields.items()}
         flags = {**SMALL, "data.dir": data_dir, **fields}
         flags = [f"--config.{name}={value}" for name, value in flags.items()]
@@ -46,11 +53,12 @@ class Run:
         self.processes, self._said = [], {}
         for i in range(count):
             more = [*place, f"--process-id={i}"] if place else []
+            folder = workdirs[i] if workdirs else workdir
             more += [f"--config.{k}={v}" for k, v in (own[i] if i < len(own) else {}).items()]
             self.processes.append(
                 subprocess.Popen(
                     [sys.executable, "-m", "retina_jax.main", command,
-                     "--config=experiments/shapes.py", f"--workdir={workdir}", *flags, *more],
+                     "--config=experiments/shapes.py", f"--workdir={folder}", *flags, *more],
                     cwd=REPOSITORY, env=environment, text=True, stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT, start_new_session=True,
                 )

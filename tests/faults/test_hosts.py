@@ -52,6 +52,18 @@ def test_the_number_of_processes_changes_no_number(three_ways):
         assert metrics == json.loads((three_ways / "1/eval/20/metrics.json").read_text())
 
 
+def test_two_processes_evaluate_what_one_has_trained(three_ways, shapes_dir, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(three_ways / "1", workdir)
+    shutil.rmtree(workdir / "eval")
+    with Run(workdir, shapes_dir, 2, command="evaluate", **GROUP) as run:
+        codes, printed = run.end()
+    assert codes == [0, 0], printed
+    for name in ("metrics.json", "detections.json"):
+        ours = json.loads((workdir / "eval/20" / name).read_text())
+        assert ours == json.loads((three_ways / "1/eval/20" / name).read_text())
+
+
 def test_a_stop_on_one_host_stops_all_at_the_same_step_and_one_process_goes_on(
     three_ways, shapes_dir, tmp_path
 ):
@@ -118,6 +130,20 @@ def test_an_error_on_one_host_ends_all_with_its_message(shapes_dir, tmp_path):
     assert str(copy) in line
     assert "prepare the data set again" in line
     assert f"(process 1): {line}" in printed[0]
+
+
+def test_a_workdir_that_the_hosts_do_not_share_is_an_error(shapes_dir, tmp_path):
+    """The second host sees another disk at the same path."""
+    (tmp_path / "sees").mkdir()
+    with Run(
+        tmp_path / "run", shapes_dir, 2, workdirs=[tmp_path / "run", tmp_path / "sees"]
+    ) as run:
+        codes, printed = run.end()
+    assert codes == [2, 2], printed
+    for text in printed:
+        assert "is not shared: host" in text
+        assert "(process 1) does not see what host" in text
+    assert not (tmp_path / "sees/config.json").exists()
 
 
 def test_what_differs_between_hosts_is_one_line_before_the_first_step(shapes_dir, tmp_path):
