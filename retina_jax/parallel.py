@@ -12,16 +12,13 @@ import contextlib
 import ctypes
 import dataclasses
 import functools
-import hashlib
 import os
 import platform
 import re
 import signal
 import sys
-import tempfile
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -193,39 +190,6 @@ def gather(tree: T) -> list[T]:
         jax.tree.map(lambda x, every, i=i: every[i].view(x.dtype).reshape(x.shape), tree, gathered)
         for i in range(group.count)
     ]
-
-
-def keep_compiled_programs() -> None:
-    """Keeps compiled programs on disk, for restarts and other processes.
-
-    In $JAX_COMPILATION_CACHE_DIR if that is set, else in $RETINA_JAX_CACHE, else in the user's
-    cache folder; nowhere if that is not writable. JAX's keys hold its version, the program, the
-    devices and the options of the compiler, and it writes whole files, so programs of any version
-    can share the folder. Only the host's own instructions are not in the keys: each kind of CPU has
-    a folder of its own, in case hosts share a home.
-    """
-    if jax.config.jax_compilation_cache_dir is not None:
-        return
-    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "retina_jax"
-    folder = (
-        Path(os.environ.get("RETINA_JAX_CACHE") or home).expanduser() / "compiled" / _kind_of_cpu()
-    )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError:
-        return
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-
-
-def _kind_of_cpu() -> str:
-    """A name for the instructions that this host's CPU knows."""
-    features = platform.machine()
-    with contextlib.suppress(OSError):  # Linux only
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        features += next((x for x in lines if x.startswith(("flags", "Features"))), "")
-    return f"{platform.machine()}-{hashlib.sha256(features.encode()).hexdigest()[:8]}"
 
 
 def prefetch(items: Iterable[Any], put: Callable[[Any], T], depth: int = 2) -> Iterator[T]:

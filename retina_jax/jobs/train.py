@@ -54,10 +54,11 @@ def main(argv: list[str]) -> int:
     from rich.console import Console
 
     from retina_jax import parallel
+    from retina_jax.program_cache import keep_compiled_programs
 
     parallel.start(parsed.flags)
     if parsed.config.train.compilation_cache:
-        parallel.keep_compiled_programs()
+        keep_compiled_programs()
     quiet = not parallel.is_main()
     console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
     code = run(parsed.config, parsed.flags.workdir, console)
