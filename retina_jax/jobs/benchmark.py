@@ -18,14 +18,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from retina_jax.config.flags import Flag, Parsed, parse, wants_help
+from retina_jax.config.flags import PROCESSES, Flag, Parsed, parse, wants_help
 from retina_jax.errors import UserError
 
 KINDS = ("step", "predict", "input", "memory", "padding")
+COMPUTING = ("step", "predict")
+"""The kinds that all hosts of a run take part in."""
 FLAGS = (
     Flag("runs", "number of timed runs per bucket or pipeline", 5, least=1),
     Flag("steps", "number of steps, or batches, per run", 20, least=1),
     Flag("classes", "number of classes in the random data", 80, least=1),
+    *PROCESSES,
 )
 
 
@@ -57,6 +60,15 @@ def main(argv: list[str]) -> int:
         raise UserError(f"{problem}; the first argument must be one of {', '.join(KINDS)}")
     parsed = parse(rest, __doc__, FLAGS)
     if parsed is None:
+        return 0
+    if kind in COMPUTING:
+        from retina_jax import parallel
+
+        parallel.start(parsed.flags)
+        for figures in benchmark(kind, parsed):
+            if parallel.is_main():
+                print(json.dumps(figures), flush=True)
+        parallel.finish()
         return 0
     for figures in benchmark(kind, parsed):
         print(json.dumps(figures), flush=True)
