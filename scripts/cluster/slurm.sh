@@ -5,7 +5,7 @@
 #            --signal=TERM@300 scripts/cluster/slurm.sh [SRUN_OPTION ...] -- COMMAND [ARGUMENT ...]
 set -u
 
-srun_options=(--ntasks-per-node=1 --cpu-bind=none --kill-on-bad-exit=0 --wait=600)
+srun_options=()
 while [ "${1---}" != -- ]; do
     srun_options+=("$1")
     shift
@@ -18,7 +18,9 @@ fi
 
 hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST") || exit 1
 export RETINA_JAX_COORDINATOR="${hosts%%$'\n'*}:$((61440 + SLURM_JOB_ID % 4096))"
-export RETINA_JAX_NUM_PROCESSES="$SLURM_NTASKS"
+export RETINA_JAX_NUM_PROCESSES="$SLURM_JOB_NUM_NODES"
+srun_options+=(--ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpu-bind=none)
+srun_options+=(--kill-on-bad-exit=0 --wait=600)
 
 # srun reports the highest exit code of all processes. 2, 3 and 4 are final; as 252 to 254 they
 # outrank the codes of peers that abort because of them. SLURM signals this shell too: the trap
