@@ -21,6 +21,7 @@ COMMANDS = {
     "import_weights": "create a workdir from torchvision or Detectron2 weights",
     "export_weights": "write a run's weights for torchvision or Detectron2",
     "ablate": "run the paper's ablation studies; write tables and figures",
+    "launch": "run a command on Cloud TPUs, GKE or SLURM; restart it after preemptions",
     "benchmark": "measure the speed of training, prediction and the input pipeline",
 }
 BROKEN_PIPE = 141

@@ -134,11 +134,11 @@ def test_help_of_every_command_names_its_flags(command, capsys):
     assert shown.err == ""
     assert f"retina-jax {spelt} " in shown.out
     takes_config = "fields, with their defaults" in shown.out
-    assert takes_config == (command not in ("prepare", "draw", "export_weights"))
+    assert takes_config == (command not in ("prepare", "draw", "export_weights", "launch"))
     own = {
         "train": "--workdir", "evaluate": "--workdir", "draw": "--score", "ablate": "--seeds=3",
         "import_weights": "--classes", "export_weights": "--to", "benchmark": "--runs=5",
-        "doctor": "--out=doctor", "prepare": "coco",
+        "doctor": "--out=doctor", "prepare": "coco", "launch": "--dry-run",
     }  # fmt: skip
     assert own[command] in shown.out
 

@@ -20,7 +20,8 @@ def test_every_package_is_listed():
     listed = set(settings["options"]["packages"].split())
     folders = (REPOSITORY / "retina_jax").rglob("__init__.py")
     there = {".".join(f.parent.relative_to(REPOSITORY).parts) for f in folders}
-    assert listed == there | {"retina_jax.experiments"}
+    scripts = {"retina_jax.scripts.cluster", "retina_jax.scripts.tpu"}
+    assert listed == there | scripts | {"retina_jax.experiments"}
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +69,16 @@ def test_the_wheel_has_experiments_without_results(installed):
         p.name for p in (REPOSITORY / "experiments").glob("*.py")
     }
     assert not (folder / "results").exists()
+
+
+def test_the_wheel_has_the_scripts_of_jobs(installed, tmp_path):
+    image = ["--image=i", "--accelerator=v6e-8"]
+    done = run(installed, tmp_path, "launch", "--kind=queued-resource", *image, "--dry-run",
+               "--", "train", "--workdir=gs://b/r")  # fmt: skip
+    (copied,) = [line for line in done.stdout.splitlines() if " scp " in line]
+    assert Path(copied.split(" scp ")[1].split()[0]).is_file()
+    done = run(installed, tmp_path, "launch", "--kind=slurm", "--dry-run", "--", "train")
+    assert "scontrol requeue" in done.stdout
 
 
 def test_a_wheel_does_all_that_the_readme_promises(installed, two_aspects, tmp_path):

@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+from support import on_one_device
+
 REPOSITORY = Path(__file__).parents[2]
 DEADLINE = 300  # seconds; only ends a test that fails
 
@@ -44,7 +46,7 @@ class Run:
         flags = {**SMALL, "data.dir": data_dir, **fields}
         flags = [f"--config.{name}={value}" for name, value in flags.items()]
         self.workdir = Path(workdir)
-        environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+        environment = on_one_device()
         environment |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices // count)}
         environment["PYTHONPATH"] = str(REPOSITORY)
         place = []

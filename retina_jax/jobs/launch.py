@@ -1,0 +1,186 @@
+"""Run a command on Cloud TPUs, GKE or SLURM, and restart it after preemptions and faults.
+
+usage: retina-jax launch --kind=gke --image=IMAGE --accelerator=tpu-v6e-slice --topology=4x4
+           [flags] -- COMMAND [command's flags]
+       retina-jax launch --kind=queued-resource --image=IMAGE --accelerator=v6e-8 --zone=ZONE
+           [flags] -- COMMAND [command's flags]
+       retina-jax launch --kind=slurm --nodes=2 --gpus-per-node=8 [flags] -- COMMAND
+           [command's flags]
+
+After -- comes the command as you would run it at home, such as
+
+    train --config=experiments/coco.py --config.data.dir=DATA --workdir=DIR
+
+--workdir and --data-dir before the -- replace those of the command. The launcher submits the job,
+prints its logs, and deletes it at the end or on Ctrl-C, unless --keep is set. The same launch
+command goes on with a job that still exists. --dry-run prints what would be submitted: the manifest
+for kubectl create -f -, the gcloud commands as a shell script, or the script for sbatch.
+
+A command that exits with code 0 is done. Codes 2, 3 and 4 end the job, because a restart would end
+the same way. Any other code, such as 1 (a fault) or 143 (SIGTERM), restarts the command on all
+hosts, at most --max-restarts times; preemptions and maintenance do not count. A training run
+resumes from its workdir, which must therefore outlive the machines: gs://, or a mounted volume.
+scripts/cluster/Dockerfile builds the image.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from retina_jax.config.flags import ArgumentParser
+from retina_jax.errors import DONE, UserError
+
+if TYPE_CHECKING:
+    from retina_jax.launch import gke, queued_resource, slurm
+
+GKE, QUEUED, SLURM = "gke", "queued-resource", "slurm"
+_TYPES = {"number": int, "seconds": int}
+FLAGS = (
+    ("image", "IMAGE", (GKE, QUEUED, SLURM), "container image; with slurm optional (Pyxis)"),
+    ("accelerator", "TYPE", (GKE, QUEUED), "GKE's node label, such as tpu-v6e-slice, tpu7x or "
+     "nvidia-h100-80gb; of a queued resource the accelerator type, such as v6e-8"),
+    ("topology", "AxB[xC]", (GKE,), "TPU topology of a slice, such as 4x4"),
+    ("slices", "number", (GKE, QUEUED), "TPU slices (default: 1)"),
+    ("chips-per-host", "number", (GKE,), "TPU chips of a host (default: 4, or all of a smaller "
+     "slice)"),
+    ("nodes", "number", (GKE, SLURM), "GPU nodes (default: 1)"),
+    ("gpus-per-node", "number", (GKE, SLURM), "GPUs of a node (default: 8 on GKE, none on SLURM)"),
+    ("queue", "QUEUE", (GKE,), "Kueue's local queue"),
+    ("namespace", "NAMESPACE", (GKE,), "Kubernetes namespace (default: kubectl's)"),
+    ("service-account", "ACCOUNT", (GKE, QUEUED), "service account that may read and write the "
+     "workdir"),
+    ("mount", "SOURCE:PATH", (GKE, SLURM), "mount a persistent volume claim (gke) or a folder "
+     "(slurm, with --image) in the container; may be repeated"),
+    ("runtime-version", "VERSION", (QUEUED,), "TPU software (default: that of the generation)"),
+    ("reserved", "", (QUEUED,), "use a reservation"),
+    ("spot", "", (GKE, QUEUED), "use spot capacity"),
+    ("valid-until", "DURATION", (QUEUED,), "give up if there is no capacity within this time, such "
+     "as 6h"),
+    ("project", "PROJECT", (QUEUED,), "Google Cloud project (default: gcloud's)"),
+    ("zone", "ZONE", (QUEUED,), "Google Cloud zone (default: gcloud's)"),
+    ("partition", "PARTITION", (SLURM,), "SLURM partition"),
+    ("account", "ACCOUNT", (SLURM,), "SLURM account"),
+    ("time", "TIME", (SLURM,), "time limit of the job, after which it is queued again"),
+    ("grace-period", "seconds", (GKE, SLURM), "time between SIGTERM and the end, for saving a "
+     "checkpoint (default: 300)"),
+)  # fmt: skip
+"""Flags that only some kinds have: name, metavar, kinds, help."""
+REQUIRED = {
+    GKE: {"image": "REGION-docker.pkg.dev/PROJECT/REPOSITORY/retina_jax", "accelerator": "tpu7x"},
+    QUEUED: {"image": "REGION-docker.pkg.dev/PROJECT/REPOSITORY/retina_jax",
+             "accelerator": "v6e-8"},
+    SLURM: {},
+}  # fmt: skip
+
+
+def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The launcher's own flags, and the words after ``--``."""
+    parser = ArgumentParser(prog="retina-jax launch", description=__doc__)
+    parser.add_argument("--kind", choices=(GKE, QUEUED, SLURM), required=True)
+    parser.add_argument("--dry-run", action="store_true", help="print what would be submitted")
+    parser.add_argument("--keep", action="store_true", help="do not delete the job at the end")
+    parser.add_argument(
+        "--name", help="name of the job (default: retina-jax-HASH, from the command and the flags)"
+    )
+    parser.add_argument("--workdir", help="replaces --workdir of the command")
+    parser.add_argument("--data-dir", help="replaces --config.data.dir of the command")
+    parser.add_argument(
+        "--max-restarts",
+        type=int,
+        default=20,
+        metavar="NUMBER",
+        help="restarts after faults (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--poll",
+        type=float,
+        default=15.0,
+        metavar="SECONDS",
+        help="time between two looks at the job (default: %(default)g)",
+    )
+    for name, metavar, kinds, meaning in FLAGS:
+        options = {"help": f"{', '.join(kinds)}: {meaning}"}
+        if not metavar:
+            options |= {"action": "store_true", "default": None}
+        elif name == "mount":
+            options |= {"action": "append", "metavar": metavar}
+        else:
+            options |= {"type": _TYPES.get(metavar, str), "metavar": metavar.upper()}
+        parser.add_argument(f"--{name}", **options)
+    own, words = argv, []
+    if "--" in argv:
+        own, words = argv[: argv.index("--")], argv[argv.index("--") + 1 :]
+    options = parser.parse_args(own)
+    _check(options)
+    return options, _command(options, words)
+
+
+def _check(options: argparse.Namespace) -> None:
+    """`UserError` for flags that the kind lacks or does not have, and for numbers below 1."""
+    for name, _, kinds, _ in FLAGS:
+        value = getattr(options, name.replace("-", "_"))
+        if value is not None and options.kind not in kinds:
+            raise UserError(f"--{name} is not a flag of --kind={options.kind}; remove it")
+        if isinstance(value, int) and value < 1:
+            raise UserError(f"--{name}={value} must be at least 1; set --{name}=1 or remove it")
+    if options.max_restarts < 0:
+        raise UserError(f"--max-restarts={options.max_restarts} must not be below 0; set 0")
+    if not options.poll > 0:
+        raise UserError(f"--poll={options.poll:g} must be above 0; set --poll=15")
+    for name, example in REQUIRED[options.kind].items():
+        if not getattr(options, name):
+            raise UserError(f"--{name} is missing; set --{name}={example}")
+
+
+def _command(options: argparse.Namespace, words: list[str]) -> list[str]:
+    """The command to run, with the paths that the flags replace; `UserError` if it is none."""
+    from retina_jax.launch.command import DATA_DIR, WORKDIR, with_flag
+    from retina_jax.main import read_command
+
+    if words[:1] == ["retina-jax"]:
+        words = words[1:]
+    example = "-- train --config=experiments/coco.py --workdir=DIR"
+    if not words:
+        raise UserError(f"the command to run is missing; append it after --, such as {example}")
+    name, _ = read_command(words)
+    if name in (None, "launch"):
+        raise UserError(f"{' '.join(words)!r} cannot be launched; append a command, as {example}")
+    if options.workdir:
+        words = with_flag(words, WORKDIR, options.workdir)
+    if options.data_dir:
+        words = with_flag(words, DATA_DIR, options.data_dir)
+    return words
+
+
+def job(options: argparse.Namespace, words: list[str]) -> gke.Job | queued_resource.Job | slurm.Job:
+    """The job that ``options`` describe; `UserError` where they contradict each other."""
+    from retina_jax.launch import gke, queued_resource, slurm
+    from retina_jax.launch.command import digest
+
+    own = {"max_restarts": options.max_restarts}
+    for flag, _, kinds, _ in FLAGS:
+        name = flag.replace("-", "_")
+        if options.kind in kinds and getattr(options, name) is not None:
+            own[{"mount": "mounts"}.get(name, name)] = getattr(options, name)
+    own["name"] = options.name or f"retina-jax-{digest([options.kind, own, words])}"
+    if options.kind == GKE:
+        return gke.Job(words=words, **own)
+    if options.kind == QUEUED:
+        return queued_resource.Job(words=words, **own)
+    program = ["retina-jax"] if options.image else [sys.executable, "-m", "retina_jax.main"]
+    return slurm.Job(words=[*program, *words], **own)
+
+
+def main(argv: list[str]) -> int:
+    options, words = parse(argv)
+    launched = job(options, words)
+    if options.dry_run:
+        print(launched.dry_run(), end="")
+        return DONE
+    from retina_jax.launch.tools import stopped_by_signals
+    from retina_jax.progress import Reporter
+
+    with stopped_by_signals():
+        return launched.run(Reporter.on_stderr(), options.poll, options.keep)

@@ -1,0 +1,65 @@
+"""The command to run, as a user would type it at home, and its way through other parsers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+from retina_jax.errors import UserError
+
+WORKDIR, DATA_DIR = "workdir", "config.data.dir"
+
+
+def flag_value(words: Sequence[str], flag: str) -> str | None:
+    """The last value of ``--flag`` in ``words``; None if it is not there."""
+    value = None
+    for i, word in enumerate(words):
+        if match := _is_flag(word, flag):
+            value = match[1] if match[1] is not None else "".join(words[i + 1 : i + 2])
+    return value
+
+
+def with_flag(words: Sequence[str], flag: str, value: str) -> list[str]:
+    """``words`` with ``--flag=value`` at the end, instead of its earlier values."""
+    kept, skip = [], False
+    for word in words:
+        match = None if skip else _is_flag(word, flag)
+        if not (match or skip):
+            kept.append(word)
+        skip = bool(match) and match[1] is None
+    return [*kept, f"--{flag}={value}"]
+
+
+def _is_flag(word: str, flag: str) -> re.Match | None:
+    return re.fullmatch(rf"--?{re.escape(flag)}(?:=(.*))?", word, re.DOTALL)
+
+
+def kubernetes_arguments(words: Sequence[str]) -> list[str]:
+    """``words`` for a container's ``args``, where Kubernetes replaces ``$(NAME)`` and ``$$``."""
+    return [word.replace("$", "$$") for word in words]
+
+
+def check_workdir(words: Sequence[str], kind: str, mounts: Sequence[str] = ()) -> None:
+    """`UserError` if the workdir would be lost with the machine that the command runs on.
+
+    Args:
+      mounts: absolute paths of shared folders in the container.
+    """
+    workdir = flag_value(words, WORKDIR)
+    if workdir is None or "://" in workdir:
+        return
+    path = PurePosixPath(workdir)
+    if any(path.is_relative_to(mount) for mount in mounts):
+        return
+    fix = "set --workdir=gs://BUCKET/FOLDER"
+    if kind == "gke":
+        fix += " or mount a volume claim with --mount=CLAIM:/PATH and put the workdir below it"
+    raise UserError(f"--workdir={workdir} is lost when the job restarts on another machine; {fix}")
+
+
+def digest(job: object) -> str:
+    """Eight hexadecimal digits that tell jobs of different settings or commands apart."""
+    return hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()[:8]

@@ -1,0 +1,123 @@
+"""Command-line tools that record how they are called, and play what a test tells them."""
+
+import ast
+import os
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+
+from retina_jax.main import main
+
+TOOLS = ("gcloud", "kubectl", "sbatch", "scontrol", "squeue", "scancel", "srun", "sudo")
+FAKE = """#!{python} -ISE
+# the few imports keep a call at a hundredth of a second
+import os, sys
+
+folder = {folder!r}
+words = [os.path.basename(sys.argv[0]), *sys.argv[1:]]
+
+def free(name):
+    try:
+        os.close(os.open(f"{{folder}}/{{name}}", os.O_CREAT | os.O_EXCL))
+        return True
+    except FileExistsError:
+        return False
+
+if words[0] == "sbatch" or "-" in words:
+    number = next(n for n in range(99) if free(f"stdin-{{n}}"))
+    with open(f"{{folder}}/stdin-{{number}}", "w") as stdin:
+        stdin.write(sys.stdin.read())
+with open(f"{{folder}}/calls", "a") as calls:
+    calls.write(repr(words) + "\\n")
+with open(f"{{folder}}/rules") as rules:
+    rules = eval(rules.read())
+for i, (match, times, out, err, code, seconds, shell) in enumerate(rules):
+    if match in " ".join(words) and (
+        times is None or any(free(f"used-{{i}}-{{n}}") for n in range(times))
+    ):
+        print(out, end="", flush=True)
+        print(err, end="", file=sys.stderr, flush=True)
+        if seconds:
+            import time
+            time.sleep(seconds)
+        if shell:
+            os.execvp("bash", ["bash", "-c", shell, *words])
+        sys.exit(code)
+print("no answer to", words, file=sys.stderr)
+sys.exit(97)
+"""
+
+
+class Tools:
+    """The fakes in one folder; `says` adds an answer, the first that fits is given."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self._rules = []
+        self._write()
+        self.forget()
+        text = FAKE.format(python=sys.executable, folder=str(folder))
+        self.path = folder / "bin"
+        self.path.mkdir()
+        for tool in TOOLS:
+            self.add(tool, text)
+
+    def add(self, name, text):
+        file = self.path / name
+        file.write_text(text)
+        file.chmod(file.stat().st_mode | stat.S_IXUSR)
+
+    def says(self, match, out="", err="", code=0, times=None, seconds=0, shell=""):
+        """Answers calls whose words contain ``match``, ``times`` times; None for always."""
+        self._rules.append((match, times, out, err, code, seconds, shell))
+        self._write()
+
+    def _write(self):
+        (self.folder / "rules").write_text(repr(self._rules))
+
+    @property
+    def calls(self):
+        log = self.folder / "calls"
+        return [ast.literal_eval(line) for line in log.read_text().splitlines()]
+
+    def forget(self):
+        """Starts the record of calls anew."""
+        (self.folder / "calls").write_text("")
+
+    def called(self, *words):
+        """The calls that have all ``words``."""
+        return [call for call in self.calls if all(word in call for word in words)]
+
+    def stdin(self, number=0):
+        return (self.folder / f"stdin-{number}").read_text()
+
+    @property
+    def environment(self):
+        """For subprocesses: only the fakes and the basic programs."""
+        repository = Path(__file__).parents[2]
+        path = os.pathsep.join([str(self.path), os.environ["PATH"]])
+        return {**os.environ, "PATH": path, "PYTHONPATH": str(repository)}
+
+
+@pytest.fixture
+def tools(tmp_path, monkeypatch):
+    folder = tmp_path / "tools"
+    folder.mkdir()
+    made = Tools(folder)
+    monkeypatch.setenv("PATH", made.environment["PATH"])
+    monkeypatch.chdir(tmp_path)
+    return made
+
+
+@pytest.fixture
+def launch(capfd):
+    """Runs ``retina-jax launch`` in this process: exit code, stdout, lines of stderr."""
+
+    def launch(*arguments):
+        code = main(["retina-jax", "launch", "--poll=0.01", *arguments])
+        printed = capfd.readouterr()
+        return code, printed.out, printed.err.splitlines()
+
+    return launch
