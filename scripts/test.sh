@@ -3,6 +3,7 @@
 # usage: scripts/test.sh [--torchvision | --newest] [pytest arguments, such as -m 'not slow']
 # --torchvision also installs torch and torchvision, to compare with torchvision itself as well as
 # with its stored outputs (CI does this); without them those tests are skipped.
+# -m faults runs the tests that kill, stop and break real processes; -m 'not faults' all others.
 # --newest runs the fast tests on the newest installed Python (and hence the newest jax), in
 # .venv-newest; if there is no Python newer than 3.11, it prints that and does nothing.
 set -euo pipefail
@@ -14,7 +15,7 @@ if [ "${1:-}" = --newest ]; then
     prepare_environment "[test]" .venv-newest "$python"
     .venv-newest/bin/python -c 'import sys, jax; print("the fast tests on Python",
         sys.version.split()[0], "and jax", jax.__version__)'
-    exec .venv-newest/bin/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder -m 'not slow' "$@"
+    exec .venv-newest/bin/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder -m 'not slow and not faults' "$@"
 fi
 extras=test
 if [ "${1:-}" = --torchvision ]; then

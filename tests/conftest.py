@@ -38,7 +38,7 @@ hypothesis.settings.load_profile("ci")
 
 
 _LONGEST = (
-    "jobs/test_train", "training/test_step", "interop/test_scripts", "parity/", "models/",
+    "faults/", "jobs/test_train", "training/test_step", "interop/test_scripts", "parity/", "models/",
     "jobs/", "test_experiments", "test_wheel", "ablation/",
 )  # fmt: skip
 """Files that take longest come first, so that two workers end together (`scripts/test.sh`)."""

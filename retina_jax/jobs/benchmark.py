@@ -63,8 +63,13 @@ def main(argv: list[str]) -> int:
         return 0
     if kind in COMPUTING:
         from retina_jax import parallel
+        from retina_jax.program_cache import keep_compiled_programs
 
         parallel.start(parsed.flags)
+        if (
+            parsed.config.train.compilation_cache
+        ):  # first_step_seconds of a second call is a restart's
+            keep_compiled_programs()
         for figures in benchmark(kind, parsed):
             if parallel.is_main():
                 print(json.dumps(figures), flush=True)

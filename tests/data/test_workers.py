@@ -108,6 +108,7 @@ if __name__ == "__main__":
     assert [name for name in os.listdir("/dev/shm") if name.startswith(prefix)] == []
 
 
+@pytest.mark.faults
 def test_a_program_killed_at_fifty_moments_leaves_nothing_behind(shapes_dir):
     command = [sys.executable, REPOSITORY / "tests/data/killed_programs.py", shapes_dir]
     command += [f"psm_{os.getpid()}_"]

@@ -13,6 +13,8 @@ from support import on_one_device
 
 from retina_jax.training.checkpoint import Checkpoints
 
+pytestmark = pytest.mark.faults
+
 REPOSITORY = Path(__file__).parents[2]
 DEADLINE = 600  # seconds, for what takes a fraction of it on a machine with nothing else to do
 
