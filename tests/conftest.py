@@ -38,8 +38,8 @@ hypothesis.settings.load_profile("ci")
 
 
 _LONGEST = (
-    "faults/", "jobs/test_train", "training/test_step", "interop/test_scripts", "parity/", "models/",
-    "jobs/", "test_experiments", "test_wheel", "ablation/",
+    "faults/", "jobs/test_train", "training/test_step", "interop/test_scripts", "parity/",
+    "models/", "jobs/", "test_experiments", "test_wheel", "ablation/",
 )  # fmt: skip
 """Files that take longest come first, so that two workers end together (`scripts/test.sh`)."""
 
