@@ -1,5 +1,6 @@
 """Batches on their way from a worker: memory without a name, opened once, closed then."""
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -14,6 +15,7 @@ from retina_jax.errors import UserError
 
 def open_blocks():
     """Files of blocks that this process has open, by number; not those that were opened."""
+    gc.collect()  # other tests' blocks may wait to be freed, at any later moment
     handover.Block((1,), np.uint8)  # making one closes them
     found = []
     for entry in Path("/proc/self/fd").iterdir():
