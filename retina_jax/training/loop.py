@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -213,7 +214,10 @@ class TrainingLoop:
         except Exception as error:
             if isinstance(error, CommandError) and not isinstance(error, EvaluationError):
                 raise
-            reason = str(error) if isinstance(error, CommandError) else repr(error)
+            reason = str(error)
+            if not isinstance(error, CommandError):
+                reason = repr(error)
+                self._report.say(traceback.format_exc())
             self._report.note(
                 f"the evaluation of step {step} failed ({reason}); the next one tries again"
             )

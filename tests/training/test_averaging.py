@@ -121,7 +121,7 @@ def evaluated(monkeypatch):
     """The variables of each evaluation."""
     seen = []
 
-    def run(self, variables, step, target, advance):
+    def run(self, variables, step, target, advance, stops):
         seen.append(fetch(variables))
         metrics = {"step": step, "images": 10, "per_class": {}} | dict.fromkeys(coco.METRICS, 0.5)
         target.mkdir(parents=True, exist_ok=True)
