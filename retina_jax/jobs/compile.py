@@ -30,8 +30,8 @@ ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",  # do not ask Google's servers what TPU this is
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # nothing here uses a TPU that another process could hold
-    "TPU_STDERR_LOG_LEVEL": "2",
-    "TF_CPP_MIN_LOG_LEVEL": "2",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",  # else a warning; the slice is named explicitly
+    "TPU_STDERR_LOG_LEVEL": "3",  # libtpu warns of every compilation of four minutes
 }
 """For libtpu, before JAX starts."""
 
