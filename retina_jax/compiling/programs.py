@@ -27,13 +27,14 @@ BATCH_FIELDS = {"train": "train.batch_size", "predict": "eval.batch_size"}
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A compiled step, per chip; if it does not fit, only ``total`` is known."""
+    """A compiled step, per device; if it could not be compiled, only ``total`` is known."""
 
     images: int
-    """Images per chip."""
+    """Images per device."""
     total: float
-    """Memory at the peak, bytes; for a program that does not fit, what XLA asked for."""
-    fits: bool = True
+    """Memory that it takes, bytes; if it could not be compiled, what XLA asked for."""
+    compiled: bool = True
+    """False: too large for the device."""
     arguments: int = 0
     outputs: int = 0
     """Results that do not reuse an argument's memory, bytes."""
@@ -70,7 +71,7 @@ def batch_shapes(config: ml_collections.ConfigDict, bucket: tuple[int, int], ima
 
 
 def images_per_chip(config: ml_collections.ConfigDict, step: str, chips: int) -> int:
-    """The share of a chip; `UserError` if the global batch does not divide by the chips."""
+    """The share of a device; `UserError` if the global batch does not divide by the chips."""
     field = BATCH_FIELDS[step]
     group, _, name = field.partition(".")
     size = config[group][name]
@@ -91,7 +92,7 @@ def compile_step(
     bucket: tuple[int, int],
     images: int,
 ) -> Program:
-    """Compiles ``step`` ("train" or "predict") for ``images`` images per chip."""
+    """Compiles ``step`` ("train" or "predict") for ``images`` images per device."""
     batch = batch_shapes(config, bucket, images * len(there.devices))
     try:
         compiled = _COMPILE[step](config, classes, there, batch)
@@ -99,7 +100,7 @@ def compile_step(
         needed = memory_needed(str(error))
         if needed is None or not is_out_of_device_memory(error):
             raise
-        return Program(images, needed, fits=False)
+        return Program(images, needed, compiled=False)
     memory = compiled.memory_analysis()
     outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
     parts = (
@@ -151,7 +152,7 @@ def memory_needed(message: str) -> float | None:
 
 
 def largest_batch(programs: list[Program], limit: float) -> int | None:
-    """Largest number of images per chip by the line through two compilations; None if flat.
+    """Largest number of images per device by the line through two compilations; None if flat.
 
     The line goes through the two programs whose memory is nearest to ``limit`` (bytes).
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable
 
 import ml_collections
 
@@ -18,6 +19,9 @@ from retina_jax.compiling.programs import (
 from retina_jax.config import resolve
 from retina_jax.errors import UserError
 from retina_jax.progress import Reporter
+
+MOST_IMAGES = 1024
+"""Per device: the search for the largest batch goes no further."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +45,11 @@ class Study:
 
     @property
     def limit(self) -> float:
-        """Memory of a chip, bytes."""
+        """Memory of a device, bytes."""
         return self.chip.hbm * GIB
+
+    def fits(self, program: Program) -> bool:
+        return program.compiled and program.total <= self.limit
 
 
 def study(
@@ -77,12 +84,12 @@ def study(
 
             def run(step: str, images: int, bucket=bucket) -> Program:
                 height, width = bucket
-                what = f"{step} {height}×{width}, {images} images per chip"
+                what = f"{step} {height}×{width}, {images} images per device"
                 report.say(f"compiling {what}; this takes minutes")
                 started = time.monotonic()
                 program = compile_step(step, config, classes, there, bucket, images)
                 seconds = time.monotonic() - started
-                report.say(f"{what}: {program.total / GIB:.2f} GiB per chip, {seconds:.0f} s")
+                report.say(f"{what}: {program.total / GIB:.2f} GiB per device, {seconds:.0f} s")
                 bar.advance(what)
                 return program
 
@@ -90,20 +97,22 @@ def study(
             for step in steps:
                 programs[step] = [run(step, share[step])]
                 if step == "train":
-                    _search(programs[step], compilations, result.limit, run)
+                    _search(programs[step], compilations, result, run)
             result.buckets.append(Bucket(bucket, programs))
     return result
 
 
-def _search(programs: list[Program], compilations: int, limit: float, run) -> None:
+def _search(programs: list[Program], compilations: int, study: Study, run: Callable) -> None:
     """Compiles further batch sizes of the training step, in search of the largest that fits."""
+    first = programs[0].images
+    if first == 1 and not study.fits(programs[0]):
+        return
     while len(programs) < compilations:
-        done = {program.images for program in programs}
-        first = programs[0].images
-        images = largest_batch(programs, limit) if len(done) > 1 else max(1, first // 2)
-        if images == first and len(done) == 1:
-            images = 2 * first
-        if not images or images in done:
+        if len(programs) == 1:
+            images = first // 2 or 2
+        else:
+            images = min(largest_batch(programs, study.limit) or 0, MOST_IMAGES)
+        if not images or images in {program.images for program in programs}:
             return
         programs.append(run("train", images))
 
@@ -113,10 +122,10 @@ def what_does_not_fit(study: Study, config: ml_collections.ConfigDict) -> str:
     for bucket in study.buckets:
         for step, programs in bucket.programs.items():
             asked = programs[0]
-            if asked.fits:
+            if study.fits(asked):
                 continue
             field = BATCH_FIELDS[step]
-            fitting = [p.images for p in programs if p.fits]
+            fitting = [p.images for p in programs if study.fits(p)]
             images = max(fitting, default=max(1, asked.images // 2))
             fixes = [f"--config.{field}={images * study.chips}"] if asked.images > 1 else []
             if step == "train" and not config.model.remat:
@@ -124,7 +133,7 @@ def what_does_not_fit(study: Study, config: ml_collections.ConfigDict) -> str:
             fixes.append("smaller --config.data.short_side or --config.data.buckets")
             height, width = bucket.size
             return (
-                f"the {step} step at {height}×{width} with {asked.images} images per chip needs "
+                f"the {step} step at {height}×{width} with {asked.images} images per device needs "
                 f"{asked.total / GIB:.2f} GiB of {study.chip.hbm} GiB; set {', or '.join(fixes)}"
             )
     return ""

@@ -48,25 +48,25 @@ def bounds(program: Program, study: Study) -> tuple[float, float]:
     return program.flops / (study.chip.tflops * 1e12), moved / (study.chip.gbps * 1e9)
 
 
-def _of_fitting(text):
-    return lambda program, study: text(program, study) if program.fits else "–"
+def _of_compiled(text):
+    return lambda program, study: text(program, study) if program.compiled else "–"
 
 
 _ROWS = {
     "images per device": lambda p, s: str(p.images),
-    "memory: arguments, GiB": _of_fitting(lambda p, s: _gib(p.arguments)),
-    "  of these reused by outputs": _of_fitting(lambda p, s: _gib(p.aliased)),
-    "  other outputs": _of_fitting(lambda p, s: _gib(p.outputs)),
-    "  temporaries": _of_fitting(lambda p, s: _gib(p.temporaries)),
-    "  the program itself": _of_fitting(lambda p, s: _gib(p.code)),
+    "memory: arguments, GiB": _of_compiled(lambda p, s: _gib(p.arguments)),
+    "  of these reused by outputs": _of_compiled(lambda p, s: _gib(p.aliased)),
+    "  other outputs": _of_compiled(lambda p, s: _gib(p.outputs)),
+    "  temporaries": _of_compiled(lambda p, s: _gib(p.temporaries)),
+    "  the program itself": _of_compiled(lambda p, s: _gib(p.code)),
     "  total": lambda p, s: _gib(p.total),
     "  limit": lambda p, s: _gib(s.limit),
-    "fits": lambda p, s: "yes" if p.fits else "no",
-    "arithmetic, GFLOP": _of_fitting(lambda p, s: f"{p.flops / 1e9:,.0f}"),
-    "HBM traffic, GB": _of_fitting(lambda p, s: f"{sum(p.traffic.values()) / 1e9:.1f}"),
-    "at least, ms: arithmetic": _of_fitting(lambda p, s: f"{1e3 * bounds(p, s)[0]:.1f}"),
-    "at least, ms: HBM": _of_fitting(lambda p, s: f"{1e3 * bounds(p, s)[1]:.1f}"),
-    "at most, images/s of the slice": _of_fitting(
+    "fits": lambda p, s: "yes" if s.fits(p) else "no",
+    "arithmetic, GFLOP": _of_compiled(lambda p, s: f"{p.flops / 1e9:,.0f}"),
+    "HBM traffic, GB": _of_compiled(lambda p, s: f"{sum(p.traffic.values()) / 1e9:.1f}"),
+    "at least, ms: arithmetic": _of_compiled(lambda p, s: f"{1e3 * bounds(p, s)[0]:.1f}"),
+    "at least, ms: HBM": _of_compiled(lambda p, s: f"{1e3 * bounds(p, s)[1]:.1f}"),
+    "at most, images/s of the slice": _of_compiled(
         lambda p, s: f"{s.chips * p.images / max(bounds(p, s)):,.0f}"
     ),
 }
@@ -77,9 +77,9 @@ def _largest(step: str, programs: list[Program], study: Study) -> Iterator[str]:
     if len(programs) < 2:
         return
     for program in programs[1:]:
-        verdict = "fits" if program.fits else "does not fit"
+        verdict = "fits" if study.fits(program) else "does not fit"
         yield f"  {step}, {program.images} images: {_gib(program.total)} GiB, {verdict}"
-    fitting = max((p.images for p in programs if p.fits), default=0)
+    fitting = max((p.images for p in programs if study.fits(p)), default=0)
     line = largest_batch(programs, study.limit)
     estimate = "" if line is None else f"; by the line through two of them, {line}"
     yield f"largest batch per device of {step}: {fitting} compiled{estimate}"

@@ -30,7 +30,7 @@ def made(monkeypatch):
         Made.asked.append((step, bucket, images))
         total = Made.memory(images)
         if total > 15.75 * GIB:
-            return Program(images, total, fits=False)
+            return Program(images, total, compiled=False)
         return Program(
             images, total, arguments=GIB, temporaries=images * GIB, flops=images * 1e12,
             traffic={"class_head, backward": images * 10**9, "fpn, forward": 5 * 10**8},
@@ -58,7 +58,7 @@ def test_the_largest_batch_is_found_by_a_line_and_checked(made):
     result = study.study(config_of(4), "v5e:2x2x1", ["train", "predict"])
     assert images_of(made) == [4, 2, 14]  # 1 + 14 GiB fit in 15.75, 1 + 15 do not
     assert images_of(made, "predict") == [4]
-    assert result.buckets[0].programs["train"][-1].fits
+    assert result.fits(result.buckets[0].programs["train"][-1])
     assert study.what_does_not_fit(result, config_of(4)) == ""
 
 
@@ -68,6 +68,25 @@ def test_one_image_doubles_and_one_compilation_searches_nothing(made):
     made.asked.clear()
     study.study(config_of(4), "v5e:2x2x1", ["train"], 1)
     assert images_of(made) == [4]
+
+
+def test_one_image_that_does_not_fit_ends_the_search_and_a_small_model_does_too(made):
+    made.memory = staticmethod(lambda n: (15 + n) * GIB)
+    result = study.study(config_of(1), "v5e:2x2x1", ["train"])
+    assert images_of(made) == [1]
+    assert "--config.train.batch_size" not in study.what_does_not_fit(result, config_of(1))
+    made.asked.clear()
+    made.memory = staticmethod(lambda n: n * 2**10)
+    study.study(config_of(4), "v5e:2x2x1", ["train"])
+    assert images_of(made) == [4, 2, study.MOST_IMAGES]
+
+
+def test_a_program_that_compiles_but_exceeds_the_limit_does_not_fit(made, monkeypatch):
+    large = Program(4, 15.8 * GIB, flops=1e12, traffic={"other": 10**9})
+    monkeypatch.setattr(study, "compile_step", lambda *_: large)
+    result = study.study(config_of(4), "v5e:2x2x1", ["train"], 1)
+    assert "needs 15.80 GiB of 15.75 GiB" in study.what_does_not_fit(result, config_of(4))
+    assert not result.fits(large)
 
 
 def test_a_line_that_was_wrong_is_drawn_again(made):
@@ -82,7 +101,7 @@ def test_what_does_not_fit_names_the_flags_that_help(made):
     result = study.study(config, "v5e:2x2x1", ["train"])
     assert images_of(made) == [20, 10, 14]
     line = study.what_does_not_fit(result, config)
-    assert "train step at 64×96 with 20 images per chip needs 21.00 GiB of 15.75 GiB" in line
+    assert "train step at 64×96 with 20 images per device needs 21.00 GiB of 15.75 GiB" in line
     assert "--config.train.batch_size=56" in line
     assert "--config.model.remat=True" in line
     assert "--config.data.short_side" in line
@@ -166,7 +185,7 @@ def test_a_program_that_is_too_large_is_a_result_and_other_errors_are_not(monkey
     monkeypatch.setitem(programs._COMPILE, "train", fail)
     arguments = "train", default_config(), 3, FOUR, (64, 64), 2
     message = "RESOURCE_EXHAUSTED: Used 20.00G of 15.75G hbm."
-    assert programs.compile_step(*arguments) == Program(2, 20 * GIB, fits=False)
+    assert programs.compile_step(*arguments) == Program(2, 20 * GIB, compiled=False)
     message = "INTERNAL: Used 20.00G of 15.75G hbm."
     with pytest.raises(RuntimeError, match="INTERNAL"):
         programs.compile_step(*arguments)
