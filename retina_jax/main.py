@@ -16,6 +16,7 @@ COMMANDS = {
     "train": "train a model with periodic evaluation; the same command resumes",
     "evaluate": "evaluate a checkpoint with the COCO metrics",
     "prepare": "convert COCO, VOC, YOLO or TFDS annotations and images to a data set",
+    "compile": "compile for a TPU slice, without one: memory, arithmetic, largest batch",
     "doctor": "check a data set for problems and measure anchor recall",
     "draw": "draw ground truth next to detections",
     "import_weights": "create a workdir from torchvision or Detectron2 weights",

@@ -350,3 +350,48 @@ def _explain_abort() -> None:
     _HANDLERS.append(handler)
     with contextlib.suppress(AttributeError, OSError):  # not a POSIX system
         ctypes.CDLL(None).signal(signal.SIGABRT, handler)
+
+
+@dataclasses.dataclass(frozen=True)
+class AbsentSlice:
+    """The devices of a TPU slice to compile for; the program cannot run here.
+
+    Needs libtpu, which compiles on any machine.
+    """
+
+    devices: tuple[jax.Device, ...]
+
+    @classmethod
+    def named(cls, topology: str, **options: Any) -> AbsentSlice:
+        """The slice with libtpu's name ``topology``; raises what libtpu raises if it has none."""
+        from jax.experimental import topologies
+
+        found = topologies.get_topology_desc(topology, "tpu", **options)
+        return cls(tuple(found.devices))
+
+    def compile(self, step: Callable, specs: str, results: str, arguments: tuple, **options: Any):
+        """The program of one device of ``step``, as `Devices.train_step` would run it.
+
+        ``specs`` and ``results`` have a word per argument and result: "all" (a copy on every
+        device) or "part" (split along the first axis, ``[n, …]``). ``arguments`` are trees of
+        shapes for all devices; ``options`` are `jax.jit`'s. Returns a `jax.stages.Compiled`.
+        """
+        mesh = Mesh(np.array(self.devices), (AXIS,))
+        of = {"all": PartitionSpec(), "part": PartitionSpec(AXIS)}
+        inputs, outputs = (tuple(of[word] for word in text.split()) for text in (specs, results))
+        mapped = jax.shard_map(
+            step,
+            mesh=mesh,
+            in_specs=inputs,
+            out_specs=outputs if len(outputs) > 1 else outputs[0],
+            check_vma=False,
+        )
+
+        def placed(tree, spec):
+            sharding = NamedSharding(mesh, spec)
+            return jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+            )
+
+        shapes = map(placed, arguments, inputs)
+        return jax.jit(mapped, **options).lower(*shapes).compile()

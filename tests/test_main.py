@@ -138,7 +138,8 @@ def test_help_of_every_command_names_its_flags(command, capsys):
     own = {
         "train": "--workdir", "evaluate": "--workdir", "draw": "--score", "ablate": "--seeds=3",
         "import_weights": "--classes", "export_weights": "--to", "benchmark": "--runs=5",
-        "doctor": "--out=doctor", "prepare": "coco", "launch": "--dry-run",
+        "doctor": "--out=doctor", "prepare": "coco", "compile": "--topology",
+        "launch": "--dry-run",
     }  # fmt: skip
     assert own[command] in shown.out
 

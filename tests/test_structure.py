@@ -8,7 +8,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGE = REPOSITORY / "retina_jax"
 OF_DEVICES = {"pmap", "devices", "local_devices", "device_count", "local_device_count",
-              "distributed"}  # fmt: skip
+              "distributed", "topologies"}  # fmt: skip
 MOST_LINES = 400
 
 
@@ -51,6 +51,7 @@ def test_only_parallel_knows_of_devices_and_processes(path):
         "from jax import local_devices",
         "import jax.distributed",
         "from jax.distributed import initialize",
+        "from jax.experimental import topologies",
     ],
 )
 def test_every_way_to_a_device_is_seen(line):

@@ -42,10 +42,13 @@ def area(boxes: Float[Array, "*n 4"]) -> Float[Array, "*n"]:
 
 def pairwise_intersection(a: Float[Array, "n 4"], b: Float[Array, "m 4"]) -> Float[Array, "n m"]:
     """Intersection area of each pair, pixels²."""
-    top_left = jnp.maximum(a[:, None, :2], b[None, :, :2])
-    bottom_right = jnp.minimum(a[:, None, 2:], b[None, :, 2:])
-    size = jnp.maximum(bottom_right - top_left, 0)
-    return size[..., 0] * size[..., 1]
+
+    def side(low: int, high: int) -> Array:
+        # coordinate by coordinate: an array [n, m, 2] would be written to memory
+        start = jnp.maximum(a[:, None, low], b[None, :, low])
+        return jnp.maximum(jnp.minimum(a[:, None, high], b[None, :, high]) - start, 0)
+
+    return side(0, 2) * side(1, 3)
 
 
 def pairwise_iou(a: Float[Array, "n 4"], b: Float[Array, "m 4"]) -> Float[Array, "n m"]:

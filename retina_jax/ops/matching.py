@@ -1,6 +1,7 @@
 """Matching of anchors to boxes."""
 
 import enum
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -32,17 +33,16 @@ def match_iou(
     as in Detectron2 and torchvision. A box that overlaps no anchor claims none. Ties go to the
     first box.
     """
-    # the barrier keeps XLA from recomputing the IoU with other roundings next to its maximum
-    iou = jax.lax.optimization_barrier(jnp.where(valid, iou, -1.0))
-    best_box = jnp.argmax(iou, axis=1).astype(jnp.int32)
-    best_iou = jnp.max(iou, axis=1)
-    matched = jnp.where(best_iou >= background_iou, Match.IGNORE, Match.BACKGROUND)
-    foreground = best_iou >= foreground_iou
-    if low_quality:
-        best_anchor_iou = jnp.max(iou, axis=0, keepdims=True)
-        claimed = (iou == best_anchor_iou) & (best_anchor_iou > 0)
-        foreground |= claimed.any(axis=1)
-    return jnp.where(foreground, best_box, matched).astype(jnp.int32)
+    iou, nowhere = jnp.asarray(iou), jnp.zeros(len(iou), bool)
+    return _match(
+        lambda box: (iou[:, box], nowhere),
+        len(iou),
+        valid,
+        jnp.zeros_like(valid),
+        foreground_iou,
+        background_iou,
+        low_quality,
+    )
 
 
 def match_anchors(
@@ -59,10 +59,74 @@ def match_anchors(
     Anchors are never matched to a crowd. A background anchor is ignored if a crowd covers a share
     of its area of ``background_iou`` or more, because it does not show background. COCO also
     compares detections with crowds by this share rather than by IoU.
+
+    Boxes are compared one at a time, so that no array ``[a, m]`` is written to memory.
     """
-    iou = pairwise_iou(anchors, boxes)
-    matched = match_iou(iou, valid & ~is_crowd, foreground_iou, background_iou, low_quality)
     anchor_area = jnp.maximum(area(anchors), 1e-6)
-    covered = pairwise_intersection(anchors, boxes) / anchor_area[:, None]
-    on_crowd = ((covered >= background_iou) & valid & is_crowd).any(axis=1)
-    return jnp.where(on_crowd & (matched == Match.BACKGROUND), Match.IGNORE, matched)
+
+    def column(box):
+        one = jax.lax.dynamic_slice_in_dim(boxes, box, 1)
+        iou = pairwise_iou(anchors, one)[:, 0]
+        covered = pairwise_intersection(anchors, one)[:, 0] / anchor_area
+        return iou, covered >= background_iou
+
+    return _match(
+        column, len(anchors), valid, is_crowd, foreground_iou, background_iou, low_quality
+    )
+
+
+def _match(
+    column: Callable[[Array], tuple[Array, Array]],
+    anchors: int,
+    valid: Bool[Array, "m"],
+    is_crowd: Bool[Array, "m"],
+    foreground_iou: float,
+    background_iou: float,
+    low_quality: bool,
+) -> Int[Array, "a"]:
+    """The rule of `match_anchors`.
+
+    ``column(box)`` gives the IoU of each anchor with a box, and whether the box covers it: ``[a]``.
+    """
+    valid, is_crowd = jnp.asarray(valid), jnp.asarray(is_crowd)
+
+    def compare(box, state):
+        best_iou, best_box, claimed, on_crowd = state
+        iou, covered = column(box)
+        counts = valid[box] & ~is_crowd[box]
+        # the barrier keeps XLA from recomputing the IoU with other roundings next to its maximum
+        iou = jax.lax.optimization_barrier(jnp.where(counts, iou, -1.0))
+        if low_quality:
+            highest = jnp.max(iou)
+            claimed |= (iou == highest) & (highest > 0)
+        on_crowd |= covered & valid[box] & is_crowd[box]
+        better = iou > best_iou
+        return (
+            jnp.where(better, iou, best_iou),
+            jnp.where(better, box, best_box),
+            claimed,
+            on_crowd,
+        )
+
+    no = jnp.zeros(anchors, bool)
+    start = jnp.full(anchors, -1.0), jnp.zeros(anchors, jnp.int32), no, no
+    last = jnp.max(jnp.where(valid, jnp.arange(1, len(valid) + 1), 0), initial=0)
+    best_iou, best_box, claimed, on_crowd = jax.lax.fori_loop(
+        0, _largest_of_batch(last), compare, start
+    )
+    matched = jnp.where(best_iou >= background_iou, Match.IGNORE, Match.BACKGROUND)
+    matched = jnp.where(on_crowd & (matched == Match.BACKGROUND), Match.IGNORE, matched)
+    foreground = (best_iou >= foreground_iou) | claimed
+    return jnp.where(foreground, best_box, matched).astype(jnp.int32)
+
+
+@jax.custom_batching.custom_vmap
+def _largest_of_batch(count: Int[Array, ""]) -> Int[Array, ""]:
+    """``count``; under `jax.vmap`, the largest of the batch, so that a loop has one length."""
+    return count
+
+
+@_largest_of_batch.def_vmap
+def _(axis_size, in_batched, count):
+    del axis_size
+    return (count.max() if in_batched[0] else count), False

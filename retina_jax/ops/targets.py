@@ -32,7 +32,8 @@ def assign_targets(
     foreground = matched >= 0
     box = jnp.maximum(matched, 0)
     # other anchors use themselves as their box, so that encode() never takes log(0)
-    own_box = jnp.where(foreground[:, None], ground_truth.boxes[box], anchors)
+    matched_box = jnp.stack([ground_truth.boxes[:, i][box] for i in range(4)], axis=-1)
+    own_box = jnp.where(foreground[:, None], matched_box, anchors)
     return Targets(
         labels=jnp.where(foreground, ground_truth.labels[box], -1),
         boxes=own_box,

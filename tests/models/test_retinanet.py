@@ -122,3 +122,31 @@ def test_bgr_turns_the_pixels_before_mean_and_std():
                     "data.std": (1.0, 1.0, 7.0)}).data  # fmt: skip
     out = np.asarray(retinanet.normalize_images(images, np.array([[1, 1]], np.int32), data))
     np.testing.assert_allclose(out[0, 0, 0], [29, 18, 1])
+
+
+def test_rematerialisation_changes_no_loss_no_gradient_and_no_name():
+    """So a checkpoint written with ``model.remat`` restores without it, and the other way."""
+    plain, again = (retinanet.build(small(**{"model.remat": on}), 4) for on in (False, True))
+    variables = initial(plain)
+    names = jax.eval_shape(lambda: initial_names(again))
+    assert jax.tree.structure(variables) == jax.tree.structure(names)
+
+    def loss(model, params):
+        logits, deltas = model.apply(
+            {**variables, "params": params}, images_of((64, 64)), train=True,
+            mutable=["batch_stats"],
+        )[0]  # fmt: skip
+        return sum((x**2).mean() for x in (*logits, *deltas))
+
+    results = [
+        jax.jit(jax.value_and_grad(lambda p, m=model: loss(m, p)))(variables["params"])
+        for model in (plain, again)
+    ]
+    assert results[0][0] == results[1][0]
+    scale = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(results[0][1]))
+    for a, b in zip(*(jax.tree.leaves(gradient) for _, gradient in results), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * scale)
+
+
+def initial_names(model):
+    return model.init(jax.random.key(1), jnp.zeros((2, 64, 64, 3)), train=False)

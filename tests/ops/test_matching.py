@@ -1,18 +1,26 @@
 """Matching: by hand, other systems' own, and a plain reference on random boxes."""
 
+import math
+import re
+
 import jax
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from retina_jax.ops.anchors import pyramid_anchors
 from retina_jax.ops.boxes import pairwise_iou
 from retina_jax.ops.matching import Match, match_anchors, match_iou
 
 pytestmark = pytest.mark.optimized
 
 match = jax.jit(match_anchors, static_argnums=(4, 5, 6))
+match_batch = jax.jit(
+    jax.vmap(match_anchors, in_axes=(None, 0, 0, 0, None, None, None)), static_argnums=(4, 5, 6)
+)
 NO_CROWD = np.zeros(1, bool)
+GRID = np.concatenate(pyramid_anchors((64, 96), scale=2.0)).astype(np.float32)
 
 
 def plain_match(iou, foreground, background, low_quality):
@@ -113,6 +121,53 @@ def test_permuting_the_boxes_permutes_the_matches(seed):
     before = np.asarray(match(anchors, boxes, every, ~every, 0.5, 0.4, True))
     after = np.asarray(match(anchors, boxes[order], every, ~every, 0.5, 0.4, True))
     np.testing.assert_array_equal(before, np.where(after >= 0, order[after], after))
+
+
+def plain_targets(anchors, boxes, valid, is_crowd, low_quality):
+    """`match_anchors` in NumPy's float32, with every IoU at once."""
+    one = np.float32
+
+    def plain_area(b):
+        return np.maximum(b[:, 2] - b[:, 0], 0) * np.maximum(b[:, 3] - b[:, 1], 0)
+
+    start = np.maximum(anchors[:, None, :2], boxes[None, :, :2])
+    size = np.maximum(np.minimum(anchors[:, None, 2:], boxes[None, :, 2:]) - start, 0)
+    shared = size[..., 0] * size[..., 1]
+    union = plain_area(anchors)[:, None] + plain_area(boxes) - shared
+    iou = np.where(union > 0, shared / np.where(union > 0, union, one(1)), one(0))
+    iou = np.where(valid & ~is_crowd, iou, one(-1))
+    matched = plain_match(iou, one(0.5), one(0.4), low_quality)
+    covered = shared / np.maximum(plain_area(anchors), one(1e-6))[:, None] >= one(0.4)
+    on_crowd = (covered & valid & is_crowd).any(axis=1)
+    return np.where(on_crowd & (matched == Match.BACKGROUND), Match.IGNORE, matched)
+
+
+@given(st.integers(0, 2**32 - 1), st.booleans(), st.booleans())
+def test_a_batch_equals_a_plain_reference_bit_for_bit(seed, low_quality, whole_pixels):
+    """Also ties, repeated boxes, boxes without area, crowds, gaps in the padding, no boxes."""
+    rng = np.random.default_rng(seed)
+    boxes = np.stack([_random_boxes(rng, 6) for _ in range(3)])
+    if whole_pixels:  # many IoUs are equal
+        boxes = boxes.round()
+    boxes[0, 3] = boxes[0, 1]
+    boxes[1, 2, 2:] = boxes[1, 2, :2]
+    boxes[1, 4] = [-5, -5, 300, 300]  # every anchor lies inside: all of one shape tie
+    valid = rng.random((3, 6)) < [[1.0], [0.7], [0.0]]
+    is_crowd = rng.random((3, 6)) < 0.3
+    ours = np.asarray(match_batch(GRID, boxes, valid, is_crowd, 0.5, 0.4, low_quality))
+    for i in range(3):
+        expected = plain_targets(GRID, boxes[i], valid[i], is_crowd[i], low_quality)
+        np.testing.assert_array_equal(ours[i], expected)
+
+
+def test_no_array_of_anchors_by_boxes_is_made():
+    shapes = [(len(GRID), 4), (3, 7, 4), (3, 7), (3, 7)]
+    boxes = [np.zeros(s, np.float32 if len(s) > 2 or s[1] == 4 else bool) for s in shapes]
+    text = match_batch.lower(*boxes, 0.5, 0.4, True).compile().as_text()
+    sizes = re.findall(r"(?:f32|pred|s32)\[([\d,]+)\]", text)
+    elements = {math.prod(map(int, s.split(","))) for s in sizes}
+    assert max(elements) <= 4 * len(GRID) < 7 * len(GRID)
+    assert 3 * len(GRID) in elements
 
 
 def _random_boxes(rng, count):

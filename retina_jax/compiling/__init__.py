@@ -1,0 +1,1 @@
+"""Programs compiled for a TPU that is not there: memory, arithmetic, HBM traffic."""

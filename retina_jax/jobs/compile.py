@@ -1,0 +1,60 @@
+"""Compile the training and prediction steps for a TPU slice, on any machine.
+
+usage: retina-jax compile --config=experiments/coco.py --topology=v5e:2x2x1
+           [--config.train.batch_size=16 ...]
+
+Prints for every bucket: memory, arithmetic and HBM traffic per device, the images/s that the
+chip's published peaks allow at most, the largest batch that fits, and the largest sources of
+traffic. Nothing runs. One compilation takes minutes; training is compiled --compilations times per
+bucket. Exits with code 2 if a step does not fit. Needs libtpu: pip install 'retina_jax[tpu]'.
+"""
+
+from __future__ import annotations
+
+import os
+
+from retina_jax.config.flags import Flag, parse
+from retina_jax.errors import DONE, UserError
+
+FLAGS = (
+    Flag("topology", "slice, KIND:SHAPE: v4:2x2x1, v5e:2x2x1, v5p:2x2x1, v6e:2x2x1, "
+         "tpu7x:2x2x1; larger ones: v6e:4x4", example="v5e:2x2x1"),
+    Flag("steps", "steps to compile: train, predict or both", ["train", "predict"]),
+    Flag("compilations", "batch sizes of the training step to compile per bucket; 1: only "
+         "train.batch_size; 3: also one more for a line, and the largest one by that line", 3,
+         least=1),
+    Flag("classes", "number of classes", 80, least=1),
+)  # fmt: skip
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",  # do not ask Google's servers what TPU this is
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # nothing here uses a TPU that another process could hold
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",  # else a warning; the slice is named explicitly
+    "TPU_STDERR_LOG_LEVEL": "3",  # libtpu warns of every compilation of four minutes
+}
+"""For libtpu, before JAX starts."""
+
+
+def main(argv: list[str]) -> int:
+    parsed = parse(argv, __doc__, FLAGS)
+    if parsed is None:
+        return DONE
+    os.environ.update(ENVIRONMENT)
+    from retina_jax.compiling.study import study, what_does_not_fit
+    from retina_jax.compiling.table import lines
+    from retina_jax.progress import Reporter
+
+    flags = parsed.flags
+    result = study(
+        parsed.config,
+        flags.topology,
+        flags.steps,
+        flags.compilations,
+        flags.classes,
+        Reporter.on_stderr(),
+    )
+    print("\n".join(lines(result)))
+    if problem := what_does_not_fit(result, parsed.config):
+        raise UserError(problem)
+    return DONE
