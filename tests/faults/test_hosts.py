@@ -59,9 +59,18 @@ def test_two_processes_evaluate_what_one_has_trained(three_ways, shapes_dir, tmp
     with Run(workdir, shapes_dir, 2, command="evaluate", **GROUP) as run:
         codes, printed = run.end()
     assert codes == [0, 0], printed
-    for name in ("metrics.json", "detections.json"):
-        ours = json.loads((workdir / "eval/20" / name).read_text())
-        assert ours == json.loads((three_ways / "1/eval/20" / name).read_text())
+    ours, theirs = (
+        {
+            name: json.loads((folder / "eval/20" / f"{name}.json").read_text())
+            for name in ("metrics", "detections")
+        }
+        for folder in (workdir, three_ways / "1")
+    )
+    assert ours["metrics"] == theirs["metrics"]
+    for one, other in zip(ours["detections"], theirs["detections"], strict=True):
+        assert one["image_id"] == other["image_id"]
+        assert one["bbox"] == pytest.approx(other["bbox"], abs=0.01)
+        assert one["score"] == pytest.approx(other["score"], abs=1e-5)
 
 
 def test_a_stop_on_one_host_stops_all_at_the_same_step_and_one_process_goes_on(
