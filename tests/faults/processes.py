@@ -19,7 +19,7 @@ SMALL = {
     "model.width": 8, "model.fpn_channels": 16, "model.head_channels": 16, "model.head_convs": 1,
     "train.batch_size": 8, "train.steps": 20, "train.log_every": 1, "train.checkpoint_every": 5,
     "eval.batch_size": 8, "eval.every": 0, "eval.pictures": 0, "eval.score_threshold": 0.0,
-    "optimizer.warmup_steps": 0, "optimizer.learning_rate": 0.002,
+    "optimizer.warmup_steps": 0, "optimizer.learning_rate": 0.001, "optimizer.schedule": "step",
     "data.short_side": 64, "data.long_side": 64, "data.buckets": "((64,64),)",
 }  # fmt: skip
 
