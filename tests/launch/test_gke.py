@@ -14,10 +14,11 @@ import yaml
 models = pytest.importorskip("kubeflow_trainer_api.models")
 
 TPU = ("--kind=gke", "--image=i", "--accelerator=tpu-v6e-slice", "--topology=4x4", "--slices=2",
-       "--name=run")  # fmt: skip
-GPU = ("--kind=gke", "--image=i", "--accelerator=nvidia-h100-80gb", "--nodes=3", "--name=run")
-COMMAND = ["train", "--config=experiments/coco.py", "--workdir=gs://b/run"]
-ODD = ["train", "--workdir=gs://b/my run", "--a='b' \"c\" $HOME $(HOME) $$ \\ *", "", "--x=ä\ny: -"]
+       "--mount=c:/runs", "--name=run")  # fmt: skip
+GPU = ("--kind=gke", "--image=i", "--accelerator=nvidia-h100-80gb", "--nodes=3",
+       "--mount=c:/runs", "--name=run")  # fmt: skip
+COMMAND = ["train", "--config=experiments/coco.py", "--workdir=/runs/r50"]
+ODD = ["train", "--workdir=/runs/my run", "--a='b' \"c\" $HOME $(HOME) $$ \\ *", "", "--x=ä\ny: -"]
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def differences(manifest):
     [
         TPU, GPU,
         (*TPU, "--queue=q", "--namespace=n", "--service-account=s", "--spot", "--mount=c:/data"),
-        (*GPU, "--queue=q", "--spot"),
+        (*GPU, "--queue=q", "--spot", "--mount=gs://b:/data"),
     ],
     ids=["TPU", "GPU", "TPU with all flags", "GPU with flags"],
 )  # fmt: skip
@@ -164,11 +165,44 @@ def test_the_command_survives_yaml_and_kubernetes(manifest):
     assert [expanded(argument, {"HOME": "wrong"}) for argument in arguments] == ODD
 
 
-def test_volumes_for_a_workdir_that_is_no_bucket(manifest):
-    found = manifest(*TPU, "--mount=runs:/runs", words=["train", "--workdir=/runs/r50"])
-    assert {"name": "claim-0", "mountPath": "/runs"} in container(found)["volumeMounts"]
-    claim = {"name": "claim-0", "persistentVolumeClaim": {"claimName": "runs"}}
-    assert claim in job_spec(found)["template"]["spec"]["volumes"]
+def volumes(found):
+    """Volumes of the pod by the path at which its container sees them."""
+    template = job_spec(found)["template"]
+    named = {volume.pop("name"): volume for volume in template["spec"]["volumes"]}
+    return {mount["mountPath"]: named[mount["name"]] for mount in container(found)["volumeMounts"]}
+
+
+def test_claims_are_volumes(manifest):
+    found = manifest(*TPU, "--mount=data.v2:/data")
+    assert "metadata" not in job_spec(found)["template"]
+    assert volumes(found) == {
+        "/dev/shm": {"emptyDir": {"medium": "Memory"}},
+        "/runs": {"persistentVolumeClaim": {"claimName": "c"}},
+        "/data": {"persistentVolumeClaim": {"claimName": "data.v2"}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("flags", "owner"), [(TPU, ""), (GPU, ",uid=1000,gid=1000")], ids=["TPU", "GPU"]
+)
+def test_buckets_are_mounted_for_the_user_of_the_container(flags, owner, manifest):
+    words = ["train", "--workdir=/bucket/r50", "--config.data.dir=/bucket/data"]
+    found = manifest(*flags, "--service-account=s", "--mount=gs://my_b.1:/bucket", words=words)
+    template = job_spec(found)["template"]
+    assert template["metadata"] == {"annotations": {"gke-gcsfuse/volumes": "true"}}
+    assert template["spec"]["serviceAccountName"] == "s"
+    assert volumes(found)["/bucket"] == {
+        "csi": {
+            "driver": "gcsfuse.csi.storage.gke.io",
+            "volumeAttributes": {
+                "bucketName": "my_b.1",
+                "mountOptions": f"implicit-dirs,rename-dir-limit=200000{owner}",
+                "hostNetworkPodKSA": "true",
+            },
+        }
+    }
+    user = container(found).get("securityContext", {}).get("runAsUser")
+    assert user == (0 if not owner else None), "the image's own user"
 
 
 def jobset(*conditions, restarts=0, digest=None):
