@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import yaml
@@ -232,12 +231,12 @@ def test_a_run_is_submitted_followed_and_deleted(tools, launch, digest):
     unschedulable = {"conditions": [{**waits, "message": "0/3 nodes"}]}
     tools.says("get jobset", times=1)
     tools.says("create")
-    tools.says("get jobset", jobset(digest=own), times=3)
+    tools.says("get jobset", jobset("Completed", digest=own), after=("logs", 2))
+    tools.says("get jobset", jobset(digest=own))
     tools.says("get pods", pods("Running", "Running", "Pending", **unschedulable), times=1)
     tools.says("get pods", pods("Running", "Running", "Running"))
     tools.says("logs", "[pod/run] step 1\n", times=1)
-    tools.says("logs", seconds=0.3)
-    tools.says("get jobset", jobset("Completed", digest=own))
+    tools.says("logs")
     tools.says("delete")
     code, out, lines = launch(*GPU, "--namespace=n", "--", *COMMAND)
     assert (code, out) == (0, "[pod/run] step 1\n"), lines
@@ -249,6 +248,7 @@ def test_a_run_is_submitted_followed_and_deleted(tools, launch, digest):
     first, *again = [call for call in tools.called("logs") if "--follow" in call]
     assert "--tail=-1" in first
     assert "--max-log-requests=3" in first
+    assert again
     for call in again:  # what was printed is not printed again
         assert any(word.startswith("--since-time=20") for word in call)
 
@@ -266,13 +266,14 @@ def test_a_preemption_is_followed_into_the_next_run(tools, launch, digest):
     own = digest(*TPU)
     tools.says("get jobset", times=1)
     tools.says("create")
-    tools.says("get jobset", jobset(digest=own), times=2)
+    tools.says("get jobset", jobset("Completed", restarts=1, digest=own), after=("logs", 2))
+    preempted = jobset("StartupPolicyCompleted", restarts=1, digest=own)
+    tools.says("get jobset", preempted, after=("logs", 1))
+    tools.says("get jobset", jobset(digest=own))
     tools.says("get pods", pods("Running"))
     tools.says("logs", "before\n", times=1)
-    tools.says("get jobset", jobset("StartupPolicyCompleted", restarts=1, digest=own), times=9)
     tools.says("logs", "after\n", times=1)
-    tools.says("logs", seconds=0.5)
-    tools.says("get jobset", jobset("Completed", restarts=1, digest=own))
+    tools.says("logs")
     tools.says("delete")
     code, out, lines = launch(*TPU, "--", *COMMAND)
     assert (code, out) == (0, "before\nafter\n"), lines
@@ -400,8 +401,9 @@ def test_a_signal_deletes_and_says_so(number, code, keep, tools, digest):
     tools.says("create")
     tools.says("get jobset", jobset(digest=digest(*TPU)))
     tools.says("get pods", pods("Running"))
-    tools.says("logs", "step 1\n", seconds=60)
-    tools.says("delete", seconds=0.2)
+    tools.says("logs", "step 1\n", shell="exec sleep 900")
+    # a second signal must not stop the deletion
+    tools.says("delete", shell=f"kill -{number:d} $PPID")
     process = subprocess.Popen(
         [sys.executable, "-m", "retina_jax.main", "launch", "--poll=0.05", *TPU,
          *["--keep"] * keep, "--", *COMMAND],
@@ -409,10 +411,7 @@ def test_a_signal_deletes_and_says_so(number, code, keep, tools, digest):
     )  # fmt: skip
     assert process.stdout.readline() == "step 1\n"
     process.send_signal(number)
-    time.sleep(0.1)
-    if not keep:
-        process.send_signal(number)  # the second one must not stop the deletion
-    _, said = process.communicate(timeout=30)
+    _, said = process.communicate()
     assert process.returncode == code, said
     assert "Traceback" not in said
     assert bool(tools.called("delete")) == (not keep)
