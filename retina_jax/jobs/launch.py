@@ -1,9 +1,9 @@
 """Run a command on Cloud TPUs, GKE or SLURM, and restart it after preemptions and faults.
 
 usage: retina-jax launch --kind=gke --image=IMAGE --accelerator=tpu-v6e-slice --topology=4x4
-           [flags] -- COMMAND [command's flags]
+           --mount=CLAIM:/PATH [flags] -- COMMAND [command's flags]
        retina-jax launch --kind=queued-resource --image=IMAGE --accelerator=v6e-8 --zone=ZONE
-           [flags] -- COMMAND [command's flags]
+           --mount=HOST:/EXPORT:/PATH [flags] -- COMMAND [command's flags]
        retina-jax launch --kind=slurm --nodes=2 --gpus-per-node=8 [flags] -- COMMAND
            [command's flags]
 
