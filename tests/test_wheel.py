@@ -72,9 +72,9 @@ def test_the_wheel_has_experiments_without_results(installed):
 
 
 def test_the_wheel_has_the_scripts_of_jobs(installed, tmp_path):
-    image = ["--image=i", "--accelerator=v6e-8"]
+    image = ["--image=i", "--accelerator=v6e-8", "--mount=h:/e:/runs"]
     done = run(installed, tmp_path, "launch", "--kind=queued-resource", *image, "--dry-run",
-               "--", "train", "--workdir=gs://b/r")  # fmt: skip
+               "--", "train", "--workdir=/runs/r")  # fmt: skip
     (copied,) = [line for line in done.stdout.splitlines() if " scp " in line]
     assert Path(copied.split(" scp ")[1].split()[0]).is_file()
     done = run(installed, tmp_path, "launch", "--kind=slurm", "--dry-run", "--", "train")

@@ -1,9 +1,9 @@
 """Run a command on Cloud TPUs, GKE or SLURM, and restart it after preemptions and faults.
 
 usage: retina-jax launch --kind=gke --image=IMAGE --accelerator=tpu-v6e-slice --topology=4x4
-           [flags] -- COMMAND [command's flags]
+           --mount=CLAIM:/PATH [flags] -- COMMAND [command's flags]
        retina-jax launch --kind=queued-resource --image=IMAGE --accelerator=v6e-8 --zone=ZONE
-           [flags] -- COMMAND [command's flags]
+           --mount=HOST:/EXPORT:/PATH [flags] -- COMMAND [command's flags]
        retina-jax launch --kind=slurm --nodes=2 --gpus-per-node=8 [flags] -- COMMAND
            [command's flags]
 
@@ -19,7 +19,9 @@ for kubectl create -f -, the gcloud commands as a shell script, or the script fo
 A command that exits with code 0 is done. Codes 2, 3 and 4 end the job, because a restart would end
 the same way. Any other code, such as 1 (a fault) or 143 (SIGTERM), restarts the command on all
 hosts, at most --max-restarts times; preemptions and maintenance do not count. A training run
-resumes from its workdir, which must therefore outlive the machines: gs://, or a mounted volume.
+resumes from its workdir, which must therefore outlive the machines: on GKE and TPU VMs it must lie
+below a --mount, on SLURM on a disk that all nodes see. The workdir and the data set are folders:
+launch refuses addresses such as that of a bucket, which GKE mounts with --mount=gs://BUCKET:/PATH.
 scripts/cluster/Dockerfile builds the image.
 """
 
@@ -49,10 +51,13 @@ FLAGS = (
     ("gpus-per-node", "number", (GKE, SLURM), "GPUs of a node (default: 8 on GKE, none on SLURM)"),
     ("queue", "QUEUE", (GKE,), "Kueue's local queue"),
     ("namespace", "NAMESPACE", (GKE,), "Kubernetes namespace (default: kubectl's)"),
-    ("service-account", "ACCOUNT", (GKE, QUEUED), "service account that may read and write the "
-     "workdir"),
-    ("mount", "SOURCE:PATH", (GKE, SLURM), "mount a persistent volume claim (gke) or a folder "
-     "(slurm, with --image) in the container; may be repeated"),
+    ("service-account", "ACCOUNT", (GKE, QUEUED), "Kubernetes service account of the pods, or "
+     "service account of the TPU VMs; --mount=gs://BUCKET:/PATH needs one that may read and write "
+     "the bucket's objects"),
+    ("mount", "SOURCE:PATH", (GKE, QUEUED, SLURM), "mount at PATH in the container: on gke a "
+     "persistent volume claim (CLAIM:/PATH) or a bucket with Cloud Storage FUSE "
+     "(gs://BUCKET:/PATH), of a queued resource an NFS export such as Filestore "
+     "(HOST:/EXPORT:/PATH), on slurm, with --image, a folder (FOLDER:/PATH); may be repeated"),
     ("runtime-version", "VERSION", (QUEUED,), "TPU software (default: that of the generation)"),
     ("reserved", "", (QUEUED,), "use a reservation"),
     ("spot", "", (GKE, QUEUED), "use spot capacity"),
@@ -136,7 +141,7 @@ def _check(options: argparse.Namespace) -> None:
 
 def _command(options: argparse.Namespace, words: list[str]) -> list[str]:
     """The command to run, with the paths that the flags replace; `UserError` if it is none."""
-    from retina_jax.launch.command import DATA_DIR, WORKDIR, with_flag
+    from retina_jax.launch.command import DATA_DIR, WORKDIR, flag_value, refuse_address, with_flag
     from retina_jax.main import read_command
 
     if words[:1] == ["retina-jax"]:
@@ -147,10 +152,13 @@ def _command(options: argparse.Namespace, words: list[str]) -> list[str]:
     name, _ = read_command(words)
     if name in (None, "launch"):
         raise UserError(f"{' '.join(words)!r} cannot be launched; append a command, as {example}")
-    if options.workdir:
-        words = with_flag(words, WORKDIR, options.workdir)
-    if options.data_dir:
-        words = with_flag(words, DATA_DIR, options.data_dir)
+    for own, flag in (("workdir", WORKDIR), ("data-dir", DATA_DIR)):
+        value = getattr(options, own.replace("-", "_"))
+        if value:
+            refuse_address(f"--{own}", value, options.kind)
+            words = with_flag(words, flag, value)
+        else:
+            refuse_address(f"--{flag}", flag_value(words, flag) or "", options.kind)
     return words
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import posixpath
 import re
 from collections.abc import Sequence
 from pathlib import PurePosixPath
@@ -11,6 +12,12 @@ from pathlib import PurePosixPath
 from retina_jax.errors import UserError
 
 WORKDIR, DATA_DIR = "workdir", "config.data.dir"
+_MOUNT = {
+    "gke": "mount a bucket with --mount=gs://BUCKET:/PATH or a volume claim with "
+    "--mount=CLAIM:/PATH",
+    "queued-resource": "mount an NFS export with --mount=HOST:/EXPORT:/PATH",
+}
+"""How each kind of job gets a shared folder; the nodes of a SLURM cluster have one."""
 
 
 def flag_value(words: Sequence[str], flag: str) -> str | None:
@@ -42,22 +49,38 @@ def kubernetes_arguments(words: Sequence[str]) -> list[str]:
     return [word.replace("$", "$$") for word in words]
 
 
-def check_workdir(words: Sequence[str], kind: str, mounts: Sequence[str] = ()) -> None:
+def check_workdir(words: Sequence[str], kind: str, mounts: Sequence[str]) -> None:
     """`UserError` if the workdir would be lost with the machine that the command runs on.
 
     Args:
       mounts: absolute paths of shared folders in the container.
     """
     workdir = flag_value(words, WORKDIR)
-    if workdir is None or "://" in workdir:
+    if workdir is None:
         return
-    path = PurePosixPath(workdir)
+    path = PurePosixPath(posixpath.normpath(workdir))
     if any(path.is_relative_to(mount) for mount in mounts):
         return
-    fix = "set --workdir=gs://BUCKET/FOLDER"
-    if kind == "gke":
-        fix += " or mount a volume claim with --mount=CLAIM:/PATH and put the workdir below it"
+    if mounts:
+        fix = f"put it below {' or '.join(mounts)}"
+    else:
+        fix = f"{_MOUNT[kind]}, and set --workdir=/PATH/FOLDER"
     raise UserError(f"--workdir={workdir} is lost when the job restarts on another machine; {fix}")
+
+
+def refuse_address(flag: str, value: str, kind: str) -> None:
+    """`UserError` if a folder is an address, such as that of a bucket.
+
+    Args:
+      flag: the flag whose value it is, as the user typed it.
+    """
+    if "://" not in value:
+        return
+    if kind in _MOUNT:
+        fix = f"{_MOUNT[kind]}, and set {flag}=/PATH/FOLDER"
+    else:
+        fix = f"set {flag} to a folder that all nodes see"
+    raise UserError(f"{flag}={value} is an address, and the command needs a folder; {fix}")
 
 
 def digest(job: object) -> str:

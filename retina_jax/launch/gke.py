@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from retina_jax.errors import DONE, CommandError, RunError, UserError
-from retina_jax.launch import accelerators, codes, tools
+from retina_jax.launch import accelerators, codes, mounts, tools
 from retina_jax.launch.command import check_workdir, digest, kubernetes_arguments
 from retina_jax.launch.jobset_status import LAUNCH, Pods, State, exit_code
 
@@ -52,7 +52,7 @@ class Job:
     service_account: str | None = None
     spot: bool = False
     mounts: Sequence[str] = ()
-    """``CLAIM:/PATH`` of persistent volume claims."""
+    """``CLAIM:/PATH`` of persistent volume claims, ``gs://BUCKET:/PATH`` of buckets."""
     max_restarts: int = 20
     grace_period: int = 300
 
@@ -65,14 +65,9 @@ class Job:
                 f"--name={self.name} must have at most {_LONGEST_NAME} characters: lower-case "
                 "letters, digits and -, a letter first; for example, set --name=retina-r50"
             )
-        for mount in self.mounts:
-            if not re.fullmatch("[a-z0-9]([-a-z0-9.]*[a-z0-9])?:/.+", mount):
-                raise UserError(
-                    f"--mount={mount} must be a volume claim and a path in the container, such as "
-                    "--mount=data:/data"
-                )
+        mounts.check_gke(self.mounts)
         self.shape()
-        check_workdir(self.words, "gke", [mount.partition(":")[2] for mount in self.mounts])
+        check_workdir(self.words, "gke", mounts.paths(self.mounts))
 
     def shape(self) -> tuple[int, int, int]:
         """Jobs (slices), hosts of each, and accelerators of each host."""
@@ -144,13 +139,19 @@ class Job:
                                 "completionMode": "Indexed",
                                 "backoffLimit": 0,
                                 "podFailurePolicy": {"rules": _pod_failure_rules()},
-                                "template": {"spec": self._pod()},
+                                "template": self._pod_template(),
                             }
                         },
                     }
                 ],
             },
         }
+
+    def _pod_template(self) -> dict:
+        template = {"spec": self._pod()}
+        if any(mount.startswith(mounts.BUCKET) for mount in self.mounts):
+            template["metadata"] = {"annotations": mounts.FUSE_ANNOTATION}
+        return template
 
     def _pod(self) -> dict:
         tpu = accelerators.is_tpu(self.accelerator)
@@ -166,18 +167,17 @@ class Job:
             tolerations.append({"key": "cloud.google.com/gke-spot", "operator": "Exists"})
         # Grain's worker processes need more than the 64 MiB that a container has by default
         volumes = [{"name": "shared-memory", "emptyDir": {"medium": "Memory"}}]
-        mounts = [{"name": "shared-memory", "mountPath": "/dev/shm"}]
-        for i, mount in enumerate(self.mounts):
-            claim, _, path = mount.partition(":")
-            volumes.append({"name": f"claim-{i}", "persistentVolumeClaim": {"claimName": claim}})
-            mounts.append({"name": f"claim-{i}", "mountPath": path})
+        places = [{"name": "shared-memory", "mountPath": "/dev/shm"}]
+        for i, path in enumerate(mounts.paths(self.mounts)):
+            volumes.append(mounts.pod_volume(f"mount-{i}", self.mounts[i], as_root=tpu))
+            places.append({"name": f"mount-{i}", "mountPath": path})
         container = {
             "name": CONTAINER,
             "image": self.image,
             "args": kubernetes_arguments(self.words),
             "env": self._environment(),
             "resources": {"requests": {resource: per_host}, "limits": {resource: per_host}},
-            "volumeMounts": mounts,
+            "volumeMounts": places,
         }
         if tpu:  # the device files of the TPU belong to root; the image's user cannot open them
             container["securityContext"] = {"privileged": True, "runAsUser": 0}

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from retina_jax.errors import DONE, CommandError, RunError, UserError
-from retina_jax.launch import accelerators, codes, tools
+from retina_jax.launch import accelerators, codes, mounts, tools
 from retina_jax.launch.command import check_workdir, digest
 from retina_jax.launch.scripts import script
 
@@ -51,6 +51,8 @@ class Job:
     service_account: str | None = None
     project: str | None = None
     zone: str | None = None
+    mounts: Sequence[str] = ()
+    """``HOST:/EXPORT:/PATH`` of NFS exports."""
     max_restarts: int = 20
 
     def __post_init__(self):
@@ -62,7 +64,8 @@ class Job:
         if self.spot and self.reserved:
             raise UserError("--spot and --reserved exclude each other; remove one")
         accelerators.runtime_version(self.accelerator)
-        check_workdir(self.words, "queued-resource")
+        mounts.check_nfs(self.mounts)
+        check_workdir(self.words, "queued-resource", mounts.paths(self.mounts))
 
     @property
     def nodes(self) -> list[str]:
@@ -101,8 +104,9 @@ class Job:
         return self._gcloud("tpu-vm", "scp", start, f"{node}:{_START}", "--worker=all")
 
     def start_command(self, node: str, attempt: int = 0) -> list[str]:
-        run = f"{self.name}-{digest([self.image, *self.words])}-{attempt}"
-        remote = shlex.join(["bash", _START, run, self.image, *self.words])
+        container = [self.image, *map(mounts.docker_mount, self.mounts), "--", *self.words]
+        run = f"{self.name}-{digest(container)}-{attempt}"
+        remote = shlex.join(["bash", _START, run, *container])
         alive = ["--ssh-flag=-oServerAliveInterval=30", "--ssh-flag=-oServerAliveCountMax=4"]
         return self._gcloud("tpu-vm", "ssh", node, "--worker=all", *alive, f"--command={remote}")
 

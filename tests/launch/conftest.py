@@ -31,17 +31,19 @@ if words[0] == "sbatch" or "-" in words:
         stdin.write(sys.stdin.read())
 with open(f"{{folder}}/calls", "a") as calls:
     calls.write(repr(words) + "\\n")
+with open(f"{{folder}}/calls") as calls:
+    calls = [" ".join(eval(line)) for line in calls if line.endswith("\\n")]
 with open(f"{{folder}}/rules") as rules:
     rules = eval(rules.read())
-for i, (match, times, out, err, code, seconds, shell) in enumerate(rules):
-    if match in " ".join(words) and (
-        times is None or any(free(f"used-{{i}}-{{n}}") for n in range(times))
+for i, (match, after, times, out, err, code, shell) in enumerate(rules):
+    seen, count = after
+    if (
+        match in " ".join(words)
+        and sum(seen in call for call in calls) >= count
+        and (times is None or any(free(f"used-{{i}}-{{n}}") for n in range(times)))
     ):
         print(out, end="", flush=True)
         print(err, end="", file=sys.stderr, flush=True)
-        if seconds:
-            import time
-            time.sleep(seconds)
         if shell:
             os.execvp("bash", ["bash", "-c", shell, *words])
         sys.exit(code)
@@ -69,9 +71,13 @@ class Tools:
         file.write_text(text)
         file.chmod(file.stat().st_mode | stat.S_IXUSR)
 
-    def says(self, match, out="", err="", code=0, times=None, seconds=0, shell=""):
-        """Answers calls whose words contain ``match``, ``times`` times; None for always."""
-        self._rules.append((match, times, out, err, code, seconds, shell))
+    def says(self, match, out="", err="", code=0, times=None, shell="", after=("", 0)):
+        """Answers calls whose words contain ``match``, ``times`` times; None for always.
+
+        ``after`` holds the answer back until that many calls contain that text; ``shell`` runs
+        after the output.
+        """
+        self._rules.append((match, after, times, out, err, code, shell))
         self._write()
 
     def _write(self):

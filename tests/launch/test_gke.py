@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import yaml
@@ -14,10 +13,11 @@ import yaml
 models = pytest.importorskip("kubeflow_trainer_api.models")
 
 TPU = ("--kind=gke", "--image=i", "--accelerator=tpu-v6e-slice", "--topology=4x4", "--slices=2",
-       "--name=run")  # fmt: skip
-GPU = ("--kind=gke", "--image=i", "--accelerator=nvidia-h100-80gb", "--nodes=3", "--name=run")
-COMMAND = ["train", "--config=experiments/coco.py", "--workdir=gs://b/run"]
-ODD = ["train", "--workdir=gs://b/my run", "--a='b' \"c\" $HOME $(HOME) $$ \\ *", "", "--x=ä\ny: -"]
+       "--mount=c:/runs", "--name=run")  # fmt: skip
+GPU = ("--kind=gke", "--image=i", "--accelerator=nvidia-h100-80gb", "--nodes=3",
+       "--mount=c:/runs", "--name=run")  # fmt: skip
+COMMAND = ["train", "--config=experiments/coco.py", "--workdir=/runs/r50"]
+ODD = ["train", "--workdir=/runs/my run", "--a='b' \"c\" $HOME $(HOME) $$ \\ *", "", "--x=ä\ny: -"]
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def differences(manifest):
     [
         TPU, GPU,
         (*TPU, "--queue=q", "--namespace=n", "--service-account=s", "--spot", "--mount=c:/data"),
-        (*GPU, "--queue=q", "--spot"),
+        (*GPU, "--queue=q", "--spot", "--mount=gs://b:/data"),
     ],
     ids=["TPU", "GPU", "TPU with all flags", "GPU with flags"],
 )  # fmt: skip
@@ -164,11 +164,44 @@ def test_the_command_survives_yaml_and_kubernetes(manifest):
     assert [expanded(argument, {"HOME": "wrong"}) for argument in arguments] == ODD
 
 
-def test_volumes_for_a_workdir_that_is_no_bucket(manifest):
-    found = manifest(*TPU, "--mount=runs:/runs", words=["train", "--workdir=/runs/r50"])
-    assert {"name": "claim-0", "mountPath": "/runs"} in container(found)["volumeMounts"]
-    claim = {"name": "claim-0", "persistentVolumeClaim": {"claimName": "runs"}}
-    assert claim in job_spec(found)["template"]["spec"]["volumes"]
+def volumes(found):
+    """Volumes of the pod by the path at which its container sees them."""
+    template = job_spec(found)["template"]
+    named = {volume.pop("name"): volume for volume in template["spec"]["volumes"]}
+    return {mount["mountPath"]: named[mount["name"]] for mount in container(found)["volumeMounts"]}
+
+
+def test_claims_are_volumes(manifest):
+    found = manifest(*TPU, "--mount=data.v2:/data")
+    assert "metadata" not in job_spec(found)["template"]
+    assert volumes(found) == {
+        "/dev/shm": {"emptyDir": {"medium": "Memory"}},
+        "/runs": {"persistentVolumeClaim": {"claimName": "c"}},
+        "/data": {"persistentVolumeClaim": {"claimName": "data.v2"}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("flags", "owner"), [(TPU, ""), (GPU, ",uid=1000,gid=1000")], ids=["TPU", "GPU"]
+)
+def test_buckets_are_mounted_for_the_user_of_the_container(flags, owner, manifest):
+    words = ["train", "--workdir=/bucket/r50", "--config.data.dir=/bucket/data"]
+    found = manifest(*flags, "--service-account=s", "--mount=gs://my_b.1:/bucket", words=words)
+    template = job_spec(found)["template"]
+    assert template["metadata"] == {"annotations": {"gke-gcsfuse/volumes": "true"}}
+    assert template["spec"]["serviceAccountName"] == "s"
+    assert volumes(found)["/bucket"] == {
+        "csi": {
+            "driver": "gcsfuse.csi.storage.gke.io",
+            "volumeAttributes": {
+                "bucketName": "my_b.1",
+                "mountOptions": f"implicit-dirs,rename-dir-limit=200000{owner}",
+                "hostNetworkPodKSA": "true",
+            },
+        }
+    }
+    user = container(found).get("securityContext", {}).get("runAsUser")
+    assert user == (0 if not owner else None), "the image's own user"
 
 
 def jobset(*conditions, restarts=0, digest=None):
@@ -198,12 +231,12 @@ def test_a_run_is_submitted_followed_and_deleted(tools, launch, digest):
     unschedulable = {"conditions": [{**waits, "message": "0/3 nodes"}]}
     tools.says("get jobset", times=1)
     tools.says("create")
-    tools.says("get jobset", jobset(digest=own), times=3)
+    tools.says("get jobset", jobset("Completed", digest=own), after=("logs", 2))
+    tools.says("get jobset", jobset(digest=own))
     tools.says("get pods", pods("Running", "Running", "Pending", **unschedulable), times=1)
     tools.says("get pods", pods("Running", "Running", "Running"))
     tools.says("logs", "[pod/run] step 1\n", times=1)
-    tools.says("logs", seconds=0.3)
-    tools.says("get jobset", jobset("Completed", digest=own))
+    tools.says("logs")
     tools.says("delete")
     code, out, lines = launch(*GPU, "--namespace=n", "--", *COMMAND)
     assert (code, out) == (0, "[pod/run] step 1\n"), lines
@@ -215,6 +248,7 @@ def test_a_run_is_submitted_followed_and_deleted(tools, launch, digest):
     first, *again = [call for call in tools.called("logs") if "--follow" in call]
     assert "--tail=-1" in first
     assert "--max-log-requests=3" in first
+    assert again
     for call in again:  # what was printed is not printed again
         assert any(word.startswith("--since-time=20") for word in call)
 
@@ -232,13 +266,14 @@ def test_a_preemption_is_followed_into_the_next_run(tools, launch, digest):
     own = digest(*TPU)
     tools.says("get jobset", times=1)
     tools.says("create")
-    tools.says("get jobset", jobset(digest=own), times=2)
+    tools.says("get jobset", jobset("Completed", restarts=1, digest=own), after=("logs", 2))
+    preempted = jobset("StartupPolicyCompleted", restarts=1, digest=own)
+    tools.says("get jobset", preempted, after=("logs", 1))
+    tools.says("get jobset", jobset(digest=own))
     tools.says("get pods", pods("Running"))
     tools.says("logs", "before\n", times=1)
-    tools.says("get jobset", jobset("StartupPolicyCompleted", restarts=1, digest=own), times=9)
     tools.says("logs", "after\n", times=1)
-    tools.says("logs", seconds=0.5)
-    tools.says("get jobset", jobset("Completed", restarts=1, digest=own))
+    tools.says("logs")
     tools.says("delete")
     code, out, lines = launch(*TPU, "--", *COMMAND)
     assert (code, out) == (0, "before\nafter\n"), lines
@@ -366,8 +401,9 @@ def test_a_signal_deletes_and_says_so(number, code, keep, tools, digest):
     tools.says("create")
     tools.says("get jobset", jobset(digest=digest(*TPU)))
     tools.says("get pods", pods("Running"))
-    tools.says("logs", "step 1\n", seconds=60)
-    tools.says("delete", seconds=0.2)
+    tools.says("logs", "step 1\n", shell="exec sleep 900")
+    # a second signal must not stop the deletion
+    tools.says("delete", shell=f"kill -{number:d} $PPID")
     process = subprocess.Popen(
         [sys.executable, "-m", "retina_jax.main", "launch", "--poll=0.05", *TPU,
          *["--keep"] * keep, "--", *COMMAND],
@@ -375,10 +411,7 @@ def test_a_signal_deletes_and_says_so(number, code, keep, tools, digest):
     )  # fmt: skip
     assert process.stdout.readline() == "step 1\n"
     process.send_signal(number)
-    time.sleep(0.1)
-    if not keep:
-        process.send_signal(number)  # the second one must not stop the deletion
-    _, said = process.communicate(timeout=30)
+    _, said = process.communicate()
     assert process.returncode == code, said
     assert "Traceback" not in said
     assert bool(tools.called("delete")) == (not keep)

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from retina_jax.launch import accelerators, codes, tools
 from retina_jax.launch.command import flag_value, kubernetes_arguments, with_flag
 
-GKE = ("--kind=gke", "--image=i", "--accelerator=tpu-v6e-slice", "--topology=4x4")
-QUEUED = ("--kind=queued-resource", "--image=i", "--accelerator=v6e-8")
-TRAIN = ("--", "train", "--config=experiments/coco.py", "--workdir=gs://b/run")
+GKE = ("--kind=gke", "--image=i", "--accelerator=tpu-v6e-slice", "--topology=4x4",
+       "--mount=c:/runs")  # fmt: skip
+QUEUED = ("--kind=queued-resource", "--image=i", "--accelerator=v6e-8", "--mount=nfs:/share:/runs")
+TRAIN = ("--", "train", "--config=experiments/coco.py", "--workdir=/runs/r50")
 MISTAKES = {
     "no kind": ([], "--kind"),
     "unknown kind": (["--kind=k8s"], "invalid choice: 'k8s'"),
@@ -48,15 +49,60 @@ MISTAKES = {
     "name": ([*GKE, "--name=My_Run", *TRAIN], "--name=My_Run must have"),
     "name of a queued resource": ([*QUEUED, "--name=-x", *TRAIN], "--name=-x must have"),
     "name for SLURM": (["--kind=slurm", "--name=a b", *TRAIN], "--name=a b may have"),
-    "mount": ([*GKE, "--mount=/data", *TRAIN], "--mount=/data must be a volume claim and a path"),
+    "mount": ([*GKE, "--mount=/data", *TRAIN], "--mount=/data must be a volume claim or a bucket"),
+    "folder of a bucket": ([*GKE, "--mount=gs://b/f:/data", *TRAIN],
+                           "such as --mount=CLAIM:/runs or --mount=gs://BUCKET:/runs"),
+    "bucket of a TPU VM": ([*QUEUED, "--mount=gs://b:/runs", *TRAIN],
+                           "--mount=gs://b:/runs must be an NFS export and a path"),
+    "claim of a TPU VM": ([*QUEUED, "--mount=c:/runs", *TRAIN], "such as --mount=HOST:/EXPORT:/"),
     "mount without a container": (["--kind=slurm", "--mount=/a:/a", *TRAIN], "set --image"),
-    "workdir of a pod": ([*GKE, "--", "train", "--workdir=runs/r50"],
-                         "--workdir=runs/r50 is lost when the job restarts"),
-    "workdir of a TPU VM": ([*QUEUED, "--", "train", "--workdir", "/runs"], "gs://BUCKET"),
-    "workdir beside the mount": ([*GKE, "--mount=c:/data", "--", "train", "--workdir=/data2/r"],
-                                 "--mount=CLAIM:/PATH"),
+    "workdir of a pod": (
+        [*GKE[:4], "--", "train", "--workdir=runs/r50"],
+        "--workdir=runs/r50 is lost when the job restarts on another machine; mount a bucket with "
+        "--mount=gs://BUCKET:/PATH or a volume claim with --mount=CLAIM:/PATH, and set "
+        "--workdir=/PATH/FOLDER"),
+    "workdir of a TPU VM": ([*QUEUED[:3], "--", "train", "--workdir", "/runs"],
+                            "mount an NFS export with --mount=HOST:/EXPORT:/PATH, and set"),
+    "workdir beside the mounts": (
+        [*GKE, "--mount=d:/data", "--", "train", "--workdir=/runs2/r"],
+        "put it below /runs or /data"),
+    "workdir out of the mount": ([*QUEUED, "--", "train", "--workdir=/runs/../r"],
+                                 "--workdir=/runs/../r is lost"),
     "negative restarts": ([*GKE, "--max-restarts=-1", *TRAIN], "--max-restarts=-1"),
 }  # fmt: skip
+
+
+ADDRESSES = {
+    "--workdir": ["--", "train", "--workdir=gs://b/r"],
+    "--config.data.dir": ["--", "evaluate", "--workdir=/runs/r", "--config.data.dir", "gs://b/r"],
+    "--workdir of launch": ["--workdir=gs://b/r", *TRAIN],
+    "--data-dir": ["--data-dir=gs://b/r", *TRAIN, "--config.data.dir=/runs/data"],
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "fix"),
+    [(GKE, "--mount=gs://BUCKET:/PATH or a volume claim with --mount=CLAIM:/PATH, and set {}="),
+     (QUEUED, "--mount=HOST:/EXPORT:/PATH, and set {}=/PATH/FOLDER"),
+     (("--kind=slurm",), "set {} to a folder that all nodes see")],
+    ids=["gke", "queued-resource", "slurm"],
+)  # fmt: skip
+@pytest.mark.parametrize("flag", ADDRESSES)
+def test_an_address_is_no_folder(flag, kind, fix, launch, tools):
+    code, out, (line,) = launch(*kind, *ADDRESSES[flag])
+    name = flag.removesuffix(" of launch")
+    assert (code, out) == (2, "")
+    assert f"{name}=gs://b/r is an address, and the command needs a folder; " in line
+    assert fix.format(name) in line
+    assert not tools.calls
+
+
+def test_a_folder_before_the_dashes_replaces_an_address(launch):
+    command = ["train", "--workdir=gs://b/r", "--config.data.dir=gs://b/d"]
+    code, out, _ = launch(*GKE, "--workdir=/runs/r", "--data-dir=/runs/d", "--dry-run", "--",
+                          *command)  # fmt: skip
+    assert code == 0
+    assert "gs://" not in out
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
@@ -74,7 +120,7 @@ def test_poll_must_be_positive(launch):
 
 @pytest.mark.parametrize("kind", [GKE, QUEUED, ("--kind=slurm",)], ids=lambda kind: kind[0])
 def test_flags_take_dashes_and_underscores_and_the_command_stays_as_typed(kind, launch, tools):
-    words = ["train", "--workdir=gs://b/run", "--config.data.name=a_b", "--my-flag=x_y-z"]
+    words = ["train", "--workdir=/runs/r50", "--config.data.name=a_b", "--my-flag=x_y-z"]
     dashes = launch(*kind, "--dry-run", "--max-restarts=3", "--", *words)
     underscores = launch(*kind, "--dry_run", "--max_restarts=3", "--", "retina-jax", *words)
     assert dashes == underscores
@@ -84,10 +130,10 @@ def test_flags_take_dashes_and_underscores_and_the_command_stays_as_typed(kind, 
 
 def test_paths_of_the_launcher_replace_those_of_the_command(launch):
     command = ["train", "--workdir", "runs/r50", "--config=c.py", "--config.data.dir=DATA"]
-    _, out, _ = launch(*GKE, "--workdir=gs://b/run", "--data-dir=gs://b/data", "--dry-run", "--",
+    _, out, _ = launch(*GKE, "--workdir=/runs/new", "--data-dir=/runs/data", "--dry-run", "--",
                        *command)  # fmt: skip
     arguments = [line.split("- ")[1] for line in out.splitlines() if re.match(r"\s+- [t-]", line)]
-    assert "train --config=c.py --workdir=gs://b/run --config.data.dir=gs://b/data" in " ".join(
+    assert "train --config=c.py --workdir=/runs/new --config.data.dir=/runs/data" in " ".join(
         arguments
     )
     assert "runs/r50" not in out

@@ -1,5 +1,6 @@
 """Queued resources: a launch against a gcloud that plays Cloud TPU, and the script on a worker."""
 
+import csv
 import json
 import shlex
 import signal
@@ -10,9 +11,10 @@ from pathlib import Path
 import pytest
 
 START = Path(__file__).parents[2] / "scripts/tpu/start.sh"
-FLAGS = ("--kind=queued-resource", "--image=i", "--accelerator=v6e-8", "--name=run", "--zone=z")
-COMMAND = ["--", "train", "--config=experiments/coco.py", "--workdir=gs://b/run"]
-ODD = ["train", "--workdir=gs://b/my run", "--a='b' \"c\" $HOME $(HOME) $$ \\ *", "", "--x=ä\ny"]
+FLAGS = ("--kind=queued-resource", "--image=i", "--accelerator=v6e-8", "--name=run", "--zone=z",
+         "--mount=nfs:/share:/runs")  # fmt: skip
+COMMAND = ["--", "train", "--config=experiments/coco.py", "--workdir=/runs/r50"]
+ODD = ["train", "--workdir=/runs/my run", "--a='b' \"c\" $HOME $(HOME) $$ \\ *", "", "--x=ä\ny"]
 STATE = "queued-resources describe run --format=value(state.state) "
 NOT_FOUND = "ERROR: (gcloud.x) NOT_FOUND: Resource 'projects/p/queuedResources/run' was not found"
 
@@ -130,7 +132,7 @@ LOSSES = {
     "gone": (["GONE"], "READY", exits(1)),
     "node gone, resource active": (["ACTIVE"], NOT_FOUND, dict(err="ssh: 255\n", code=255)),
     "node preempted, resource active": (["ACTIVE"], "PREEMPTED", exits(1)),
-    "suspended while SSH hangs": (["SUSPENDED"], "READY", dict(seconds=60)),
+    "suspended while SSH hangs": (["SUSPENDED"], "READY", dict(shell="exec sleep 900")),
 }
 
 
@@ -224,7 +226,7 @@ def test_the_same_command_goes_on_with_what_was_kept(cloud, tools, launch):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_deletes_and_says_so(number, cloud, tools):
     cloud.states("GONE", "ACTIVE")
-    tools.says("tpu-vm ssh", "step 1\n", seconds=60)
+    tools.says("tpu-vm ssh", "step 1\n", shell="exec sleep 900")
     cloud.rest()
     process = subprocess.Popen(
         [sys.executable, "-m", "retina_jax.main", "launch", "--poll=0.05", *FLAGS, *COMMAND],
@@ -232,7 +234,7 @@ def test_a_signal_deletes_and_says_so(number, cloud, tools):
     )  # fmt: skip
     assert process.stdout.readline() == "step 1\n"
     process.send_signal(number)
-    _, said = process.communicate(timeout=30)
+    _, said = process.communicate()
     assert process.returncode == 128 + number, said
     assert "deleted queued resource run" in said
     assert "Traceback" not in said
@@ -259,9 +261,9 @@ def test_the_command_reaches_the_container_word_for_word(worker, cloud, tools, l
     tools.says("docker logs", "step 1\n")
     tools.says("docker wait", "0\n")
     cloud.rest()
-    image = ("--image=r-docker.pkg.dev/p/r/i:1",)
+    flags = ("--image=r-docker.pkg.dev/p/r/i:1", """--mount=10.0.0.2:/a, "b" '$c':/my data""")
     tools.says("gcloud auth configure-docker")
-    code, out, lines = launch(*FLAGS, *image, "--", *ODD)
+    code, out, lines = launch(*FLAGS, *flags, "--", *ODD)
     assert code == 0, lines
     assert "] step 1\n" in out
     (run,) = tools.called("docker", "run")
@@ -269,6 +271,18 @@ def test_the_command_reaches_the_container_word_for_word(worker, cloud, tools, l
     assert run[place + 1 :] == ODD
     assert {"--detach", "--privileged", "--network=host", "JAX_PLATFORMS=tpu,cpu"} <= set(run)
     assert tools.called("configure-docker", "r-docker.pkg.dev")
+    values = [run[i + 1] for i in range(place) if run[i] == "--mount"]
+    # Docker reads a line of CSV, and each field up to the first =
+    assert [dict(field.split("=", 1) for field in row if not field.startswith("volume-opt="))
+            for row in csv.reader(values, strict=True)] == [
+        {"type": "volume", "dst": path, "volume-driver": "local", "volume-nocopy": "true"}
+        for path in ("/runs", "/my data")
+    ]  # fmt: skip
+    assert [dict(field.split("=", 2)[1:] for field in row if field.startswith("volume-opt="))
+            for row in csv.reader(values, strict=True)] == [
+        {"type": "nfs", "o": f"addr={host},nfsvers=3,nolock,hard", "device": f":{export}"}
+        for host, export in (("nfs", "/share"), ("10.0.0.2", """/a, "b" '$c'"""))
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("code", [0, 1, 2, 143])

@@ -30,8 +30,9 @@ def test_scripts_parse_and_are_linted(path):
 
 
 def test_the_scripts_that_are_printed_are_linted(launch, tmp_path):
-    for kind in (["slurm"], ["queued-resource", "--image=i", "--accelerator=v6e-8", "--slices=2"]):
-        _, script, _ = launch("--kind", *kind, "--dry-run", "--", "train", "--workdir=gs://b/$x y")
+    image = ["--image=i", "--accelerator=v6e-8", "--slices=2", "--mount=h:/e $x:/runs"]
+    for kind in (["slurm"], ["queued-resource", *image]):
+        _, script, _ = launch("--kind", *kind, "--dry-run", "--", "train", "--workdir=/runs/$x y")
         path = tmp_path / "script"
         path.write_text(script)
         subprocess.run(["bash", "-n", path], check=True)
