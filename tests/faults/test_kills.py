@@ -1,5 +1,6 @@
 """A run that is killed again and again ends as one that never was: bit for bit."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -194,6 +195,10 @@ def test_a_run_that_is_stuck_says_where_and_ends(shapes_dir, tmp_path):
         assert children
         for child in children:  # the loader's worker no longer answers, but lives
             os.kill(child, signal.SIGSTOP)
+        main.wait(120)
+        for child in children:  # they hold the other end of what it printed
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
         codes, printed = run.end()
     assert codes == [1], printed
     last = printed[0].strip().splitlines()[-1]
