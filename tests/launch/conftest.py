@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from retina_jax.main import main
 
@@ -127,3 +128,15 @@ def launch(capfd):
         return code, printed.out, printed.err.splitlines()
 
     return launch
+
+
+@pytest.fixture
+def manifest(launch):
+    """The JobSet that a dry run prints; without ``words``, of a training run in /runs/r50."""
+
+    def manifest(*flags, words=("train", "--config=experiments/coco.py", "--workdir=/runs/r50")):
+        code, out, lines = launch(*flags, "--dry-run", "--", *words)
+        assert (code, lines) == (0, [])
+        return yaml.safe_load(out)
+
+    return manifest

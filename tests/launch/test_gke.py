@@ -20,16 +20,6 @@ COMMAND = ["train", "--config=experiments/coco.py", "--workdir=/runs/r50"]
 ODD = ["train", "--workdir=/runs/my run", "--a='b' \"c\" $HOME $(HOME) $$ \\ *", "", "--x=ä\ny: -"]
 
 
-@pytest.fixture
-def manifest(launch):
-    def manifest(*flags, words=COMMAND):
-        code, out, lines = launch(*flags, "--dry-run", "--", *words)
-        assert (code, lines) == (0, [])
-        return yaml.safe_load(out)
-
-    return manifest
-
-
 def job_spec(found):
     return found["spec"]["replicatedJobs"][0]["template"]["spec"]
 
@@ -162,46 +152,6 @@ def test_the_command_survives_yaml_and_kubernetes(manifest):
 
     arguments = container(manifest(*TPU, words=ODD))["args"]
     assert [expanded(argument, {"HOME": "wrong"}) for argument in arguments] == ODD
-
-
-def volumes(found):
-    """Volumes of the pod by the path at which its container sees them."""
-    template = job_spec(found)["template"]
-    named = {volume.pop("name"): volume for volume in template["spec"]["volumes"]}
-    return {mount["mountPath"]: named[mount["name"]] for mount in container(found)["volumeMounts"]}
-
-
-def test_claims_are_volumes(manifest):
-    found = manifest(*TPU, "--mount=data.v2:/data")
-    assert "metadata" not in job_spec(found)["template"]
-    assert volumes(found) == {
-        "/dev/shm": {"emptyDir": {"medium": "Memory"}},
-        "/runs": {"persistentVolumeClaim": {"claimName": "c"}},
-        "/data": {"persistentVolumeClaim": {"claimName": "data.v2"}},
-    }
-
-
-@pytest.mark.parametrize(
-    ("flags", "owner"), [(TPU, ""), (GPU, ",uid=1000,gid=1000")], ids=["TPU", "GPU"]
-)
-def test_buckets_are_mounted_for_the_user_of_the_container(flags, owner, manifest):
-    words = ["train", "--workdir=/bucket/r50", "--config.data.dir=/bucket/data"]
-    found = manifest(*flags, "--service-account=s", "--mount=gs://my_b.1:/bucket", words=words)
-    template = job_spec(found)["template"]
-    assert template["metadata"] == {"annotations": {"gke-gcsfuse/volumes": "true"}}
-    assert template["spec"]["serviceAccountName"] == "s"
-    assert volumes(found)["/bucket"] == {
-        "csi": {
-            "driver": "gcsfuse.csi.storage.gke.io",
-            "volumeAttributes": {
-                "bucketName": "my_b.1",
-                "mountOptions": f"implicit-dirs,rename-dir-limit=200000{owner}",
-                "hostNetworkPodKSA": "true",
-            },
-        }
-    }
-    user = container(found).get("securityContext", {}).get("runAsUser")
-    assert user == (0 if not owner else None), "the image's own user"
 
 
 def jobset(*conditions, restarts=0, digest=None):
