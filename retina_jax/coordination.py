@@ -21,7 +21,7 @@ from typing import Any, NoReturn, Protocol
 from retina_jax.errors import FAULT, RunError
 
 BEAT = 1.0  # seconds between signs of life
-LOST_AFTER = 25.0
+LOST_AFTER = 20.0
 """Seconds without a sign of life after which a process counts as lost.
 
 Less than JAX's own heartbeat, whose abort would end the program before it could say why.
@@ -207,10 +207,22 @@ class Group:
                 call()
         os._exit(code)
 
-    def lost_coordinator(self) -> str:
+    def why_aborted(self) -> str:
+        """The line for an abort by JAX: process 0 misses others, the others miss process 0."""
+        if self.index:
+            return (
+                f"stopped: {self.name(0)}, the coordinator, has ended or cannot be reached; run "
+                "the same command again on all hosts"
+            )
+        now = time.monotonic()
+        silent = [i for i, (_, since) in self._seen.items() if i and now - since > 5 * BEAT]
+        return self._lost(silent or range(1, self.count))
+
+    def _lost(self, silent: Sequence[int]) -> str:
+        names = ", ".join(map(self.name, silent))
         return (
-            f"stopped: {self.name(0)}, the coordinator, has ended or cannot be reached; run the "
-            "same command again on all hosts"
+            f"stopped: {names} has not answered for {LOST_AFTER:.0f} s: it was killed, or its "
+            "machine is gone; run the same command again on all hosts"
         )
 
     # the watch
@@ -229,7 +241,7 @@ class Group:
             except Exception:
                 failures += 1
                 if failures * BEAT >= 5 and not self._ended.is_set():
-                    self.leave(FAULT, [self.lost_coordinator()])
+                    self.leave(FAULT, [self.why_aborted()])
 
     def _look_for_lost(self) -> None:
         now = time.monotonic()
@@ -240,10 +252,7 @@ class Group:
             if value != before:
                 self._seen[i] = (value, now)
             elif now - since > LOST_AFTER and i != self.index:
-                line = (
-                    f"stopped: {self.name(i)} has not answered for {LOST_AFTER:.0f} s: it was "
-                    "killed, or its machine is gone; run the same command again on all hosts"
-                )
+                line = self._lost([i])
                 self.fail(FAULT, [line])
                 self.leave(FAULT, [line])
 

@@ -227,7 +227,7 @@ def start(flags: Any) -> None:
         jax.distributed.initialize(
             **options,
             initialization_timeout=_INITIALIZE_WITHIN,
-            heartbeat_timeout_seconds=round(LOST_AFTER) + 15,
+            heartbeat_timeout_seconds=round(LOST_AFTER) + 25,
             shutdown_timeout_seconds=60,
         )
     except Exception as error:
@@ -338,13 +338,13 @@ _HANDLERS = []  # ctypes does not keep them
 
 
 def _explain_abort() -> None:
-    """Replaces the core dump with one line when JAX aborts because the coordinator is gone.
+    """Replaces the core dump with one line when JAX aborts because a process is gone.
 
     Its thread does that in C++, at once, without Python's ``finally`` or handlers of `signal`.
     """
 
     def aborted(_number: int) -> None:
-        group.leave(FAULT, [group.lost_coordinator()])
+        group.leave(FAULT, [group.why_aborted()])
 
     handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(aborted)
     _HANDLERS.append(handler)

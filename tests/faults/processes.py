@@ -34,19 +34,29 @@ class Run:
     """Processes of one run, with four devices in all unless said otherwise."""
 
     def __init__(
-        self, workdir, data_dir, count=1, devices=4, command="train", own=(), workdirs=(), **fields
+        self,
+        workdir,
+        data_dir,
+        count=1,
+        devices=4,
+        command="train",
+        own=(),
+        workdirs=(),
+        environment=(),
+        **fields,
     ):
         """Starts them.
 
         Args:
           own: for each process, fields that only it is given.
           workdirs: for each process, its --workdir instead of ``workdir``.
+          environment: variables, besides the tests' own.
         """
         fields = {name.replace("__", "."): value for name, value in fields.items()}
         flags = {**SMALL, "data.dir": data_dir, **fields}
         flags = [f"--config.{name}={value}" for name, value in flags.items()]
         self.workdir = Path(workdir)
-        environment = on_one_device()
+        environment = on_one_device() | dict(environment)
         environment |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices // count)}
         environment["PYTHONPATH"] = str(REPOSITORY)
         place = []

@@ -28,6 +28,10 @@ MOMENTS = int(os.environ.get("RETINA_JAX_KILLS", "4"))
 FIELDS = {"train__steps": 24, "train__checkpoint_every": 3, "train__log_every": 2, "eval__every": 8}
 
 
+COMPILING = {"JAX_ENABLE_COMPILATION_CACHE": "0"}
+"""So that the first step compiles, and does not only read what another run has compiled."""
+
+
 def state_of(workdir):
     """All arrays of the last checkpoint, optimiser included."""
     checkpoints = Checkpoints(workdir)
@@ -151,8 +155,8 @@ def test_if_all_checkpoints_are_damaged_nothing_is_moved(undisturbed, shapes_dir
     with Run(workdir, shapes_dir, 1, 2, **FIELDS) as run:
         codes, printed = run.end()
     assert codes == [1], printed
-    assert "can be read" in printed[0]
-    assert "Traceback" not in printed[0]
+    assert f"stopped: no checkpoint in {workdir / FOLDER} can be read" in printed[0]
+    assert "retina_jax/" not in printed[0]  # no traceback but what TensorStore's threads may print
     assert sorted(p.name for p in (workdir / FOLDER).iterdir()) == there
 
 
@@ -174,7 +178,7 @@ def test_changed_data_are_refused_unless_a_flag_accepts_them(undisturbed, tmp_pa
 
 
 def test_a_stop_while_nothing_has_changed_ends_at_once(shapes_dir, tmp_path):
-    with Run(tmp_path, shapes_dir, 1, 2, **FIELDS) as run:
+    with Run(tmp_path, shapes_dir, 1, 2, environment=COMPILING, **FIELDS) as run:
         run.wait_until(lambda: (tmp_path / "config.json").exists())
         run.processes[0].send_signal(signal.SIGTERM)
         started = time.monotonic()
