@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, Protocol
 
 from retina_jax.errors import FAULT, RunError
@@ -57,7 +57,8 @@ class Group:
         self._passed: Point = (-1, 0)
         self._asked: int | None = None
         self._decision: Point | None = None
-        self._unchanged = False
+        self.unchanged = False
+        """Whether nothing has changed since the last checkpoint: a stop then ends all at once."""
         self._seen: dict[int, tuple[str, float]] = {}
         self._ended = threading.Event()
         self.before_leaving: list[Callable[[], None]] = []
@@ -129,7 +130,7 @@ class Group:
     def ask_to_stop(self, number: int) -> None:
         """Asks all processes to stop at the same point, because of signal ``number``."""
         if self._store is None:
-            if self._unchanged:
+            if self.unchanged:
                 self.leave(128 + number, [stopped_at_once(number)])
         else:
             with contextlib.suppress(Exception):  # another process asked first
@@ -156,17 +157,6 @@ class Group:
     def asked(self) -> int | None:
         """The signal that asked any process to stop."""
         return self._asked
-
-    @contextlib.contextmanager
-    def nothing_to_save(self) -> Iterator[None]:
-        """While nothing has changed since the last checkpoint, a stop ends all at once."""
-        with self._lock:
-            self._unchanged = True
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._unchanged = False
 
     # end together
 
@@ -273,7 +263,7 @@ class Group:
         with self._lock:
             if self._asked is None:
                 self._asked = int(text)
-                mine = json.dumps([list(self._passed), self._unchanged])
+                mine = json.dumps([list(self._passed), self.unchanged])
                 self._store.key_value_set(f"stop/at/{self.index}", mine)
         if self.index == 0 and self._try_get("stop/decision") is None:
             posted = [json.loads(v) for _, v in self._store.key_value_dir_get("stop/at/")]

@@ -97,8 +97,8 @@ def train(
     """
     report = report or Reporter()
     with contextlib.ExitStack() as held, StopRequest(may_exit) as stop:
-        with stop.nothing_to_save():
-            run = _begin(config, workdir, held, report)
+        stop.nothing_to_save(True)  # until the loop has taken a step
+        run = _begin(config, workdir, held, report)
 
         def evaluate(state: TrainState, step: int) -> dict[str, Any] | None:
             variables = averaging.variables_of(state)

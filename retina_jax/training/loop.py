@@ -100,8 +100,10 @@ class TrainingLoop:
         result = self._result
         evaluated = (self._folder / "eval" / str(first_step) / "metrics.json").exists()
         if first_step and self._evaluation_due(first_step) and not evaluated:  # it was interrupted
+            stop.nothing_to_save(False)
             self._evaluate(state, first_step, log, meter)
             self._checkpoints.wait()
+            stop.nothing_to_save(True)
         batches = parallel.prefetch(
             loader.batches(first_step, steps),
             lambda b: (int(b.cut_away.sum()), self._devices.shard(b)),
@@ -131,11 +133,10 @@ class TrainingLoop:
                         if batch.images.shape not in self._shapes:  # a bucket's first compiles
                             self._shapes.add(batch.images.shape)
                             compiling.enter_context(watchdog.paused())
-                        if first:  # until this step ends, nothing has changed
-                            compiling.enter_context(stop.nothing_to_save())
                         state, step_metrics = step_fn(state, batch)
                         if first:
                             jax.block_until_ready(step_metrics)
+                            stop.nothing_to_save(False)
                     meter.add(done, cut_away, step_metrics)
                     seconds = time.perf_counter() - started
                     if first:

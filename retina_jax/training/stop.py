@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import threading
@@ -24,7 +23,7 @@ class StopRequest:
     """
 
     def __init__(self, may_exit: bool = False):
-        """``may_exit``: whether a signal may end this program in `nothing_to_save`."""
+        """``may_exit``: whether a signal may end this program while there is nothing to save."""
         self._may_exit = may_exit
         self._own: signal.Signals | None = None
         self._before: dict[signal.Signals, object] = {}
@@ -42,6 +41,7 @@ class StopRequest:
         return self
 
     def __exit__(self, *_) -> None:
+        self.nothing_to_save(False)
         for number, handler in self._before.items():
             signal.signal(number, handler)
         if self._pipe is not None:
@@ -80,8 +80,7 @@ class StopRequest:
             return bool(self)
         return parallel.group.must_stop(point)
 
-    def nothing_to_save(self) -> contextlib.AbstractContextManager[None]:
-        """A time in which nothing changes that a checkpoint would keep."""
-        if not self._may_exit:
-            return contextlib.nullcontext()
-        return parallel.group.nothing_to_save()
+    def nothing_to_save(self, unchanged: bool) -> None:
+        """Says whether anything has changed that a checkpoint would keep."""
+        if self._may_exit:
+            parallel.group.unchanged = unchanged
