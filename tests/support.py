@@ -1,6 +1,7 @@
 """What conftest and tests share: the modules whose shapes are checked, and quick compilation."""
 
 import contextlib
+import importlib.metadata
 import os
 import sys
 
@@ -22,6 +23,8 @@ PURE = (
 
 _VARIABLE = "JAX_DISABLE_MOST_OPTIMIZATIONS"
 _FUSIONS = "xla_cpu_use_fusion_emitters"
+_HAS_FUSIONS = importlib.metadata.version("jaxlib").startswith("0.10.")
+"""Later versions abort on flags that they do not know, such as this one."""
 
 
 def is_quick():
@@ -45,7 +48,9 @@ def _set(quick):
     # with them and without that code, some training steps do not compile within minutes.
     flags = os.environ.get("XLA_FLAGS", "").split()
     flags = [flag for flag in flags if not flag.startswith(f"--{_FUSIONS}=")]
-    os.environ["XLA_FLAGS"] = " ".join([*flags, f"--{_FUSIONS}={str(not quick).lower()}"])
+    if _HAS_FUSIONS:
+        flags.append(f"--{_FUSIONS}={str(not quick).lower()}")
+    os.environ["XLA_FLAGS"] = " ".join(flags)
     _set_in_process(quick)
 
 
@@ -57,6 +62,8 @@ def _set_in_process(quick):
 
     global _plain_options
     jax.config.update("jax_disable_most_optimizations", quick)
+    if not _HAS_FUSIONS:
+        return
     # XLA has read its flags once and for all, and pmap takes no compiler options
     if _plain_options is None:
         _plain_options = compiler.get_compile_options
