@@ -79,7 +79,7 @@ def test_overfits_four_pictures(tiny_config, tmp_path, quiet):
     config.model.fpn_channels = config.model.head_channels = 32
     config.optimizer.learning_rate = 0.2
     config.optimizer.warmup_steps = 30
-    config.train.batch_size = 8
+    config.train.batch_size = 4
     config.train.steps = 300
     config.train.log_every = 50
     config.train.checkpoint_every = 300
