@@ -88,14 +88,14 @@ class Group:
             return values
         return json.loads(self._get(f"exchange/{turn}/all", patience))
 
-    def tell(self, name: str, value: str | None, patience: float = PATIENCE) -> str:
+    def tell(self, name: str, value: str, patience: float = PATIENCE) -> str:
         """The ``value`` of process 0, on every process; the others' is ignored."""
         if self._store is None:
-            return value or ""
+            return value
         turn = self._turn(name)
         if self.index == 0:
-            self._store.key_value_set(f"tell/{turn}", value or "")
-            return value or ""
+            self._store.key_value_set(f"tell/{turn}", value)
+            return value
         return self._get(f"tell/{turn}", patience)
 
     def barrier(self, name: str, patience: float = PATIENCE) -> None:
@@ -228,10 +228,10 @@ class Group:
                 self._look_for_end()
                 self._look_for_stop()
                 failures = 0
-            except Exception:
+            except Exception as error:  # of the store, for which JAX has no type of its own
                 failures += 1
                 if failures * BEAT >= 5 and not self._ended.is_set():
-                    self.leave(FAULT, [self.why_aborted()])
+                    self.leave(FAULT, [str(error).splitlines()[0], self.why_aborted()])
 
     def _look_for_lost(self) -> None:
         now = time.monotonic()

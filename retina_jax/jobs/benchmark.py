@@ -20,6 +20,7 @@ from collections.abc import Iterator
 
 from retina_jax.config.flags import PROCESSES, Flag, Parsed, parse, wants_help
 from retina_jax.errors import UserError
+from retina_jax.jobs import on_all_hosts
 
 KINDS = ("step", "predict", "input", "memory", "padding")
 COMPUTING = ("step", "predict")
@@ -61,19 +62,13 @@ def main(argv: list[str]) -> int:
     parsed = parse(rest, __doc__, FLAGS)
     if parsed is None:
         return 0
-    if kind in COMPUTING:
-        from retina_jax import parallel
-        from retina_jax.program_cache import keep_compiled_programs
-
-        parallel.start(parsed.flags)
-        if (
-            parsed.config.train.compilation_cache
-        ):  # first_step_seconds of a second call is a restart's
-            keep_compiled_programs()
-        for figures in benchmark(kind, parsed):
-            if parallel.is_main():
-                print(json.dumps(figures), flush=True)
-        parallel.finish()
+    if (
+        kind in COMPUTING
+    ):  # with a cache of programs, the first step of a second call is a restart's
+        with on_all_hosts(parsed) as console:
+            for figures in benchmark(kind, parsed):
+                if not console.quiet:
+                    print(json.dumps(figures), flush=True)
         return 0
     for figures in benchmark(kind, parsed):
         print(json.dumps(figures), flush=True)

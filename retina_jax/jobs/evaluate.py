@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from retina_jax.config.flags import PROCESSES, Flag, parse
+from retina_jax.jobs import on_all_hosts
 
 if TYPE_CHECKING:
     import ml_collections
@@ -48,16 +49,5 @@ def main(argv: list[str]) -> int:
     parsed = parse(argv, __doc__, [WORKDIR, *PROCESSES], config_of_run=_config_of)
     if parsed is None:
         return 0
-    from rich.console import Console
-
-    from retina_jax import parallel
-    from retina_jax.program_cache import keep_compiled_programs
-
-    parallel.start(parsed.flags)
-    if parsed.config.train.compilation_cache:
-        keep_compiled_programs()
-    quiet = not parallel.is_main()
-    console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
-    code = run(parsed.config, parsed.flags.workdir, console)
-    parallel.finish()
-    return code
+    with on_all_hosts(parsed) as console:
+        return run(parsed.config, parsed.flags.workdir, console)

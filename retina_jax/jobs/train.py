@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from retina_jax.config.flags import PROCESSES, Flag, parse
 from retina_jax.errors import LEFT_OUT
+from retina_jax.jobs import on_all_hosts
 
 if TYPE_CHECKING:
     import ml_collections
@@ -42,7 +43,7 @@ def run(config: ml_collections.ConfigDict, workdir: str, console: Console) -> in
         report.say(f"curves:     {result.curves}")
     report.say(f"results:    {result.folder} (checkpoints, eval, metrics.jsonl, tensorboard)")
     if result.failed_evaluations:
-        report.say(f"{result.failed_evaluations} evaluations failed on the way, see above")
+        report.say(f"failed evaluations: {result.failed_evaluations}, see above")
         return LEFT_OUT
     return 0
 
@@ -51,16 +52,5 @@ def main(argv: list[str]) -> int:
     parsed = parse(argv, __doc__, [WORKDIR, *PROCESSES])
     if parsed is None:
         return 0
-    from rich.console import Console
-
-    from retina_jax import parallel
-    from retina_jax.program_cache import keep_compiled_programs
-
-    parallel.start(parsed.flags)
-    if parsed.config.train.compilation_cache:
-        keep_compiled_programs()
-    quiet = not parallel.is_main()
-    console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
-    code = run(parsed.config, parsed.flags.workdir, console)
-    parallel.finish()
-    return code
+    with on_all_hosts(parsed) as console:
+        return run(parsed.config, parsed.flags.workdir, console)
