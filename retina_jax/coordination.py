@@ -231,7 +231,7 @@ class Group:
             except Exception as error:  # of the store, for which JAX has no type of its own
                 failures += 1
                 if failures * BEAT >= 5 and not self._ended.is_set():
-                    self.leave(FAULT, [str(error).splitlines()[0], self.why_aborted()])
+                    self.leave(FAULT, [f"{error!r}"[:300], self.why_aborted()])
 
     def _look_for_lost(self) -> None:
         now = time.monotonic()
