@@ -14,6 +14,7 @@ WRONG = {
     "retina_jax.ops.box_losses": ("giou_loss", (BOXES, FLAT)),
     "retina_jax.ops.losses": ("sigmoid_cross_entropy", (BOXES, np.zeros((2,), np.int32))),
     "retina_jax.ops.matching": ("match_iou", (BOXES, np.ones(3, bool))),
+    "retina_jax.ops.nms": ("_area", (FLAT, BOXES)),
     "retina_jax.ops.postprocess": ("class_scores", (np.zeros((3, 2), np.int32), False)),
     "retina_jax.ops.targets": ("assign_targets", (FLAT, None)),
     "retina_jax.training.objective": ("image_losses", (BOXES, BOXES, None, BOXES, None)),

@@ -299,6 +299,8 @@ FIELDS = (
     Field("eval.top_k", 1000, "candidates per level before NMS", ABOVE_0, S),
     Field("eval.nms_iou", 0.5, "IoU above which NMS drops the lower-scoring of two boxes of a "
           "class", SHARE, S),
+    Field("eval.nms_device", "host", "where NMS runs, with the same result: on the host, in "
+          "threads, or on the device", one_of("host", "device")),
     Field("eval.cut_boxes", "before_nms", "when to clip boxes to the image: before_nms, or "
           "after_nms (Detectron2)", one_of("before_nms", "after_nms"), S),
     Field("eval.max_detections", 100, "largest number of detections per image", ABOVE_0, S),

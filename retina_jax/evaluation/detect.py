@@ -12,8 +12,8 @@ import ml_collections
 import numpy as np
 
 from retina_jax import parallel
-from retina_jax.evaluation.nms import clip_to_image, suppress
-from retina_jax.evaluation.predict_step import make_predict_step
+from retina_jax.evaluation.nms import clip_to_image, suppress, without_padding
+from retina_jax.evaluation.predict_step import make_detection_step, make_predict_step
 from retina_jax.models.retinanet import RetinaNet
 from retina_jax.types import Batch, Candidates, Detections
 
@@ -34,18 +34,24 @@ def make_detect(
       ``index`` holds the rows; fillers are skipped.
 
     Boxes are in pixels of the original image, xyxy, float64, highest score first. NMS of a batch
-    runs on the host while the device processes the next ones. Raises `UserError` if the batch size
+    runs on the host while the device processes the next ones (on the device with
+    ``eval.nms_device=device``). Raises `UserError` if the batch size
     is not a multiple of the number of devices.
     """
     devices.check_batch(config.eval.batch_size, "eval.batch_size")
-    predict = devices.predict_step(make_predict_step(model, config))
     options = config.eval
+    on_device = options.nms_device == "device"
+    make_step = make_detection_step if on_device else make_predict_step
+    predict = devices.predict_step(make_step(model, config))
 
     def finish(candidates: Candidates, size: np.ndarray, original: np.ndarray) -> Detections:
         """NMS of one image; returns boxes in pixels of the original image."""
-        detections = suppress(candidates, options.nms_iou, options.max_detections)
-        if options.cut_boxes == "after_nms":
-            detections = clip_to_image(detections, *size)
+        if on_device:
+            detections = without_padding(candidates)
+        else:
+            detections = suppress(candidates, options.nms_iou, options.max_detections)
+            if options.cut_boxes == "after_nms":
+                detections = clip_to_image(detections, *size)
         y, x = original / size
         return detections.replace(boxes=detections.boxes.astype(np.float64) * [x, y, x, y])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
+from retina_jax.ops.nms import SLACK
 from retina_jax.types import Candidates, Detections
 
 
@@ -55,11 +56,13 @@ def class_wise_nms(
     """Rows to keep, highest score first; int64.
 
     Greedy by score (ties by row): a box is dropped if its IoU with a kept box of its class exceeds
-    ``iou_threshold``. Args: xyxy ``[k, 4]``, scores ``[k]`` and labels ``[k]``. Stops after
-    ``max_detections`` boxes of all classes, because later boxes have lower scores.
+    ``iou_threshold`` by more than rounding (`ops.nms.SLACK`). Args: xyxy ``[k, 4]``, scores ``[k]``
+    and labels ``[k]``. Stops after ``max_detections`` boxes of all classes, because later boxes
+    have lower scores.
     """
     order = np.argsort(-scores, kind="stable")
-    return _keep(boxes.astype(np.float64), labels, order, iou_threshold, max_detections)
+    limit = iou_threshold * (1 + SLACK)
+    return _keep(boxes.astype(np.float64), labels, order, limit, max_detections)
 
 
 def suppress(candidates: Candidates, iou_threshold: float, max_detections: int) -> Detections:
@@ -70,6 +73,12 @@ def suppress(candidates: Candidates, iou_threshold: float, max_detections: int) 
     )
     kept = class_wise_nms(boxes, scores, labels, iou_threshold, max_detections)
     return Detections(boxes=boxes[kept], scores=scores[kept], labels=labels[kept])
+
+
+def without_padding(kept: Candidates) -> Detections:
+    """The detections of one image that the device's NMS kept; a score of 0 marks padding."""
+    there = kept.scores > 0
+    return Detections(boxes=kept.boxes[there], scores=kept.scores[there], labels=kept.labels[there])
 
 
 def clip_to_image(detections: Detections, height: int, width: int) -> Detections:

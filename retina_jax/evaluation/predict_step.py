@@ -7,6 +7,7 @@ import ml_collections
 
 from retina_jax.config import resolve
 from retina_jax.models.retinanet import RetinaNet, anchors_for, normalize_images
+from retina_jax.ops.nms import cut_to_image, keep_best
 from retina_jax.ops.postprocess import class_scores, select_candidates
 from retina_jax.types import Candidates
 
@@ -43,3 +44,22 @@ def make_predict_step(
         return jax.vmap(one_image)(logits, deltas, sizes)
 
     return predict_step
+
+
+def make_detection_step(
+    model: RetinaNet, config: ml_collections.ConfigDict
+) -> Callable[..., Candidates]:
+    """The prediction step with NMS: ``eval.max_detections`` boxes per image, highest score first.
+
+    A score of 0 marks padding. The boxes are those of NMS on the host (`evaluation.nms`).
+    """
+    predict, options = make_predict_step(model, config), config.eval
+
+    def one_image(candidates: Candidates, size: jax.Array) -> Candidates:
+        kept = keep_best(candidates, options.nms_iou, options.max_detections)
+        return cut_to_image(kept, *size) if options.cut_boxes == "after_nms" else kept
+
+    def detection_step(variables, images: jax.Array, sizes: jax.Array) -> Candidates:
+        return jax.vmap(one_image)(predict(variables, images, sizes), sizes)
+
+    return detection_step

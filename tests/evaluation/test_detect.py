@@ -31,7 +31,7 @@ def detect_and_variables(shallow):
 
 
 @functools.cache
-def detector():
+def detector(nms_device="host"):
     """Made, and compiled for, once: no test changes it."""
     from experiments.shapes import get_config
 
@@ -42,6 +42,8 @@ def detector():
     config.model.prior = 0.3
     config.eval.batch_size = IMAGES
     config.eval.max_detections = 7
+    config.eval.nms_device = nms_device
+    config.eval.cut_boxes = "after_nms"
     devices = parallel.Devices.local(1)
     model = retinanet.build(config, 5)
     variables = initial(model)
@@ -83,6 +85,17 @@ def test_boxes_are_in_pixels_of_the_original(detect_and_variables):
     np.testing.assert_array_equal(original.scores, shown.scores)
     assert (np.diff(shown.scores) <= 0).all()
     assert (shown.boxes <= [96, 64, 96, 64]).all()
+
+
+def test_nms_on_the_device_gives_the_same(detect_and_variables):
+    streams = (detector(place) for place in ("host", "device"))
+    host, device = ([*detect(variables, [batch(0, 2.5)])] for detect, variables in streams)
+    assert [row for row, _ in host] == [row for row, _ in device] == [0, 1]
+    for (_, expected), (_, ours) in zip(host, device, strict=True):
+        assert len(ours.scores) == 7
+        np.testing.assert_array_equal(ours.labels, expected.labels)
+        np.testing.assert_allclose(ours.scores, expected.scores, rtol=1e-6)
+        np.testing.assert_allclose(ours.boxes, expected.boxes, atol=1e-4)
 
 
 def test_a_stream_need_not_end(detect_and_variables):
