@@ -21,6 +21,7 @@ COMMANDS = {
     "draw": "draw ground truth next to detections",
     "import_weights": "create a workdir from torchvision or Detectron2 weights",
     "export_weights": "write a run's weights for torchvision or Detectron2",
+    "export": "write a trained model as StableHLO or ONNX, with a model card",
     "ablate": "run the paper's ablation studies; write tables and figures",
     "launch": "run a command on Cloud TPUs, GKE or SLURM; restart it after preemptions",
     "benchmark": "measure the speed of training, prediction and the input pipeline",

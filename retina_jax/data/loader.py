@@ -390,6 +390,11 @@ class EvaluationLoader:
         draws = [None if row is None else Draw(row, 0) for row in rows[self._share]]
         return self._pictures.batch(draws, np.zeros(*self._pictures.layout(bucket, len(draws))))
 
+    def first_of(self, bucket: int) -> Batch | None:
+        """This host's rows of the first batch of a bucket; None if no image belongs to it."""
+        numbers = [n for n, (of_batch, _) in enumerate(self._batches) if of_batch == bucket]
+        return self._read(numbers[0]) if numbers else None
+
     def __iter__(self) -> Iterator[Batch]:
         numbers = grain.MapDataset.range(len(self._batches)).map(self._read)
         return iter(_in_threads(numbers))

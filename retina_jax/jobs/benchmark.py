@@ -6,6 +6,8 @@ usage: retina-jax benchmark step --config=experiments/coco.py [--runs=5] [--step
        retina-jax benchmark input --config=…      decode, scale, flip, pad: images/s per core,
            compared with a bare OpenCV loop and, if it is installed, torchvision
        retina-jax benchmark memory --config=… [--steps=10000]     host memory of the loader
+       retina-jax benchmark export --config=…     exported StableHLO and ONNX beside this program,
+           per bucket, in float32 (needs the extra: pip install 'retina_jax[onnx]')
        retina-jax benchmark padding --config=…    padded pixels by batching scheme, for
            simulated COCO image sizes
 
@@ -22,7 +24,7 @@ from retina_jax.config.flags import PROCESSES, Flag, Parsed, parse, wants_help
 from retina_jax.errors import UserError
 from retina_jax.jobs import on_all_hosts
 
-KINDS = ("step", "predict", "input", "memory", "padding")
+KINDS = ("step", "predict", "input", "memory", "export", "padding")
 COMPUTING = ("step", "predict")
 """The kinds that all hosts of a run take part in."""
 FLAGS = (
@@ -44,6 +46,13 @@ def benchmark(kind: str, parsed: Parsed) -> Iterator[dict]:
         from retina_jax.benchmarks.input import measure_memory
 
         return measure_memory(config, flags.steps)
+    if kind == "export":
+        from retina_jax.exporting.export import check_onnx
+
+        check_onnx("benchmark export")
+        from retina_jax.exporting.speed import time_exports
+
+        return time_exports(config, flags.runs, flags.steps, flags.classes)
     if kind == "padding":
         from retina_jax.benchmarks.padding import compare_padding
 

@@ -1,7 +1,7 @@
 """Class-wise non-maximum suppression on the device: a fixed number of boxes, as on the host.
 
-The host (`evaluation.nms`) decides in float64, which TPUs do not have. Here a number is the sum of
-two float32, a pair ``(high, low)``, with about 45 significant bits. Both sides let an IoU exceed the
+The host (`evaluation.nms`) decides in float64, which TPUs lack. Here a number is the sum of two
+float32, a pair ``(high, low)``, with about 45 significant bits. Both sides let an IoU exceed the
 threshold by `SLACK` before a box is dropped. Rounding errors are far smaller than that, so they
 decide nothing, and both keep the same boxes in the same order.
 """

@@ -1,0 +1,61 @@
+"""Write a trained model as a file that runs without this program: StableHLO or ONNX.
+
+usage: retina-jax export --workdir=DIR --out=DIR [--format=onnx] [--bucket=800x1344]
+           [--batch-size=N] [--config.path.to.field=value ...]
+
+Exports the best checkpoint by AP, or the latest if none was evaluated. The file takes padded
+images and their sizes and returns detections: normalisation, decoding and NMS are inside. Writes
+one file per bucket, a model card (model_card.md, model.json) and load.py, which runs the model
+with NumPy and JAX (stablehlo) or onnxruntime (onnx) alone. Each file is compared with the run's
+own predictions, on images of its data set if that is there. StableHLO runs on CPUs, NVIDIA GPUs
+and TPUs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from retina_jax.config.flags import Flag, parse
+
+if TYPE_CHECKING:
+    import ml_collections
+
+FLAGS = (
+    Flag("workdir", "folder of the run", example="runs/first"),
+    Flag("out", "folder to write", example="exported"),
+    Flag("format", "stablehlo, or onnx (needs the extra: pip install 'retina_jax[onnx]')",
+         "stablehlo"),
+    Flag("bucket", "input shape to export, HxW; default: every bucket of the config"),
+    Flag("batch_size", "images per call; 0: any number", 0, least=0),
+)  # fmt: skip
+
+
+def _config_of(workdir: str) -> ml_collections.ConfigDict:
+    from retina_jax.training.workdir import read_config
+
+    return read_config(Path(workdir).expanduser())
+
+
+def main(argv: list[str]) -> int:
+    parsed = parse(argv, __doc__, FLAGS, config_of_run=_config_of)
+    if parsed is None:
+        return 0
+    from retina_jax.exporting.export import export
+    from retina_jax.program_cache import keep_compiled_programs
+    from retina_jax.progress import Reporter
+
+    if parsed.config.train.compilation_cache:
+        keep_compiled_programs()
+    flags = parsed.flags
+    paths = export(
+        parsed.config,
+        flags.workdir,
+        flags.out,
+        flags.format,
+        flags.bucket or "",
+        flags.batch_size,
+        Reporter.on_stderr(),
+    )
+    print("\n".join(map(str, paths)))
+    return 0

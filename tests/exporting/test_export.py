@@ -1,0 +1,183 @@
+"""Exports of a run: the files, the loader without this package, and every refusal."""
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from support import on_one_device
+
+from retina_jax.config.backbones import BACKBONES, Backbone
+from retina_jax.errors import RunError, UserError
+from retina_jax.exporting import export as exporting
+from retina_jax.exporting import program
+from retina_jax.exporting.agreement import compare, run_program
+from retina_jax.exporting.load import Detector
+from retina_jax.main import main
+from retina_jax.training.workdir import read_config
+
+pytestmark = pytest.mark.usefixtures("shallow")
+has_onnx = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime"))
+KINDS = ["stablehlo", "onnx"] if has_onnx else ["stablehlo"]
+FILE = "model-128x128"
+
+
+@pytest.fixture(scope="module")
+def exported(finished_run, tmp_path_factory):
+    """A folder for each format, exported by the command, and what it printed on stderr."""
+    folder = tmp_path_factory.mktemp("exported")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(BACKBONES, "resnet18", Backbone((1, 1, 1, 1), bottleneck=False))
+        for kind in KINDS:
+            arguments = [f"--workdir={finished_run}", f"--format={kind}", f"--out={folder / kind}"]
+            assert main(["retina-jax", "export", *arguments]) == 0
+    return folder
+
+
+def of_the_run(workdir, folder):
+    """Saves images of the run's validation split; returns their detections in evaluation."""
+    from retina_jax import parallel
+    from retina_jax.data.data_set import find_data_set, open_split
+    from retina_jax.data.loader import EvaluationLoader
+    from retina_jax.evaluation.detect import make_detect
+    from retina_jax.exporting.source import read_run
+
+    config = read_config(workdir)
+    trained = read_run(workdir, config)
+    split = open_split(find_data_set(config.data.dir, config.data.name), "validation")
+    devices = parallel.Devices.local(1)
+    detect = make_detect(trained.model, config, devices)
+    batch = EvaluationLoader(split, config).first_of(0)
+    np.savez(folder / "images.npz", images=batch.images, sizes=batch.sizes)
+    return batch, [d for _, d in detect(devices.replicate(trained.variables), [batch])]
+
+
+ALONE = """
+import importlib.util, sys
+import numpy as np
+sys.modules["retina_jax"] = sys.modules["flax"] = None  # importing them fails
+folder, kinds = sys.argv[1], sys.argv[2:]
+given = np.load(f"{folder}/images.npz")
+for kind in kinds:
+    spec = importlib.util.spec_from_file_location("load", f"{folder}/{kind}/load.py")
+    load = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(load)
+    detector = load.Detector()
+    many = detector.detect(given["images"], given["sizes"])
+    np.savez(f"{folder}/{kind}.npz", **many)
+    height, width = given["sizes"][0]
+    boxes, scores, labels = detector(given["images"][0][:height, :width])
+    assert len(boxes) == (many["scores"][0] > 0).sum()
+    assert np.allclose(scores, many["scores"][0][: len(scores)], atol=1e-4)
+"""
+
+
+def test_loading_needs_no_retina_jax_and_gives_evaluations_detections(exported, finished_run):
+    batch, expected = of_the_run(finished_run, exported)
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, exported, *KINDS],
+        env={k: v for k, v in on_one_device().items() if k != "PYTHONPATH"},
+        cwd=exported,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("an exported model is code, not data") == len(KINDS)
+    for kind in KINDS:
+        values = np.load(exported / f"{kind}.npz")
+        found = list(run_program(lambda images, sizes, values=values: values, batch, 0))
+        result = compare(expected, found, 0.5, 0.0, 1e-3)
+        assert result.undecided >= 0
+        assert result.detections > 50
+        assert result.pixels < 0.1
+        assert result.score < 1e-3
+        if kind == "stablehlo":
+            assert result.undecided == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_card_says_what_it_is_and_how_long_it_loads(exported, finished_run, kind):
+    card = json.loads((exported / kind / "model.json").read_text())
+    assert [f["file"] for f in card["files"]] == [f"{FILE}.{kind}"]
+    assert card["files"][0]["bytes"] == (exported / kind / f"{FILE}.{kind}").stat().st_size
+    assert "boxes differ by up to" in card["files"][0]["agreement"]
+    assert [c["category_id"] for c in card["classes"]] == [1, 2, 3, 4, 5]
+    assert card["step"] == 4
+    assert card["config"]["eval"]["score_threshold"] == 0.0
+    assert set(card["data"]) == {"train", "validation"}
+    text = (exported / kind / "model_card.md").read_text()
+    assert "Load it only if you trust its origin" in text
+    assert f"retina_jax {card['versions']['retina_jax']}" in text
+    if kind == "stablehlo":
+        assert f"with jax {card['versions']['jax']}" in text
+        assert "within six months" in text
+    else:
+        assert "ONNX operator set" in text
+    assert {p.name for p in (exported / kind).iterdir()} == {
+        "load.py", "model.json", "model_card.md", f"{FILE}.{kind}"
+    }  # fmt: skip
+
+
+def test_a_changed_file_is_not_loaded(exported, tmp_path):
+    folder = tmp_path / "changed"
+    shutil.copytree(exported / "stablehlo", folder)
+    path = folder / f"{FILE}.stablehlo"
+    path.write_bytes(path.read_bytes() + b"\0")
+    with pytest.raises(ValueError, match="is not the file that was exported"):
+        Detector(folder).detect(np.zeros((1, 128, 128, 3), np.uint8), np.array([[128, 128]]))
+    with pytest.raises(ValueError, match=r"images of 64x64 pixels; there are models for 128x128"):
+        Detector(folder).detect(np.zeros((1, 64, 64, 3), np.uint8), np.array([[64, 64]]))
+
+
+def test_the_loader_places_images_as_evaluation_does(exported):
+    from retina_jax.data.plan import place
+    from retina_jax.data.transforms import resize
+
+    detector = Detector(exported / "stablehlo")
+    detector.buckets = {(96, 160): None, (160, 96): None, (128, 128): None}
+    rng = np.random.default_rng(0)
+    for height, width in rng.integers(3, 400, (40, 2)):
+        for rounding in ("nearest", "floor"):
+            detector.card["placement"]["rounding"] = rounding
+            image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+            padded, size = detector.place(image)
+            buckets = tuple(detector.buckets)
+            placed = place(height, width, buckets, 128, 128, rounding)
+            assert padded.shape[:2] == buckets[placed.bucket]
+            assert tuple(size) == (placed.height, placed.width)
+            np.testing.assert_array_equal(
+                padded[: size[0], : size[1]], resize(image, placed.height, placed.width)
+            )
+            assert not padded[size[0] :].any()
+
+
+def test_an_artefact_that_differs_is_no_success(finished_run, tmp_path, monkeypatch):
+    def other(images, sizes):
+        count = len(images)
+        return {"boxes": np.tile(np.array([1, 1, 9, 9], np.float32), (count, 2, 1)),
+                "scores": np.full((count, 2), 0.9, np.float32),
+                "labels": np.zeros((count, 2), np.int32)}  # fmt: skip
+
+    monkeypatch.setattr(program, "load", lambda path: other)
+    with pytest.raises(RunError, match=r"the 128×128 artefact differs from the run: .*compared"):
+        exporting.export(read_config(finished_run), finished_run, tmp_path)
+    assert not (tmp_path / "model.json").exists()
+
+
+def test_refusals_are_one_line(finished_run, tmp_path, monkeypatch):
+    config = read_config(finished_run)
+    with pytest.raises(UserError, match=r"--format=onyx must be one of stablehlo, onnx"):
+        exporting.export(config, finished_run, tmp_path, "onyx")
+    with pytest.raises(UserError, match=r"--bucket=64x64 is not a bucket of .*: 128x128"):
+        exporting.export(config, finished_run, tmp_path, bucket="64x64")
+    with pytest.raises(UserError, match="has no checkpoint to export; train it first"):
+        exporting.export(config, tmp_path, tmp_path)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if "onnx" in name else find(name)
+    )
+    with pytest.raises(UserError, match=r"onnx and onnxruntime; install with: pip install"):
+        exporting.export(config, finished_run, tmp_path, "onnx")

@@ -1,0 +1,83 @@
+"""ONNX: every network of the config converts, and onnxruntime finds what JAX finds."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+from experiments.shapes import get_config
+from retina_jax.config.backbones import BACKBONES
+from retina_jax.errors import UserError
+from retina_jax.evaluation.predict_step import make_detection_step
+from retina_jax.exporting import onnx_model, onnx_primitives
+from retina_jax.exporting.agreement import compare, noise, run_program
+from retina_jax.exporting.speed import untrained
+
+BUCKET, CLASSES = (64, 96), 5
+PLAIN = {"model.p6_from": "P5", "model.norm": "frozen", "data.float_pixels": True}
+OTHER = {
+    "model.backbone": "resnext50_32x4d", "model.norm": "group", "model.stride_in_1x1": True,
+    "model.head_norm": "batch", "model.class_specific_boxes": True, "model.remat": True,
+    "loss.classification": "softmax_focal", "data.pixel_order": "BGR",
+    "eval.cut_boxes": "after_nms", "eval.max_detections": 700,
+}  # fmt: skip
+
+
+@pytest.fixture
+def one_block(monkeypatch, shallow):
+    """ResNeXt with one block a stage, too."""
+    kind = dataclasses.replace(BACKBONES["resnext50_32x4d"], blocks=(1, 1, 1, 1))
+    monkeypatch.setitem(BACKBONES, "resnext50_32x4d", kind)
+
+
+def network(**fields):
+    """Random weights, with statistics of norms other than 0 and 1."""
+    config = get_config()
+    config.data.buckets = (BUCKET,)
+    config.model.width = 8
+    config.model.fpn_channels = config.model.head_channels = 16
+    config.model.head_convs = 1
+    config.model.prior = 0.3
+    config.model.predictor_std = 0.2
+    config.eval.top_k = 100
+    config.update_from_flattened_dict(fields)
+    trained = untrained(config, CLASSES)
+    rng = np.random.default_rng(0)
+    trained.variables["batch_stats"] = jax.tree.map(
+        lambda x: x + rng.uniform(0, 0.3, x.shape).astype(np.float32),
+        trained.variables["batch_stats"],
+    )
+    return trained
+
+
+@pytest.mark.parametrize("fields", [PLAIN, OTHER], ids=["plain", "other"])
+def test_onnxruntime_finds_what_jax_finds(one_block, tmp_path, fields):
+    trained = network(**fields)
+    config, path = trained.config, tmp_path / "model.onnx"
+    onnx_model.write(trained, BUCKET, 0, path)
+    batch = noise(BUCKET, np.float32 if config.data.float_pixels else np.uint8)
+    step = jax.jit(make_detection_step(trained.model, config))
+
+    def ours(images, sizes):
+        found = step(trained.variables, images, sizes)
+        return {"boxes": found.boxes, "scores": found.scores, "labels": found.labels}
+
+    found = [[*run_program(run, batch, 0)] for run in (ours, onnx_model.load(path))]
+    result = compare(*found, config.eval.nms_iou, config.eval.score_threshold, 1e-3)
+    assert result.detections > 100
+    assert result.undecided >= 0
+    assert result.pixels < 0.02
+    assert result.score < 1e-4
+    one = onnx_model.load(path)(batch.images[2:3], batch.sizes[2:3])
+    np.testing.assert_allclose(one["scores"][0][:5], found[1][2].scores[:5], rtol=1e-4)
+
+
+def test_a_primitive_without_a_rule_is_refused_in_one_line(one_block, tmp_path, monkeypatch):
+    monkeypatch.delitem(onnx_primitives.RULES, "logistic")
+    with pytest.raises(UserError, match=r"has no rule for logistic, .*; use --format=stablehlo"):
+        onnx_model.write(network(), BUCKET, 1, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
