@@ -40,14 +40,14 @@ def exported(finished_run, tmp_path_factory):
 def of_the_run(workdir, folder):
     """Saves images of the run's validation split; returns their detections in evaluation."""
     from retina_jax import parallel
-    from retina_jax.data.data_set import find_data_set, open_split
+    from retina_jax.data.data_set import data_dir, find_data_set, open_split
     from retina_jax.data.loader import EvaluationLoader
     from retina_jax.evaluation.detect import make_detect
     from retina_jax.exporting.source import read_run
 
     config = read_config(workdir)
     trained = read_run(workdir, config)
-    split = open_split(find_data_set(config.data.dir, config.data.name), "validation")
+    split = open_split(find_data_set(data_dir(config.data.dir), config.data.name), "validation")
     devices = parallel.Devices.local(1)
     detect = make_detect(trained.model, config, devices)
     batch = EvaluationLoader(split, config).first_of(0)
@@ -161,6 +161,7 @@ def test_an_artefact_that_differs_is_no_success(finished_run, tmp_path, monkeypa
                 "scores": np.full((count, 2), 0.9, np.float32),
                 "labels": np.zeros((count, 2), np.int32)}  # fmt: skip
 
+    monkeypatch.setattr(program, "write", lambda trained, bucket, size, path: None)
     monkeypatch.setattr(program, "load", lambda path: other)
     with pytest.raises(RunError, match=r"the 128×128 artefact differs from the run: .*compared"):
         exporting.export(read_config(finished_run), finished_run, tmp_path)
