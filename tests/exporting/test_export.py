@@ -154,6 +154,24 @@ def test_the_loader_places_images_as_evaluation_does(exported):
             assert not padded[size[0] :].any()
 
 
+@pytest.mark.parametrize("at_once", [0, 2, 3])
+def test_the_loader_fills_batches_of_a_fixed_size(exported, at_once):
+    detector, calls = Detector(exported / "stablehlo"), []
+
+    def run(images, sizes):
+        calls.append(len(images))
+        return {"scores": images[:, 0, 0, :1] / 10, "sizes": sizes}
+
+    detector.card["batch_size"] = at_once
+    detector._programs[128, 128] = run
+    images = np.zeros((4, 128, 128, 3), np.uint8)
+    images[:, 0, 0, 0] = [1, 2, 3, 4]
+    found = detector.detect(images, np.tile([[9, 7]], (4, 1)))
+    assert calls == {0: [4], 2: [2, 2], 3: [3, 3]}[at_once]
+    np.testing.assert_allclose(found["scores"][:, 0], [0.1, 0.2, 0.3, 0.4])
+    assert found["sizes"].dtype == np.int32
+
+
 def test_an_artefact_that_differs_is_no_success(finished_run, tmp_path, monkeypatch):
     def other(images, sizes):
         count = len(images)
