@@ -126,6 +126,7 @@ def tiny(data_dir):
     config.train.checkpoint_every = 2
     config.eval.every = 0
     config.eval.pictures = 2
+    config.eval.report = False
     config.eval.score_threshold = 0.0  # a network of four steps is sure of nothing
     config.optimizer.warmup_steps = 0
     return config
@@ -149,7 +150,9 @@ def finished_run(shapes_dir, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parallel.Devices, "local", lambda: two)
         _make_shallow(patch)
-        return train(tiny(shapes_dir), tmp_path_factory.mktemp("finished") / "run").folder
+        config = tiny(shapes_dir)
+        config.eval.report = True
+        return train(config, tmp_path_factory.mktemp("finished") / "run").folder
 
 
 @pytest.fixture

@@ -93,5 +93,6 @@ def test_a_wheel_does_all_that_the_readme_promises(installed, two_aspects, tmp_p
     run(installed, tmp_path, "train", *experiment, *SMALLEST, "--workdir=w")
     run(installed, tmp_path, "evaluate", *experiment, *SMALLEST, "--workdir=w")
     assert json.loads((tmp_path / "w/eval/1/metrics.json").read_text())["step"] == 1
+    assert (tmp_path / "w/eval/1/report.html").exists()
     run(installed, tmp_path, "draw", "--workdir=w", "--count=1", "--out=sheet.png")
     assert (tmp_path / "sheet.png").exists()

@@ -308,6 +308,8 @@ FIELDS = (
           one_of("hotcoco", "pycocotools")),
     Field("eval.pictures", 12, "images drawn with ground truth next to detections; 0: none",
           FROM_0),
+    Field("eval.report", True, "write report.html after each evaluation: tables, curves, kinds of "
+          "error and images, on one page"),
 )
 # fmt: on
 BY_NAME = {field.name: field for field in FIELDS}

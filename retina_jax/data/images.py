@@ -83,6 +83,33 @@ class _UnknownFormat(PictureError):
     """Pillow cannot identify the format."""
 
 
+def decode_small(encoded: bytes, size: tuple[int, int], longest: int) -> np.ndarray | None:
+    """`decode_image` with a longest side of at most ``longest`` pixels.
+
+    A JPEG of ``size`` (height, width) is decoded at an eighth, a quarter or half of its size where
+    that suffices, which takes a fraction of the time.
+    """
+    factor = next((f for f in (8, 4, 2) if max(size) >= f * longest), 1)
+    reduced = {
+        8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4,
+        2: cv2.IMREAD_REDUCED_COLOR_2, 1: cv2.IMREAD_COLOR,
+    }[factor]  # fmt: skip
+    try:
+        image = cv2.imdecode(
+            np.frombuffer(encoded, np.uint8), reduced | cv2.IMREAD_IGNORE_ORIENTATION
+        )
+    except cv2.error:
+        return None
+    if image is None:
+        return None
+    height, width = image.shape[:2]
+    scale = longest / max(height, width)
+    if scale < 1:
+        target = max(1, round(width * scale)), max(1, round(height * scale))
+        image = cv2.resize(image, target, interpolation=cv2.INTER_AREA)
+    return np.ascontiguousarray(image[:, :, ::-1])
+
+
 @contextlib.contextmanager
 def _faults_named(head: bytes):
     """Converts all Pillow errors to `PictureError`; ``head`` has the first bytes of the file."""

@@ -35,7 +35,7 @@ class EvaluationResult:
     """The result of `evaluate`."""
 
     folder: Path
-    """The folder of detections.json, metrics.json and detections.png."""
+    """The folder of detections.json, metrics.json, detections.png and report.html."""
     metrics: dict[str, Any] | None
     """None if a signal stopped the evaluation; then nothing was written."""
     signal: signal.Signals | None = None
@@ -57,7 +57,7 @@ def evaluate(
     split = open_split(directory, config.data.eval_split, config.data.labels)
     check_alike(config, [split], devices)
     model = retinanet.build(config, len(split.class_names))
-    evaluator = Evaluator(model, split, config, devices)
+    evaluator = Evaluator(model, split, config, devices, report)
     folder = Path(workdir).expanduser().absolute()
     step = None
     if (folder / FOLDER).is_dir():
@@ -87,8 +87,12 @@ def evaluate(
     for line in evaluator.notices():
         report.note(line)
     advice = f"lower --config.eval.batch_size={config.eval.batch_size}"
-    with StopRequest() as stop, parallel.explain_out_of_memory(advice):
-        metrics = evaluate_variables(evaluator, variables, step, target, stop, report)
+    try:
+        with StopRequest() as stop, parallel.explain_out_of_memory(advice):
+            metrics = evaluate_variables(evaluator, variables, step, target, stop, report)
+        evaluator.finish_report()
+    finally:
+        evaluator.abandon_report()
     checkpoints.close()
     return EvaluationResult(target, metrics, stop.signal)
 

@@ -122,6 +122,7 @@ def train(
             result = loop.run(state, step_fn, run.loader, run.first_step)
         if result.stopped:
             return TrainingResult(run.folder, signal=stop.signal)
+        run.evaluator.finish_report(lambda: stop.signal is not None)
         return _finished(config, run.folder, result, report)
 
 
@@ -159,7 +160,7 @@ def _begin(
     if findings and findings[0].level == "error":
         raise UserError(f"{findings[0].message} (run the doctor command for details)")
     model = retinanet.build(config, len(train_split.class_names), parallel.AXIS)
-    evaluator = Evaluator(model, eval_split, config, devices)
+    evaluator = Evaluator(model, eval_split, config, devices, report)
     optimizer = build_optimizer(config)
 
     folder, changed = open_workdir(workdir, config)
@@ -170,6 +171,7 @@ def _begin(
     before = changed_fields(folder, config)
     checkpoints = Checkpoints(folder, config.train.keep_checkpoints)
     held.callback(checkpoints.close)  # before the lease ends
+    held.callback(evaluator.abandon_report)
     latest_step = json.loads(
         parallel.group.tell("latest step", json.dumps(checkpoints.latest_step()))
     )
