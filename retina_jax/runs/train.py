@@ -40,6 +40,7 @@ from retina_jax.runs.weights import read_source
 from retina_jax.training import averaging
 from retina_jax.training.checkpoint import Checkpoints
 from retina_jax.training.curves import draw_curves
+from retina_jax.training.error_log import errors_recorded
 from retina_jax.training.lease import Lease
 from retina_jax.training.loop import LoopResult, TrainingLoop
 from retina_jax.training.optimizer import build_optimizer, learning_rate_schedule
@@ -116,7 +117,8 @@ def train(
         step_fn = run.devices.train_step(
             make_train_step(run.model, run.optimizer, schedule, config)
         )
-        with _explain_faults(config, run.folder):
+        recorded = errors_recorded(run.folder, parallel.is_main())
+        with recorded, _explain_faults(config, run.folder):
             state = run.devices.replicate(run.state)
             run.devices.check_equal(state, "at the start")
             result = loop.run(state, step_fn, run.loader, run.first_step)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import platform
 import secrets
 import tempfile
 import threading
@@ -21,10 +20,14 @@ from retina_jax import parallel
 from retina_jax.errors import FAULT, UserError
 from retina_jax.files import write_json
 from retina_jax.progress import Reporter
-
-FILE = "lease.json"
-RENEWED_EVERY = 10.0  # seconds
-STALE_AFTER = 60.0  # seconds without renewal
+from retina_jax.training.lease_file import (
+    FILE,
+    RENEWED_EVERY,
+    STALE_AFTER,
+    has_ended,
+    identity,
+    runs_here,
+)
 
 
 class Lease:
@@ -37,7 +40,7 @@ class Lease:
     def __init__(self, folder: Path, report: Reporter):
         self._path = folder / FILE
         self._report = report
-        self._own = {**_identity(), "token": secrets.token_hex(8)}
+        self._own = {**identity(), "token": secrets.token_hex(8)}
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
 
@@ -70,12 +73,12 @@ class Lease:
         if first is None:
             return
         holder = self._read()
-        if _has_ended(holder):
+        if has_ended(holder):
             self._remove(holder)
             return
         who = f"process {holder.get('pid', '?')} on host {holder.get('host', '?')}"
         age = self._now() - first
-        if _runs_here(holder) and age < RENEWED_EVERY:
+        if runs_here(holder) and age < RENEWED_EVERY:
             raise self._refused(who)
         left = STALE_AFTER - age
         if left > 0:
@@ -138,39 +141,3 @@ class Lease:
         self._over.set()
         if self._read().get("token") == self._own["token"]:
             self._path.unlink(missing_ok=True)
-
-
-def _identity() -> dict[str, Any]:
-    """Host and process, and what tells them from later ones with the same names."""
-    own: dict[str, Any] = {"host": platform.node(), "pid": os.getpid()}
-    with contextlib.suppress(OSError):  # Linux only
-        own["machine"] = _machine()
-        own["started"] = _started(os.getpid())
-    return own
-
-
-def _machine() -> str:
-    """This boot of this machine, and the container, within which process numbers are unique."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-
-
-def _started(pid: int) -> str:
-    """When a process started, in ticks since boot. Raises `OSError` if it does not run."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-
-
-def _runs_here(holder: dict[str, Any]) -> bool:
-    """Whether the holder is a process of this machine that runs."""
-    try:
-        return holder["machine"] == _machine() and holder["started"] == _started(holder["pid"])
-    except (KeyError, OSError):
-        return False
-
-
-def _has_ended(holder: dict[str, Any]) -> bool:
-    """Whether the holder was a process of this machine, and certainly runs no longer."""
-    try:
-        return holder["machine"] == _machine() and not _runs_here(holder)
-    except (KeyError, OSError):
-        return False

@@ -20,6 +20,7 @@ from retina_jax.errors import CommandError, EvaluationError, NonFiniteLossError
 from retina_jax.files import atomic_write
 from retina_jax.progress import Reporter
 from retina_jax.training.checkpoint import Checkpoints
+from retina_jax.training.error_log import record_error
 from retina_jax.training.metrics import Meter, MetricsLog
 from retina_jax.training.stop import StopRequest
 from retina_jax.training.watchdog import Watchdog
@@ -222,6 +223,8 @@ class TrainingLoop:
             self._report.note(
                 f"the evaluation of step {step} failed ({reason}); the next one tries again"
             )
+            if parallel.is_main():
+                record_error(self._folder, f"the evaluation of step {step} failed ({reason})")
             self._result.failed_evaluations += 1
             self._save(state, meter)
             return
