@@ -18,6 +18,7 @@ COMMANDS = {
     "prepare": "convert COCO, VOC, YOLO or TFDS annotations and images to a data set",
     "compile": "compile for a TPU slice, without one: memory, arithmetic, largest batch",
     "doctor": "check a data set for problems and measure anchor recall",
+    "compare": "compare evaluations of runs, with intervals from resampled images",
     "status": "print where runs stand: step, rate, time left, AP, last error",
     "draw": "draw ground truth next to detections",
     "import_weights": "create a workdir from torchvision or Detectron2 weights",

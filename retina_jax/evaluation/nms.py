@@ -8,7 +8,7 @@ import numpy as np
 from retina_jax.types import Candidates, Detections
 
 
-def _compiled(function):
+def compiled(function):
     """Compiles with Numba, with a cache on disk if a folder for it is writable."""
     try:
         return numba.njit(cache=True, nogil=True)(function)
@@ -16,7 +16,7 @@ def _compiled(function):
         return numba.njit(nogil=True)(function)
 
 
-@_compiled
+@compiled
 def _keep(boxes, labels, order, iou_threshold, max_detections):
     kept = np.empty(min(max_detections, len(order)), np.int64)
     count = 0
