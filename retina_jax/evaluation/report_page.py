@@ -15,7 +15,7 @@ from retina_jax.evaluation import report_charts as charts
 from retina_jax.evaluation.coco import LIMITS, metric_names
 from retina_jax.evaluation.report_charts import escape, figure, number
 from retina_jax.evaluation.report_errors import KINDS
-from retina_jax.evaluation.report_gallery import LARGE, MOST_IMAGES, MOST_LARGE, SMALL
+from retina_jax.evaluation.report_gallery import LARGE, MOST_LARGE, SMALL
 from retina_jax.evaluation.report_numbers import SCORE_BINS, SIZE_EDGES, Numbers
 
 _MOST_IN_MATRIX = 150  # classes; for more, the table of confusions alone
@@ -55,7 +55,7 @@ def page(
         ("Confusion", _confusion(numbers)),
         ("Scores and sizes", _scores(numbers)),
         ("Training", _training(curves)),
-        ("Images", _gallery(numbers, gallery)),
+        ("Images", _gallery(numbers, gallery, metrics["images"])),
     ]
     sections = [(name, content) for name, content in sections if content]
     summary = (
@@ -191,7 +191,7 @@ def _classes(numbers: Numbers) -> str:
 def _confusion(numbers: Numbers) -> str:
     names = [*(c.name for c in numbers.classes), "background"]
     matrix, operating = numbers.confusion, numbers.operating
-    off = matrix.copy()
+    off = matrix[:-1, :-1].copy()  # between classes
     np.fill_diagonal(off, 0)
     flat = np.argsort(-off, axis=None, kind="stable")[:_MOST_CONFUSIONS]
     rows = []
@@ -211,7 +211,8 @@ def _confusion(numbers: Numbers) -> str:
         parts.append(figure("Confusion matrix", drawn, "Shaded by the share of the row."))
     header = ["object", "detected as", "count", "share of class"]
     listed = charts.table(header, rows, label="most frequent confusions")
-    parts.append(f'<div class="card"><h3>Most frequent confusions</h3>{listed}</div></div>')
+    listed = listed if rows else "<p>None.</p>"
+    parts.append(f'<div class="card"><h3>Confusions of classes</h3>{listed}</div></div>')
     return "".join(parts)
 
 
@@ -295,7 +296,7 @@ def key(entries: Sequence[tuple[str, str]]) -> str:
     return f'<ul class="key">{drawn}</ul>'
 
 
-def _gallery(numbers: Numbers, gallery: dict[str, Any]) -> str:
+def _gallery(numbers: Numbers, gallery: dict[str, Any], images: int) -> str:
     classes = [(-1, "all classes"), *enumerate(gallery["classes"])]
     wrong = [(kind, kind) for kind in KINDS[1:-1]]
     kinds = [("", "all images"), ("any", "any error"), ("missed", "missed object"), *wrong,
@@ -308,8 +309,8 @@ def _gallery(numbers: Numbers, gallery: dict[str, Any]) -> str:
         f"is on the left, detections on the right. The first {min(shown, MOST_LARGE)} images are "
         f"kept at {LARGE} pixels, the others at {SMALL}."
     )
-    if shown == MOST_IMAGES:
-        text += f" The page holds {MOST_IMAGES:,} images, those with the largest errors."
+    if shown < images:
+        text += f" Of {images:,} images, the {shown:,} with the largest errors are here."
     return f"""<p>{escape(text)}</p>
 {
         key(

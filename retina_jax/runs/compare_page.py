@@ -42,7 +42,7 @@ def _signed(value: float | None) -> str:
 def _parts(comparison: Comparison, compared: Compared) -> list[tuple[str, list[str], list]]:
     """Titles, headers and rows of the tables."""
     names = [comparison.before.name, comparison.now.name]
-    header = [*names, "difference", f"{CONFIDENCE:.0%} interval", ""]
+    header = [*names, "difference", f"{CONFIDENCE * 100:.0f} % interval", ""]
     order = sorted(comparison.classes, key=lambda d: -abs(d.change or 0.0))
     split = compared.split
     images = [
@@ -80,9 +80,9 @@ def write_page(compared: Compared, out: Path) -> Path:
     title = " and ".join(names)
     note = (
         f"{len(compared.split):,} images. Differences are the second run's number less the "
-        f"first's. Intervals hold {CONFIDENCE:.0%} of the differences on {compared.samples:,} "
-        "resamples of the images, the same for both runs; they do not contain what another seed "
-        "of training would change. Clear: the interval excludes 0."
+        f"first's. Intervals hold {CONFIDENCE * 100:.0f} % of the differences on "
+        f"{compared.samples:,} resamples of the images, the same for both runs; they do not "
+        "contain what another seed of training would change. Clear: the interval excludes 0."
     )
     sections = []
     for comparison in compared.comparisons:
