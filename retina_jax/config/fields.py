@@ -299,6 +299,13 @@ FIELDS = (
     Field("eval.top_k", 1000, "candidates per level before NMS", ABOVE_0, S),
     Field("eval.nms_iou", 0.5, "IoU above which NMS drops the lower-scoring of two boxes of a "
           "class", SHARE, S),
+    Field("eval.nms", "hard", "what NMS does to overlapping boxes: hard drops them, soft lowers "
+          "their scores (arXiv:1704.04503)", one_of("hard", "soft"), S),
+    Field("eval.soft_nms", "gaussian", "soft: factor of the score; gaussian: exp(-IoU² / sigma), "
+          "linear: 1 - IoU where that exceeds nms_iou", one_of("gaussian", "linear"), S),
+    Field("eval.soft_sigma", 0.5, "soft: sigma of gaussian", ABOVE_0, S),
+    Field("eval.class_agnostic", False, "NMS between boxes of all classes, not only of the same",
+          ANY, S),
     Field("eval.cut_boxes", "before_nms", "when to clip boxes to the image: before_nms, or "
           "after_nms (Detectron2)", one_of("before_nms", "after_nms"), S),
     Field("eval.max_detections", 100, "largest number of detections per image", ABOVE_0, S),

@@ -247,7 +247,7 @@ class Stages:
         found = self._predict(*outputs, np.asarray(size, np.int32)[None])
         options = self.config.eval
         found = jax.tree.map(lambda x: np.asarray(x)[0], found)
-        kept = suppress(found, options.nms_iou, options.max_detections)
+        kept = suppress(found, Rule.of(options))
         if options.cut_boxes == "after_nms":
             kept = clip_to_image(kept, *size)
         y, x = np.array(original) / size
