@@ -134,17 +134,20 @@ def test_help_of_every_command_names_its_flags(command, capsys):
     assert shown.err == ""
     assert f"retina-jax {spelt} " in shown.out
     takes_config = "fields, with their defaults" in shown.out
-    assert takes_config == (command not in ("prepare", "draw", "export_weights", "launch"))
+    assert takes_config == (
+        command not in ("prepare", "predict", "draw", "export_weights", "launch")
+    )
     own = {
         "train": "--workdir", "evaluate": "--workdir", "draw": "--score", "ablate": "--seeds=3",
         "import_weights": "--classes", "export_weights": "--to", "benchmark": "--runs=5",
         "doctor": "--out=doctor", "prepare": "coco", "compile": "--topology",
-        "launch": "--dry-run",
+        "launch": "--dry-run", "predict": "--tile",
     }  # fmt: skip
     assert own[command] in shown.out
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["draw", "--help"], ["prepare", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["draw", "--help"], ["prepare", "--help"],
+                                       ["predict", "--help"]])  # fmt: skip
 def test_help_imports_nothing_heavy(arguments):
     check_imports(arguments)
 
