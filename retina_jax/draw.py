@@ -18,6 +18,8 @@ _GAP = 8  # pixels
 _LEAST_FONT = 11  # pixels
 _FONTS_PER_SIDE = 60
 """Font sizes that an image is long (as the side of a square): 17 px for 1,024² pixels."""
+_MOST_COVERED = 0.12
+"""Share of an image that captions may cover, if they can then be read."""
 _LEAST_SIDE = 320
 """Long side, pixels, below which `annotate` enlarges an image: a name needs about 80 pixels."""
 
@@ -54,14 +56,15 @@ def draw_boxes(
 ) -> Image.Image:
     """A scaled copy of an RGB image with captioned boxes (xyxy, pixels of ``image``).
 
-    Lines and letters grow with the copy. Captions are above their box, or where there is no room,
-    at its top; they never leave the image: a longer one has smaller letters.
+    Lines and letters grow with the copy; letters shrink where many captions would cover it.
+    Captions are above their box, or where there is no room, at its top; they never leave the image:
+    a longer one has smaller letters.
     """
     height, width = image.shape[:2]
     size = (max(1, round(height * scale)), max(1, round(width * scale)))
     picture = Image.fromarray(_scaled(image, *size))
     draw = ImageDraw.Draw(picture)
-    letters = max(_LEAST_FONT, round((size[0] * size[1]) ** 0.5 / _FONTS_PER_SIDE))
+    letters = _letters(size[0] * size[1], sum(map(len, captions)))
     line = max(2, round(letters / 7))
     placed = list(zip(boxes * scale, labels, captions, strict=True))
     for box, label, _ in placed:
@@ -72,6 +75,14 @@ def draw_boxes(
         if caption:
             _draw_tag(draw, float(box[0]), float(box[1]), label, caption, letters, size)
     return picture
+
+
+def _letters(area: int, characters: int) -> int:
+    """Font size for an image of ``area`` pixels with that many characters on it."""
+    letters = area**0.5 / _FONTS_PER_SIDE
+    if characters:  # each covers about 0.55 by 1.35 letters
+        letters = min(letters, (_MOST_COVERED * area / (0.75 * characters)) ** 0.5)
+    return max(_LEAST_FONT, round(letters))
 
 
 def _draw_tag(

@@ -76,6 +76,16 @@ def test_letters_grow_with_the_picture(drawn):
     assert sizes[4000] == pytest.approx(4000 / 60, abs=1)
 
 
+def test_letters_shrink_where_they_would_cover_the_picture(drawn):
+    boxes = np.array([[10.0 * n, 200, 10 * n + 100, 300] for n in range(300)])
+    names, scores = ["a class"] * 300, np.linspace(0.1, 0.9, 300)
+    annotate(np.zeros((3000, 3000, 3), np.uint8), boxes, [0] * 300, names, scores)
+    tags = [call for call in drawn if call[0] == "tag"]
+    covered = sum((x2 - x1) * (y2 - y1) for _, x1, y1, x2, y2, _ in tags)
+    assert 0.06 < covered / 3000**2 < 0.2
+    assert 11 < drawn[-1][-1] < 3000 / 60
+
+
 def test_the_highest_score_is_on_top():
     box = np.array([[20.0, 60.0, 300.0, 300.0]] * 2)
     black = np.zeros((400, 400, 3), np.uint8)

@@ -117,7 +117,7 @@ def main(argv: list[str]) -> int:
         )
         return 128 + result.signal
     report.say(f"{result.detections} detections in {result.pictures} pictures: {result.path}")
-    if request.images:
+    if request.images and result.pictures:
         shown = f"{result.drawn} of them drawn, those that score above {result.drawn_from:g}"
         report.say(f"{shown}: {request.out / 'drawn'}")
     if result.left_out:

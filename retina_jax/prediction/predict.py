@@ -34,6 +34,7 @@ from retina_jax.training.stop import StopRequest
 DRAWN = "drawn"
 _FRAMES_IN_FLIGHT = 8  # batches of frames that are read, detected in, or drawn at a time
 _MEMORY_OF_FRAMES = 2**30  # bytes
+_FIRST_RATE_AFTER = 2.0  # seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,7 +230,9 @@ class _Run:
             bar.advance("")
             return
         self._new += 1
-        bar.advance(f"{self._new / max(now - self._started, 1e-9):.1f} images/s")
+        seconds = now - self._started
+        # pictures of a batch end together: at first their rate says nothing
+        bar.advance(f"{self._new / seconds:.1f} images/s" if seconds > _FIRST_RATE_AFTER else None)
 
     def _detect_video(self, file: _File, stop: StopRequest) -> None:
         """Detects in every frame; the video is written anew, from the record where it can be."""
