@@ -132,8 +132,8 @@ FIELDS = (
     Field("data.max_boxes", 100, "maximum number of boxes per image, crowds included (COCO has at "
           "most 93)", ABOVE_0),
     Field("data.flip", True, "flip half of the training images horizontally", ANY, T),
-    Field("data.train_short_sides", (), "short sides, pixels, that training samples from instead of "
-          "using short_side; Detectron2: (640, 672, …, 800)", SIDES, T),
+    Field("data.train_short_sides", (), "short sides, pixels, that training samples from instead "
+          "of using short_side; Detectron2: (640, 672, …, 800)", SIDES, T),
     Field("data.scale_range", (1.0, 1.0), "range of an additional random scale factor in training; "
           "an image that exceeds its bucket is cropped at random (large-scale jitter: 0.1, 2.0)",
           FACTORS, T),
