@@ -16,12 +16,12 @@ prints its logs, and deletes it at the end or on Ctrl-C, unless --keep is set. I
 exists, the same launch command reattaches to it. --dry-run prints what would be submitted: the
 manifest for kubectl create -f -, the gcloud commands as a shell script, or the script for sbatch.
 
-If the command exits with code 0, the job is done. Codes 2, 3 and 4 also end the job, because a
-restart would end the same way. Any other code, such as 1 (a fault) or 143 (SIGTERM), restarts the
-command on all hosts, at most --max-restarts times; preemptions and maintenance do not count.
-A training run resumes from its workdir, which must therefore outlive the machines: on GKE and TPU
-VMs below a --mount, on SLURM on a disk that all nodes see. The workdir and the data set are
-folders: launch refuses addresses such as that of a bucket, which GKE mounts with --mount=gs://BUCKET:/PATH.
+The job is done if the command exits with code 0. Codes 2, 3 and 4 also end it, because a restart
+would end the same way. Any other code, such as 1 (a fault) or 143 (SIGTERM), restarts it on all
+hosts, at most --max-restarts times; preemptions and maintenance do not count. A training run
+resumes from its workdir, which must therefore outlive the machines: on GKE and TPU VMs it must lie
+below a --mount, on SLURM on a disk that all nodes see. The workdir and the data set are folders:
+launch refuses addresses such as that of a bucket, which GKE mounts with --mount=gs://BUCKET:/PATH.
 scripts/cluster/Dockerfile builds the image.
 """
 
@@ -133,7 +133,9 @@ def _check(options: argparse.Namespace) -> None:
         if isinstance(value, int) and value < 1:
             raise UserError(f"--{name}={value} must be at least 1; set --{name}=1 or remove it")
     if options.max_restarts < 0:
-        raise UserError(f"--max-restarts={options.max_restarts} must not be below 0; set 0")
+        raise UserError(
+            f"--max-restarts={options.max_restarts} must be 0 or more; set --max-restarts=0"
+        )
     if not options.poll > 0:
         raise UserError(f"--poll={options.poll:g} must be above 0; set --poll=15")
     for name, example in REQUIRED[options.kind].items():

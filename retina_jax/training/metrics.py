@@ -38,7 +38,7 @@ class Meter:
         Args:
           ids_at: the image ids of a step, of all processes.
           max_skipped: number of steps skipped in a row that ends training; 0: no limit.
-          interval: `open_interval` of the checkpoint from which the run goes on.
+          interval: `open_interval` of the checkpoint from which the run resumes.
         """
         interval = interval or {}
         self._ids_at = ids_at
