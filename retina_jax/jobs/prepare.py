@@ -182,7 +182,7 @@ def main(argv: list[str]) -> int:
                   "train --config=experiments/custom.py --workdir=runs/custom"):  # fmt: skip
         report.say(f"  {command(*words.split())} {' '.join(fields)}")
     if prepared.left_out:
-        report.note(f"{prepared.left_out} records were left out", "warning")
+        report.note(f"records left out: {prepared.left_out}", "warning")
         return LEFT_OUT
     return DONE
 

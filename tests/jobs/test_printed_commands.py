@@ -91,7 +91,7 @@ def test_the_command_in_an_error_is_one_that_exists(odd_folder, tmp_path):
         tmp_path,
     )
     assert done.returncode == 2
-    advice = done.stderr.split("prepare one with: ")[1].strip()
+    advice = done.stderr.split("prepare a data set with: ")[1].strip()
     for word in ("IMAGES", "train.json", "val.json"):
         assert word in advice
     source = shlex.quote(str(odd_folder))
