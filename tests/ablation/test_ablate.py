@@ -183,7 +183,7 @@ def test_columns_and_the_figure_of_anchors_and_speed(tmp_path, programs, capsys)
     # 128 px: 16² + 8² + 4² + 2² + 1 places of one anchor
     assert dict(zip(header, row, strict=True))["anchors"] == "341"
     header, row = csv.reader((tmp_path / "speed.csv").read_text().splitlines())
-    assert dict(zip(header, row, strict=True))["ms an image"] == "20.0"  # 50 images a second
+    assert dict(zip(header, row, strict=True))["ms per image"] == "20.0"  # 50 images a second
     (kept,) = tmp_path.glob("runs/*/speed.json")
     measured = json.loads(kept.read_text())
     assert measured["input"] == [64, 64]

@@ -140,7 +140,7 @@ def test_mistakes_are_one_line(program, tmp_path):
         (["import-weights", *NARROW, f"--workdir={tmp_path}/a"],
          r"--weights is missing"),
         (["export-weights", f"--workdir={tmp_path}", "--to=torchvision",
-          f"--out={tmp_path}/a.pth"], r"has no config\.json; set --workdir to that of a run"),
+          f"--out={tmp_path}/a.pth"], r"has no config\.json; set --workdir to the folder of"),
     ):  # fmt: skip
         done = program(*arguments)
         assert done.returncode == 2, done.stderr

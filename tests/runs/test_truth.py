@@ -71,7 +71,7 @@ def one_class_as_crowds(record):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (as_crowds, r"train: all \d+ boxes are crowds .*, so nothing can be learned"),
+        (as_crowds, r"train: all boxes \(\d+\) are crowds .*, so nothing can be learned"),
         (
             one_class_as_crowds,
             r"every box of class bar is a crowd .*so the class cannot be learned",

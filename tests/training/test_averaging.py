@@ -146,7 +146,7 @@ def test_an_average_begins_with_the_checkpoint_and_ends_with_the_field(config, t
     shutil.copytree(without, begun)
     config.train.ema, config.train.steps = 0.5, 3
     assert train.run(config, str(begun), console) == 0
-    assert "the checkpoint has no average of the weights; it starts" in printed.getvalue()
+    assert "the checkpoint has no averaged weights; the average starts" in printed.getvalue()
     after = state_of(config, begun, 3)
     expected = jax.tree.map(lambda a, b: a + np.float32(9 / 13) * (b - a),
                             before.params, after.params)  # fmt: skip
@@ -160,7 +160,7 @@ def test_an_average_begins_with_the_checkpoint_and_ends_with_the_field(config, t
     shutil.copytree(begun, ended)
     config.train.ema, config.train.steps = 0.0, 4
     assert train.run(config, str(ended), console) == 0
-    assert "average of the weights in the checkpoint is dropped" in printed.getvalue()
+    assert "averaged weights in the checkpoint are dropped" in printed.getvalue()
     last = state_of(config, ended, 4)
     assert equal(weights_of(ended), {"params": last.params, "batch_stats": last.batch_stats})
 
