@@ -16,7 +16,7 @@ COMMANDS = {
     "train": "train a model and evaluate it periodically; the same command resumes",
     "evaluate": "evaluate a checkpoint with the COCO metrics",
     "prepare": "convert COCO, VOC, YOLO or TFDS annotations and images to a data set",
-    "compile": "compile for a TPU slice without having one: memory, arithmetic, largest batch",
+    "compile": "compile for a TPU slice, without a TPU: memory, arithmetic, largest batch",
     "doctor": "check a data set for problems and measure anchor recall",
     "draw": "draw ground truth next to detections",
     "import_weights": "create a workdir from torchvision or Detectron2 weights",

@@ -1,1 +1,1 @@
-"""Compiles programs for a TPU without having one: memory, arithmetic, HBM traffic."""
+"""Compiles programs for a TPU, without a TPU: memory, arithmetic, HBM traffic."""

@@ -233,7 +233,7 @@ def _upright_rgb(
     if turned:
         upright = raw.transpose(_UPRIGHT[orientation])
         if named == raw.size != upright.size:
-            counts["EXIF-rotated images, left as stored because their annotated size says so"] += 1
+            counts["EXIF-rotated images, left as stored to match their annotated size"] += 1
             raw.info.pop("exif", None)
             upright = raw
         else:

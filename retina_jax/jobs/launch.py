@@ -155,7 +155,9 @@ def _command(options: argparse.Namespace, words: list[str]) -> list[str]:
         raise UserError(f"the command to run is missing; append it after --, such as {example}")
     name, _ = read_command(words)
     if name in (None, "launch"):
-        raise UserError(f"{' '.join(words)!r} cannot be launched; append a command, as {example}")
+        raise UserError(
+            f"{' '.join(words)!r} cannot be launched; append a command such as {example}"
+        )
     for own, flag in (("workdir", WORKDIR), ("data-dir", DATA_DIR)):
         value = getattr(options, own.replace("-", "_"))
         if value:

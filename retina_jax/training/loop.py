@@ -194,8 +194,8 @@ class TrainingLoop:
             raise error
         self._left_out.add(error.step)
         self._report.note(
-            f"step {error.step} is not finite; going back to step {latest} and leaving out step "
-            f"{error.step}"
+            f"the loss or gradient of step {error.step} is not finite; going back to step {latest} "
+            f"and leaving out step {error.step}"
         )
         return latest
 

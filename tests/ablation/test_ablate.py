@@ -155,7 +155,7 @@ def test_a_study_is_run_resumed_and_tabulated(tmp_path, programs, capsys):
     assert programs.drawn == [seeds[0]]
     row = ["FL, γ 2.0, α 0.25", "25.0 ± 0.0", "50.0 ± 0.0", "12.5 ± 0.0", "2", "250", "34.0"]
     header, cells = csv.reader((tmp_path / "focal.csv").read_text().splitlines())
-    assert header == ["setting", "AP", "AP50", "AP75", "runs", "ms a step", "paper's AP"]
+    assert header == ["setting", "AP", "AP50", "AP75", "runs", "ms per step", "paper's AP"]
     assert cells == row
     assert f"| {' | '.join(row)} |" in (tmp_path / "tables.md").read_text()
     assert (tmp_path / "loss_against_pt.png").exists()
