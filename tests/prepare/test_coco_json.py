@@ -270,7 +270,7 @@ def test_the_command_writes_a_data_set_and_says_what_it_mended(tree):
     train, val = tree.write("instances_train.json"), tree.write("instances_val.json")
     done = prepare(tree, "--annotations", train, "--annotations", val)
     assert done.returncode == 0, done.stderr
-    assert "train: 2 images, 1 boxes" in done.stderr
+    assert "train: 2 images, 1 box" in done.stderr
     assert "boxes without area, dropped: 1" in done.stderr
     split = open_split(tree.root / "out" / "coco" / "1.0.0", "validation")
     assert split.class_names == ("cat", "dog", "owl")
