@@ -48,7 +48,7 @@ MISTAKES = {
     "spot and reserved": ([*QUEUED, "--spot", "--reserved", *TRAIN], "remove one"),
     "name": ([*GKE, "--name=My_Run", *TRAIN], "--name=My_Run must have"),
     "name of a queued resource": ([*QUEUED, "--name=-x", *TRAIN], "--name=-x must have"),
-    "name for SLURM": (["--kind=slurm", "--name=a b", *TRAIN], "--name=a b may have"),
+    "name for SLURM": (["--kind=slurm", "--name=a b", *TRAIN], "--name=a b may contain"),
     "mount": ([*GKE, "--mount=/data", *TRAIN], "--mount=/data must be a volume claim or a bucket"),
     "folder of a bucket": ([*GKE, "--mount=gs://b/f:/data", *TRAIN],
                            "such as --mount=CLAIM:/runs or --mount=gs://BUCKET:/runs"),
