@@ -10,7 +10,7 @@ import types
 from pathlib import Path
 
 import pytest
-from support import on_one_device
+from support import SMALLEST, on_one_device
 
 from retina_jax.ablation import figures
 from retina_jax.config import resolve
@@ -222,16 +222,15 @@ def test_a_run_that_diverges_is_told_from_one_that_fails(tmp_path, programs, cap
     assert not list((tmp_path / "failed").glob("runs/*/seed0/outcome.json"))
 
 
-@pytest.mark.slow
-def test_a_study_runs_the_program_itself(shapes_dir, tmp_path):
-    done = subprocess.run(
-        [sys.executable, REPOSITORY / "scripts/ablate.py", SHAPES, "--study=focal", "--only=γ 2",
-         "--seeds=1", f"--out={tmp_path}", f"--config.data.dir={shapes_dir}",
-         "--config.train.steps=1", "--config.model.width=8", "--config.model.fpn_channels=16",
-         "--config.model.head_channels=16", "--config.model.head_convs=1"],
-        capture_output=True, text=True, env=on_one_device(),
+def test_a_study_runs_the_program_itself(shapes_dir, tmp_path, capsys, monkeypatch):
+    """Each run in a process of its own."""
+    for name, value in on_one_device().items():
+        monkeypatch.setenv(name, value)
+    code, said = ablate(
+        capsys, SHAPES, "--study=focal", "--only=γ 2", "--seeds=1", f"--out={tmp_path}",
+        f"--config.data.dir={shapes_dir}", *SMALLEST,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert code == 0, said
     (run,) = tmp_path.glob("runs/*/seed0")
     scores = json.loads((run / "eval/1/metrics.json").read_text())
     outcome = json.loads((run / "outcome.json").read_text())
