@@ -86,5 +86,5 @@ class ProgressBar:
             of, left = "", ""
             if self._total is not None:
                 seconds = (self._total - self._done) / rate if rate else 0.0
-                of, left = f"/{self._total}", f" {seconds / 60:.0f} min left"
+                of, left = f"/{self._total}", f", {seconds / 60:.0f} min left"
             self._console.print(f"{self._title} {self._done}{of} {note}{left}", markup=False)

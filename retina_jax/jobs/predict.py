@@ -1,4 +1,4 @@
-"""Detect objects in pictures and videos with a trained run.
+"""Detect objects in images and videos with a trained run.
 
 usage: retina-jax predict --workdir=RUN --input=FILE|FOLDER|PATTERN|VIDEO --out=DIR
            [--threshold=0.5] [--classes=car,person] [--format=coco|yolo|voc|csv] [--no-images]
@@ -6,9 +6,9 @@ usage: retina-jax predict --workdir=RUN --input=FILE|FOLDER|PATTERN|VIDEO --out=
            [--checkpoint=best|latest]
 
 Writes detections.json (COCO results, with the category ids of the run's data set), images.json (the
-file of each image id) and, in drawn/, the pictures and videos with their boxes to DIR. The data set
+file of each image id) and, in drawn/, the images and videos with their boxes to DIR. The data set
 of the run is not needed. Without --threshold, the files hold every detection that evaluation would
-count, and the pictures show those that score above 0.4.
+count, and the drawings show those that score above 0.4.
 
 Run the same command again to go on after a stop. Files that cannot be read are listed and left out;
 the command then exits with code 3.
@@ -20,6 +20,7 @@ from pathlib import Path
 
 from retina_jax.config.flags import ArgumentParser
 from retina_jax.errors import DONE, LEFT_OUT, UserError
+from retina_jax.wording import counted
 
 FORMATS = ("coco", "yolo", "voc", "csv")
 
@@ -34,7 +35,7 @@ def parser() -> ArgumentParser:
         action="extend",
         nargs="+",
         metavar="PATH",
-        help="file, folder (with its subfolders) or pattern such as 'a/*.jpg': pictures and videos",
+        help="file, folder (with its subfolders) or pattern such as 'a/*.jpg': images and videos",
     )
     add("--out", type=Path, required=True, help="folder for the results; new, or of this command")
     add(
@@ -51,12 +52,12 @@ def parser() -> ArgumentParser:
         "detections.csv (default: %(default)s)",
     )
     add("--no-images", action="store_true", help="do not draw")
-    add("--batch-size", type=int, help="pictures per call of the network (default: the run's)")
+    add("--batch-size", type=int, help="images per call of the network (default: the run's)")
     add(
         "--tile",
         type=int,
         metavar="PIXELS",
-        help="for pictures much larger than the network's input: detect in tiles of this size",
+        help="for images much larger than the network's input: detect in tiles of this size",
     )
     add(
         "--overlap",
@@ -110,17 +111,17 @@ def main(argv: list[str]) -> int:
         class_agnostic=options.class_agnostic,
     )
     result = predict(request, report)
+    images = counted(result.pictures, "image")
     if result.signal:
         report.say(
-            f"stopped by {result.signal.name} after {result.pictures} pictures; run the same "
-            "command again to go on"
+            f"stopped by {result.signal.name} after {images}; run the same command again to go on"
         )
         return 128 + result.signal
-    report.say(f"{result.detections} detections in {result.pictures} pictures: {result.path}")
+    report.say(f"{counted(result.detections, 'detection')} in {images}: {result.path}")
     if request.images and result.pictures:
         shown = f"{result.drawn} of them drawn, those that score above {result.drawn_from:g}"
         report.say(f"{shown}: {request.out / 'drawn'}")
     if result.left_out:
-        report.note(f"{len(result.left_out)} files were left out, see above", "warning")
+        report.note(f"left out {counted(len(result.left_out), 'file')}, see above", "warning")
         return LEFT_OUT
     return DONE

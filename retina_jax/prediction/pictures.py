@@ -100,6 +100,6 @@ def find_files(
         kind = "image or video" if frozenset(suffixes) >= VIDEO_SUFFIXES else "image"
         raise UserError(
             f"{flag}={given} {problem} no files with the suffix of an {kind}, such as .jpg; set it "
-            "to a folder with pictures"
+            "to a folder with images"
         )
     return Files(root, tuple(sorted(taken, key=lambda p: p.parts)))

@@ -145,7 +145,7 @@ class _Run:
             todo = [f for f in pictures if not self._record.has(f.name, f.stamp)]
             if len(todo) < len(pictures):
                 done = len(pictures) - len(todo)
-                self._report.say(f"{done} of {len(pictures)} pictures are finished")
+                self._report.say(f"{done} of {len(pictures)} images are finished")
             if todo:
                 self._detect_pictures(todo, len(pictures), stop)
             for file in self._files:

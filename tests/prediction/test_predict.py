@@ -90,7 +90,7 @@ def test_the_numbers_are_those_of_evaluation(finished_run, sources, tmp_path, ca
                f"--out={tmp_path}/out", "--batch-size=8"]  # fmt: skip
     assert main(command) == 0
     said = capsys.readouterr().err
-    assert f"detections in {len(expected)} pictures" in said
+    assert f"detections in {len(expected)} images" in said
     out = tmp_path / "out"
     images = json.loads((out / "images.json").read_text())
     name_of = {image["id"]: image["file_name"] for image in images["images"]}
@@ -210,7 +210,7 @@ def test_unreadable_files_are_named_and_left_out(stub, folder, tmp_path, capsys)
     assert "text.jpg cannot be decoded: not an image" in said
     assert "cut.jpg cannot be decoded: " in said
     assert "film.mp4 cannot be opened as a video" in said
-    assert "3 files were left out" in said
+    assert "left out 3 files" in said
     assert "notes" not in said
     images = json.loads((tmp_path / "out/images.json").read_text())["images"]
     assert [i["file_name"] for i in images] == ["a.jpg", "b.png", "sub/c.bmp"]
@@ -219,7 +219,7 @@ def test_unreadable_files_are_named_and_left_out(stub, folder, tmp_path, capsys)
     (folder / "cut.jpg").unlink()
     (folder / "film.mp4").unlink()
     assert main(command) == 0
-    assert "4 pictures" in capsys.readouterr().err
+    assert "4 images" in capsys.readouterr().err
 
 
 def test_yolo_voc_and_csv_can_be_read_back(stub, folder, tmp_path):
