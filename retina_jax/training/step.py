@@ -1,6 +1,7 @@
 """(state, batch) -> (state, metrics): pure; knows nothing about devices except the axis name."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,9 +20,12 @@ def init_state(
     optimizer: optax.GradientTransformation,
     config: ml_collections.ConfigDict,
 ) -> TrainState:
-    """The state at step 0, with weights initialised from ``config.seed``."""
-    init = jax.jit(lambda key: _init_variables(model, key))
-    return _state_of(init(jax.random.key(config.seed)), optimizer, config)
+    """The state at step 0, with weights initialised from ``config.seed``.
+
+    One program: the optimiser's zeros alone would be one for each shape, too small to be kept for
+    a restart.
+    """
+    return jax.jit(_init(model, optimizer, config))(jax.random.key(config.seed))
 
 
 def state_shapes(
@@ -30,17 +34,19 @@ def state_shapes(
     config: ml_collections.ConfigDict,
 ) -> TrainState:
     """`init_state` as `jax.ShapeDtypeStruct`, without any computation."""
-
-    def init(key):
-        return _state_of(_init_variables(model, key), optimizer, config)
-
-    return jax.eval_shape(init, jax.random.key(config.seed))
+    return jax.eval_shape(_init(model, optimizer, config), jax.random.key(config.seed))
 
 
 def variable_shapes(model: RetinaNet) -> dict[str, Any]:
     """``{"params": …, "batch_stats": …}`` of a network as `jax.ShapeDtypeStruct`."""
     variables = jax.eval_shape(lambda key: _init_variables(model, key), jax.random.key(0))
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+
+
+def _init(
+    model: RetinaNet, optimizer: optax.GradientTransformation, config: ml_collections.ConfigDict
+) -> Callable[[jax.Array], TrainState]:
+    return lambda key: _state_of(_init_variables(model, key), optimizer, config)
 
 
 def _init_variables(model: RetinaNet, key: jax.Array) -> dict[str, Any]:
@@ -63,6 +69,24 @@ def _state_of(
     )
 
 
+# of each of hundreds of arrays: traced once for each shape, and part of the step's program
+
+
+@partial(jax.jit, inline=True)
+def _moved(learning_rate, param, direction):
+    return param - learning_rate * direction
+
+
+@partial(jax.jit, inline=True)
+def _sum_of_squares(x):
+    return jnp.square(x).sum()
+
+
+@partial(jax.jit, inline=True)
+def _where(condition, new, old):
+    return jnp.where(condition, new, old)
+
+
 def make_train_step(
     model: RetinaNet,
     optimizer: optax.GradientTransformation,
@@ -82,8 +106,8 @@ def make_train_step(
         gradient, parts = found.gradient, found.parts
         directions, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         learning_rate = schedule(state.step)
-        params = jax.tree.map(lambda p, d: p - learning_rate * d, state.params, directions)
-        gradient_norm = optax.tree.norm(gradient)
+        params = jax.tree.map(partial(_moved, learning_rate), state.params, directions)
+        gradient_norm = jnp.sqrt(sum(map(_sum_of_squares, jax.tree.leaves(gradient))))
         finite = jnp.isfinite(parts.loss) & jnp.isfinite(gradient_norm)
         moved = TrainState(
             step=state.step + 1,
@@ -96,7 +120,7 @@ def make_train_step(
             ),
         )
         kept = state.replace(step=state.step + 1)
-        new_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, kept)
+        new_state = jax.tree.map(partial(_where, finite), moved, kept)
         metrics = {
             "loss": parts.loss,
             "loss_classification": parts.classification,
