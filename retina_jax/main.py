@@ -15,6 +15,7 @@ from retina_jax.errors import DONE, UserError, explain
 COMMANDS = {
     "train": "train a model with periodic evaluation; the same command resumes",
     "evaluate": "evaluate a checkpoint with the COCO metrics",
+    "replay": "repeat a step whose loss was not finite; show where that begins",
     "prepare": "convert COCO, VOC, YOLO or TFDS annotations and images to a data set",
     "compile": "compile for a TPU slice, without one: memory, arithmetic, largest batch",
     "doctor": "check a data set for problems and measure anchor recall",
