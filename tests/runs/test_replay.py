@@ -1,11 +1,13 @@
 """A step that was not finite, taken again: from the printed command to the module that broke."""
 
+import io
 import json
 import re
 import subprocess
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from retina_jax import main, parallel
 from retina_jax.data.data_set import open_split
@@ -100,13 +102,15 @@ def test_the_first_module_that_is_not_finite_is_named(tiny_config, finished_run,
     assert re.search(r"gradient: not finite in \d+ of \d+ arrays", text)
 
 
-def test_the_command_that_a_stopped_run_prints_replays_it(capsys, tiny_config, tmp_path, quiet):
+def test_the_command_that_a_stopped_run_prints_replays_it(tiny_config, tmp_path, capsys):
     tiny_config.optimizer.learning_rate = 1e30
     tiny_config.optimizer.clip_norm = 0.0
     tiny_config.train.log_every = 4
+    printed = io.StringIO()
+    console = Console(file=printed, soft_wrap=True, highlight=False)
     with pytest.raises(NonFiniteLossError):
-        train.run(tiny_config, str(tmp_path / "my 'odd' $HOME"), quiet)
-    command = capsys.readouterr().err.split("replay the step with: ")[1].splitlines()[0]
+        train.run(tiny_config, str(tmp_path / "my 'odd' $HOME"), console)
+    command = printed.getvalue().split("replay the step with: ")[1].splitlines()[0]
     words = subprocess.check_output(["sh", "-c", f"printf '%s\\n' {command}"], text=True)
     words = words.splitlines()
     assert main.main(["retina-jax", *words[words.index("replay") :]]) == 0
@@ -143,7 +147,7 @@ def test_weights_of_another_step_are_said_to_be_so(tiny_config, finished_run, ke
 
 
 def test_a_file_that_is_missing_or_something_else_is_a_mistake(tiny_config, finished_run, tmp_path):
-    with pytest.raises(UserError, match=r"step_9\.npz: no such file; a run writes to WORKDIR"):
+    with pytest.raises(UserError, match=r"step_9\.npz: no such file; a run writes them to WORKDIR"):
         replay(tiny_config, finished_run, tmp_path / "step_9.npz", 0, Reporter())
     (tmp_path / "step_8.npz").write_bytes(b"PK\3\4 not an archive")
     with pytest.raises(UserError, match=r"step_9\.npz: no such file; the newest there is .*_8\."):
