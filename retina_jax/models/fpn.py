@@ -5,7 +5,7 @@ from typing import Any
 
 import flax.linen as nn
 
-from retina_jax.models.layers import Conv, lecun_uniform_fan_in, relu
+from retina_jax.models.layers import Conv, lecun_uniform_fan_in
 
 
 def upsample_twice(x):
@@ -31,5 +31,5 @@ class FPN(nn.Module):
             pyramid.insert(0, conv(self.channels, 3, name=f"output{level}")(merged))
         top = stages[2] if self.p6_from == "C5" else pyramid[2]
         p6 = conv(self.channels, 3, 2, name="p6")(top)
-        p7 = conv(self.channels, 3, 2, name="p7")(relu(p6))
+        p7 = conv(self.channels, 3, 2, name="p7")(nn.relu(p6))
         return [*pyramid, p6, p7]

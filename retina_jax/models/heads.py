@@ -8,7 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from retina_jax.models.layers import Conv, relu
+from retina_jax.models.layers import Conv
 from retina_jax.ops.anchors import LEVELS
 
 Bias = Callable[[int], Any]
@@ -62,7 +62,7 @@ class Head(nn.Module):
             of_level = norms.get(f"level{level}_") or norms.get("")
             for i, layer in enumerate(tower):
                 x = layer(x)
-                x = relu(of_level[i](x) if of_level else x)
+                x = nn.relu(of_level[i](x) if of_level else x)
             x = predict(x).astype(jnp.float32)
             levels.append(x.reshape(x.shape[0], -1, self.outputs))
         return levels

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from retina_jax.config.backbones import BACKBONES
-from retina_jax.models.layers import Conv, relu
+from retina_jax.models.layers import Conv
 
 STAGES = (2, 3, 4, 5)
 
@@ -47,13 +47,13 @@ class BasicBlock(nn.Module):
     def __call__(self, x):
         channels, norm = self.channels, self.norm
         y = Conv(channels, 3, self.stride, dtype=self.dtype, name="conv1")(x)
-        y = relu(norm("norm1", channels)(y))
+        y = nn.relu(norm("norm1", channels)(y))
         y = Conv(channels, 3, dtype=self.dtype, name="conv2")(y)
         y = norm("norm2", channels)(y)
         if x.shape != y.shape:
             x = Conv(channels, 1, self.stride, dtype=self.dtype, name="shortcut_conv")(x)
             x = norm("shortcut_norm", channels)(x)
-        return relu(x + y)
+        return nn.relu(x + y)
 
 
 class Bottleneck(nn.Module):
@@ -74,15 +74,15 @@ class Bottleneck(nn.Module):
         inner, channels, norm = self.inner, self.channels, self.norm
         first, second = (self.stride, 1) if self.stride_in_1x1 else (1, self.stride)
         y = Conv(inner, 1, first, dtype=self.dtype, name="conv1")(x)
-        y = relu(norm("norm1", inner)(y))
+        y = nn.relu(norm("norm1", inner)(y))
         y = Conv(inner, 3, second, self.groups, dtype=self.dtype, name="conv2")(y)
-        y = relu(norm("norm2", inner)(y))
+        y = nn.relu(norm("norm2", inner)(y))
         y = Conv(channels, 1, dtype=self.dtype, name="conv3")(y)
         y = norm("norm3", channels)(y)
         if x.shape != y.shape:
             x = Conv(channels, 1, self.stride, dtype=self.dtype, name="shortcut_conv")(x)
             x = norm("shortcut_norm", channels)(x)
-        return relu(x + y)
+        return nn.relu(x + y)
 
 
 def is_frozen(names: Sequence[str], frozen_stages: int) -> bool:
@@ -143,7 +143,7 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, x):
         x = Conv(self.width, 7, 2, dtype=self.dtype, name="stem_conv")(x)
-        x = relu(self._norm_of(1)("stem_norm", self.width)(x))
+        x = nn.relu(self._norm_of(1)("stem_norm", self.width)(x))
         x = self._stop_if_frozen(1, max_pool_3x3_stride_2(x))
         stages = []
         for stage, blocks in zip(STAGES, BACKBONES[self.backbone].blocks, strict=True):

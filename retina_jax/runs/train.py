@@ -47,6 +47,7 @@ from retina_jax.training.step import init_state, make_train_step, state_shapes
 from retina_jax.training.stop import StopRequest
 from retina_jax.training.workdir import Classes, changed_fields, open_workdir, write_config
 from retina_jax.types import TrainState
+from retina_jax.wording import counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,8 +90,8 @@ def train(
 ) -> TrainingResult:
     """Trains up to ``train.steps`` in ``workdir`` with periodic evaluation; resumes if possible.
 
-    ``may_exit``: whether a signal may end the program where nothing would be lost, instead of
-    being heard later. Every process of a run calls this (`parallel.start`).
+    ``may_exit``: whether a signal may end the program at once when nothing would be lost, rather
+    than at the next step. Every process of a run calls this (`parallel.start`).
 
     Raises `UserError` for errors that the user can fix, before compilation, and
     `NonFiniteLossError` for a non-finite loss.
@@ -294,10 +295,11 @@ def _introduce(config, folder, devices, loader, train_split, eval_split, state, 
         f"{config.train.precision} on {devices.describe()}"
     )
     report.say(
-        f"{len(train_split)} training images, {len(eval_split)} evaluation images, "
-        f"{len(train_split.class_names)} classes, {loader.padding_share:.0%} padding "
+        f"{counted(len(train_split), 'training image')}, "
+        f"{counted(len(eval_split), 'evaluation image')}, "
+        f"{counted(len(train_split.class_names), 'class')}, {loader.padding_share:.0%} padding "
         f"({train_split.directory})"
     )
     if loader.left_out:
-        report.say(f"{loader.left_out} images without boxes excluded (data.drop_empty)")
+        report.say(f"images without boxes, excluded (data.drop_empty): {loader.left_out}")
     report.say(f"workdir {folder}")

@@ -197,7 +197,7 @@ class Checkpoints:
             raise RunError(
                 f"the checkpoint {self._folder / str(step)} is damaged "
                 f"({type(error).__name__}: {first[:200]}); run the training command again, which "
-                "goes on from the one before"
+                "continues from the previous one"
             ) from error
         weights = restored.get("averaged") or restored
         return {"params": weights["params"], "batch_stats": weights.get("batch_stats") or {}}

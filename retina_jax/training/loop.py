@@ -184,7 +184,7 @@ class TrainingLoop:
         meter.spikes.clear()
 
     def _roll_back(self, error: NonFiniteLossError) -> int:
-        """The step of the checkpoint from which training goes on, without the step of ``error``."""
+        """The step of the checkpoint to continue from; leaves out the step of ``error``."""
         self._checkpoints.wait()
         latest = self._checkpoints.latest_step()
         limit, in_a_row = self._config.train.max_skipped, 1
@@ -194,7 +194,8 @@ class TrainingLoop:
             raise error
         self._left_out.add(error.step)
         self._report.note(
-            f"step {error.step} was not finite; back to step {latest}, and on without it"
+            f"the loss or gradient of step {error.step} is not finite; going back to step {latest} "
+            f"and leaving out step {error.step}"
         )
         return latest
 
@@ -220,7 +221,7 @@ class TrainingLoop:
                 reason = repr(error)
                 self._report.say(traceback.format_exc())
             self._report.note(
-                f"the evaluation of step {step} failed ({reason}); the next one tries again"
+                f"the evaluation of step {step} failed ({reason}); the next evaluation tries again"
             )
             self._result.failed_evaluations += 1
             self._save(state, meter)
@@ -239,4 +240,4 @@ class TrainingLoop:
 
 def _note(values: dict[str, float]) -> str:
     loss = "skipped" if values["loss"] is None else f"{values['loss']:.3f}"
-    return f"loss {loss} {values['images_per_second']:.1f} images/s"
+    return f"loss {loss}, {values['images_per_second']:.1f} images/s"

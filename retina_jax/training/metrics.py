@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import json
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ class Meter:
         Args:
           ids_at: the image ids of a step, of all processes.
           max_skipped: number of steps skipped in a row that ends training; 0: no limit.
-          interval: `open_interval` of the checkpoint from which the run goes on.
+          interval: `open_interval` of the checkpoint from which the run resumes.
         """
         interval = interval or {}
         self._ids_at = ids_at
@@ -174,8 +175,6 @@ class MetricsLog:
         self._events = None
         if not parallel.is_main():
             return
-        from tensorboardX import SummaryWriter
-
         self._path = workdir / "metrics.jsonl"
         kept = []
         if self._path.exists():
@@ -186,7 +185,7 @@ class MetricsLog:
                 except ValueError:
                     break  # the last line, truncated when the run was killed
         write_text(self._path, "".join(line + "\n" for line in kept))
-        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
+        self._events = _summary_writer()(str(workdir / "tensorboard"), purge_step=first_step + 1)
 
     def write(self, step: int, values: dict[str, float | None]) -> None:
         if self._events is None:
@@ -204,3 +203,16 @@ class MetricsLog:
     def close(self) -> None:
         if self._events is not None:
             self._events.close()
+
+
+def _summary_writer():
+    """tensorboardX's writer, without the second that it takes to import torch where that exists."""
+    absent = "torch" not in sys.modules
+    if absent:
+        sys.modules["torch"] = None
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if absent:
+            del sys.modules["torch"]
+    return SummaryWriter

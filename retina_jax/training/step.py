@@ -1,7 +1,6 @@
 """(state, batch) -> (state, metrics): pure; knows nothing about devices except the axis name."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -69,24 +68,6 @@ def _state_of(
     )
 
 
-# of each of hundreds of arrays: traced once for each shape, and part of the step's program
-
-
-@partial(jax.jit, inline=True)
-def _moved(learning_rate, param, direction):
-    return param - learning_rate * direction
-
-
-@partial(jax.jit, inline=True)
-def _sum_of_squares(x):
-    return jnp.square(x).sum()
-
-
-@partial(jax.jit, inline=True)
-def _where(condition, new, old):
-    return jnp.where(condition, new, old)
-
-
 def make_train_step(
     model: RetinaNet,
     optimizer: optax.GradientTransformation,
@@ -106,8 +87,8 @@ def make_train_step(
         gradient, parts = found.gradient, found.parts
         directions, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         learning_rate = schedule(state.step)
-        params = jax.tree.map(partial(_moved, learning_rate), state.params, directions)
-        gradient_norm = jnp.sqrt(sum(map(_sum_of_squares, jax.tree.leaves(gradient))))
+        params = jax.tree.map(lambda p, d: p - learning_rate * d, state.params, directions)
+        gradient_norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(parts.loss) & jnp.isfinite(gradient_norm)
         moved = TrainState(
             step=state.step + 1,
@@ -120,7 +101,7 @@ def make_train_step(
             ),
         )
         kept = state.replace(step=state.step + 1)
-        new_state = jax.tree.map(partial(_where, finite), moved, kept)
+        new_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, kept)
         metrics = {
             "loss": parts.loss,
             "loss_classification": parts.classification,

@@ -185,7 +185,9 @@ def test_rollback_goes_on_from_the_last_checkpoint_without_the_step(make, tiny_c
     assert saved[6][1]["left_out"] == [4, 5]
     assert [line["step"] for line in log] == [2, 4, 6]
     assert log[-1]["skipped_steps"] == 2
-    assert any("step 4 was not finite; back to step 3, and on without it" in x for x in notes)
+    assert any(
+        "step 4 is not finite; going back to step 3 and leaving out step 4" in x for x in notes
+    )
 
 
 def test_rollback_knows_what_it_left_out_after_a_restart(make, tiny_config):
