@@ -163,5 +163,5 @@ def test_a_batch_of_many_hosts_is_shared_by_the_devices_that_can(tiny_config):
     assert len(replays._devices_for(tiny_config, 8)) == 2
     assert len(replays._devices_for(tiny_config, 7)) == 1
     tiny_config.train.accumulate = 2
-    with pytest.raises(UserError, match=r"train\.batch_size=7 must be a multiple of the 1 devices"):
+    with pytest.raises(UserError, match=r"train\.batch_size=7 must be a multiple of the 1 device "):
         replays._devices_for(tiny_config, 7)
