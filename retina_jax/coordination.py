@@ -39,6 +39,7 @@ class Store(Protocol):
     def key_value_set(self, key: str, value: str, allow_overwrite: bool = False) -> None: ...
     def key_value_try_get(self, key: str) -> str: ...
     def key_value_dir_get(self, key: str) -> list[tuple[str, str]]: ...
+    def key_value_delete(self, key: str) -> None: ...
     def blocking_key_value_get(self, key: str, timeout_in_ms: int) -> str: ...
     def wait_at_barrier(self, barrier_id: str, timeout_in_ms: int) -> None: ...
 
@@ -53,6 +54,7 @@ class Group:
         self.count = count
         self.hosts: list[str] = [host]
         self._rounds: dict[str, int] = {}
+        self._answers: list[str] = []
         self._lock = threading.Lock()
         self._passed: Point = (-1, 0)
         self._asked: int | None = None
@@ -76,6 +78,9 @@ class Group:
     def exchange(self, name: str, value: str, patience: float = PATIENCE) -> list[str]:
         """The ``value`` of every process, by index; all processes must make the same calls.
 
+        Only the main thread calls this and `tell`, so a process that is in one call has read the
+        answers of all earlier calls; their keys are then removed.
+
         Raises `RunError` if a process has not provided one after ``patience`` seconds.
         """
         if self._store is None:
@@ -85,6 +90,9 @@ class Group:
         if self.index == 0:
             values = [self._get(f"exchange/{turn}/{i}", patience) for i in range(self.count)]
             self._store.key_value_set(f"exchange/{turn}/all", json.dumps(values))
+            # every process is in this call, so each has read the answers of those before
+            self._forget([*(f"exchange/{turn}/{i}" for i in range(self.count)), *self._answers])
+            self._answers = [f"exchange/{turn}/all"]
             return values
         return json.loads(self._get(f"exchange/{turn}/all", patience))
 
@@ -94,7 +102,8 @@ class Group:
             return value
         turn = self._turn(name)
         if self.index == 0:
-            self._store.key_value_set(f"tell/{turn}", value)
+            self._answers.append(f"tell/{turn}")
+            self._store.key_value_set(self._answers[-1], value)
             return value
         return self._get(f"tell/{turn}", patience)
 
@@ -110,6 +119,11 @@ class Group:
                 f"not every host reached {name!r} within {patience:.0f} s ({first}); run the same "
                 "command again"
             ) from error
+
+    def _forget(self, keys: Sequence[str]) -> None:
+        """Removes keys that nobody will read again: a run of weeks would fill the store."""
+        for key in keys:
+            self._store.key_value_delete(key)
 
     def _turn(self, name: str) -> str:
         """A key of its own for each call with ``name``."""

@@ -192,11 +192,7 @@ def _begin(
         if note := averaging.change(config.train.ema, checkpoints.has_average(first_step)):
             report.note(note)
     else:
-        state = init_state(model, optimizer, config)
-    if latest_step == 0:
-        state = _start_from_step_0(state, checkpoints, folder, report)
-    elif latest_step is None and config.model.init_from:
-        state = _start_from(state, config, train_split, report)
+        state = initial_state(model, optimizer, config, checkpoints, folder, train_split, report)
     if parallel.is_main():
         facts = classes.to_json() | {"pixel_scale": train_split.pixel_scale}
         facts |= {"data": data_facts([train_split, eval_split])}
@@ -239,6 +235,25 @@ def _explain_faults(config: ml_collections.ConfigDict, folder: Path) -> Iterator
             f"the disk of --workdir={folder} is full; the last complete checkpoint is kept; free "
             "some space and run the same command again"
         ) from error
+
+
+def initial_state(
+    model: retinanet.RetinaNet,
+    optimizer: optax.GradientTransformation,
+    config: ml_collections.ConfigDict,
+    checkpoints: Checkpoints,
+    folder: Path,
+    split: Split,
+    report: Reporter,
+) -> TrainState:
+    """The state before the first step of a run in ``folder``.
+
+    Its weights are those of a checkpoint of step 0, else of ``model.init_from``, else random.
+    """
+    state = init_state(model, optimizer, config)
+    if 0 in checkpoints.steps():
+        return _start_from_step_0(state, checkpoints, folder, report)
+    return _start_from(state, config, split, report) if config.model.init_from else state
 
 
 def _start_from(

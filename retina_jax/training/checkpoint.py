@@ -55,6 +55,10 @@ class Checkpoints:
             ),
         )
 
+    def steps(self) -> list[int]:
+        """The steps that have a checkpoint."""
+        return sorted(self._manager.all_steps())
+
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
 

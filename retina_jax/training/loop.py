@@ -17,8 +17,8 @@ import numpy as np
 from retina_jax import parallel
 from retina_jax.data.loader import TrainLoader
 from retina_jax.errors import CommandError, EvaluationError, NonFiniteLossError
-from retina_jax.files import atomic_write
 from retina_jax.progress import Reporter
+from retina_jax.training import kept_batch
 from retina_jax.training.checkpoint import Checkpoints
 from retina_jax.training.metrics import Meter, MetricsLog
 from retina_jax.training.stop import StopRequest
@@ -169,16 +169,16 @@ class TrainingLoop:
         self._checkpoints.wait()
 
     def _settle(self, meter: Meter, loader: TrainLoader) -> None:
-        """`Meter.settle`; reports spikes, and keeps the batch of a step that is not finite."""
+        """`Meter.settle`; reports spikes, and keeps the batches of steps that are not finite."""
         try:
             meter.settle(self._config.train.on_nonfinite, self._checkpoints.latest_step())
-        except NonFiniteLossError as error:
-            if parallel.is_main():
-                path = self._folder / "nonfinite" / f"step_{error.step}.npz"
-                with atomic_write(path) as temporary:
-                    np.savez_compressed(temporary, **loader.arrays_at(error.step))
-                self._report.note(f"the batch of step {error.step} is in {path}")
-            raise
+        finally:
+            always = self._config.train.on_nonfinite == "stop"
+            for step in meter.not_finite if parallel.is_main() else ():
+                line = kept_batch.keep(self._folder, step, loader, always)
+                if line:
+                    self._report.note(line)
+            meter.not_finite.clear()
         for line in meter.spikes:
             self._report.note(line)
         meter.spikes.clear()

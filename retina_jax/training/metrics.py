@@ -50,6 +50,8 @@ class Meter:
         self._recent: collections.deque[float] = collections.deque(maxlen=_RECENT)
         self.spikes: list[str] = []
         """A line for each step whose loss was far above the recent ones."""
+        self.not_finite: list[int] = []
+        """Settled steps whose loss or gradient was not finite; the reader clears it."""
         self._images = 0
         self._cut_away = int(interval.get("cut_away", 0))
         self._seconds = self._input_wait = 0.0
@@ -102,6 +104,8 @@ class Meter:
             self._names = tuple(values)
             self._skipped_in_a_row = 0 if finite else self._skipped_in_a_row + 1
             limit = self._max_skipped
+            if not finite:
+                self.not_finite.append(step)
             if finite:
                 self._read.append(values)
                 self._look_for_spike(step, values["loss"])
