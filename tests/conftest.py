@@ -246,3 +246,31 @@ def two_aspects(tmp_path_factory):
     categories = [{"id": i, "name": f"thing {i}"} for i in (1, 3, 7)]
     sizes = [(160, 120), (120, 160)] * 8
     return _prepare_coco_tree(tmp_path_factory.mktemp("aspects"), categories, sizes)
+
+
+@pytest.fixture(scope="session")
+def _bucket_server():
+    """A server of one bucket, to which gcsfs, TensorStore and google-cloud-storage are pointed."""
+    import bucket_server
+
+    with bucket_server.serve() as bucket, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STORAGE_EMULATOR_HOST", bucket.url)
+        patch.setenv("TENSORSTORE_GCS_HTTP_URL", bucket.url)
+        patch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "x")
+        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # asks Google for credentials
+        yield bucket
+
+
+@pytest.fixture
+def bucket(_bucket_server, monkeypatch):
+    """The empty bucket ``gs://bucket``; gcsfs tries again at once, instead of after seconds."""
+    import types
+
+    import gcsfs.retry
+
+    async def sleep(_):
+        pass
+
+    monkeypatch.setattr(gcsfs.retry, "asyncio", types.SimpleNamespace(sleep=sleep))
+    _bucket_server.wipe()
+    return _bucket_server

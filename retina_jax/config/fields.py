@@ -116,8 +116,8 @@ W, T, S, TS = "weights", "trajectory", "scores", "trajectory scores"
 FIELDS = (
     Field("seed", 0, "random seed of initial weights, image order and augmentation", FROM_0, T),
 
-    Field("data.dir", "", "folder of data sets; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets",
-          ANY, TS),
+    Field("data.dir", "", "folder of data sets, or gs://BUCKET/FOLDER; empty: $TFDS_DATA_DIR "
+          "or ~/tensorflow_datasets", ANY, TS),
     Field("data.name", "coco", "name of the data set in data.dir; empty: the only one there",
           ANY, TS),
     Field("data.train_split", "train", "split to train on", ANY, T),
@@ -286,7 +286,8 @@ FIELDS = (
     Field("train.watchdog", 1800.0, "seconds without progress (compilation aside) after which the "
           "run prints all stacks and exits with code 1; 0: never", FROM_0),
     Field("train.compilation_cache", True, "keep compiled programs in $RETINA_JAX_CACHE (or the "
-          "user's cache folder), so that a restart compiles nothing"),
+          "user's cache folder, or beside a workdir in a bucket), so that a restart compiles "
+          "nothing"),
     Field("train.max_skipped", 20, "number of steps in a row, skipped or left out, that ends "
           "training; 0: no limit", FROM_0),
 

@@ -89,7 +89,7 @@ def write_arrays(
 
 
 def _checked(path: str | Path, verb: str) -> Path:
-    path = Path(path).expanduser()
+    path = open_path(path, "weight file")
     if path.suffix not in SUFFIXES:
         raise UserError(
             f"{path}: cannot {verb} {path.suffix or 'a file without suffix'!r}; "
