@@ -27,7 +27,9 @@ def keep_compiled_programs(workdir: str = "") -> None:
     if jax.config.jax_compilation_cache_dir is not None:
         return
     if is_address(workdir) and not os.environ.get("RETINA_JAX_CACHE"):
-        folder = open_path(workdir, "--workdir").parent / "compiled" / _kind_of_cpu()
+        run = open_path(workdir, "--workdir")
+        beside = run.parent if run.parent.name != "gs" else run  # a bucket has nothing beside it
+        folder = beside / "compiled" / _kind_of_cpu()
         jax.config.update("jax_compilation_cache_dir", str(folder))
         return
     folder = cache_folder() / "compiled" / _kind_of_cpu()

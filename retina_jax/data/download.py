@@ -1,6 +1,6 @@
 """A copy on disk of a data set in an object store.
 
-ArrayRecord files are read by random access through mapped files, which a store has not.
+Every epoch reads every image, by random access: from the store itself, a request for each.
 """
 
 from __future__ import annotations
