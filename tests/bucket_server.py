@@ -26,7 +26,7 @@ class Bucket:
     def __init__(self):
         self.storage = Storage(use_memory_fs=True)
         buckets.create_bucket(NAME, self.storage)
-        self._http = HTTPServer(("127.0.0.1", 0), partial(_Handler, self))
+        self._http = _Server(("127.0.0.1", 0), partial(_Handler, self))
         self.url = f"http://127.0.0.1:{self._http.server_port}"
         self.is_gone = self.is_forbidden = False
         """Whether requests are cut off, as without network; whether they are refused."""
@@ -48,6 +48,10 @@ class Bucket:
         self.is_gone = self.is_forbidden = False
         for name in self.names():
             self.remove(name)
+
+
+class _Server(HTTPServer):
+    request_queue_size = 128  # TensorStore opens many connections at once
 
 
 class _Handler(server.RequestHandler):

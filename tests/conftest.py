@@ -263,13 +263,14 @@ def _bucket_server():
 
 @pytest.fixture
 def bucket(_bucket_server, monkeypatch):
-    """The empty bucket ``gs://bucket``; gcsfs tries again at once, instead of after seconds."""
+    """The empty bucket ``gs://bucket``; gcsfs tries again soon, instead of after seconds."""
+    import asyncio
     import types
 
     import gcsfs.retry
 
     async def sleep(_):
-        pass
+        await asyncio.sleep(0.05)
 
     monkeypatch.setattr(gcsfs.retry, "asyncio", types.SimpleNamespace(sleep=sleep))
     _bucket_server.wipe()
