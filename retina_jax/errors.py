@@ -1,7 +1,7 @@
 """Errors that end a command with one clear line, and their exit codes.
 
-0 success · 1 a fault that a restart may fix · 2 a usage error, never restart · 3 finished, but some
-input was left out · 4 stopped by a non-finite loss · 130 and 143 stopped by SIGINT and SIGTERM.
+0 success · 1 a fault that a restart may fix · 2 a usage error, never restart · 3 finished, but
+something was left out · 4 stopped by a non-finite loss · 130 and 143 stopped by SIGINT and SIGTERM.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class RunError(CommandError):
 
 
 class EvaluationError(RunError):
-    """An evaluation failed; training goes on, and the next one tries again."""
+    """An evaluation failed; training continues, and the next evaluation tries again."""
 
 
 class NonFiniteLossError(RunError):

@@ -1,4 +1,4 @@
-"""Compiled programs on disk: a restart compiles nothing."""
+"""Stores compiled programs on disk, so that a restart does not compile them again."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def keep_compiled_programs(workdir: str = "") -> None:
 
 
 def _kind_of_cpu() -> str:
-    """A name for the instructions that this host's CPU knows."""
+    """A name for the instruction set of this host's CPU."""
     features = platform.machine()
     with contextlib.suppress(OSError):  # Linux only
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -84,6 +84,6 @@ class ProgressBar:
             rate = (self._done - self._first) / (self._spoken - self._started)
             left = (self._total - self._done) / rate if rate else 0.0
             self._console.print(
-                f"{self._title} {self._done}/{self._total} {note} {left / 60:.0f} min left",
+                f"{self._title} {self._done}/{self._total} {note}, {left / 60:.0f} min left",
                 markup=False,
             )

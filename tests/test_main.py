@@ -139,7 +139,7 @@ def test_help_of_every_command_names_its_flags(command, capsys):
         "train": "--workdir", "evaluate": "--workdir", "draw": "--score", "ablate": "--seeds=3",
         "import_weights": "--classes", "export_weights": "--to", "benchmark": "--runs=5",
         "doctor": "--out=doctor", "prepare": "coco", "compile": "--topology",
-        "launch": "--dry-run",
+        "launch": "--dry-run", "replay": "--repeat=1000",
     }  # fmt: skip
     assert own[command] in shown.out
 

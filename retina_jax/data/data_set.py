@@ -159,7 +159,7 @@ def find_data_set(directory: Path, name: str) -> Path:
         return there[name]
     files = ("--annotations", "train.json", "--annotations", "val.json")
     prepare = command("prepare", "coco", "--images", "IMAGES", *files, "--out", directory)
-    advice = f"prepare one with: {prepare}"
+    advice = f"prepare a data set with: {prepare}"
     if there:
         advice += f", or set --config.data.name to one of: {', '.join(there)}"
     if not directory.is_dir():

@@ -200,14 +200,14 @@ def upright_rgb(
         values = unusual_tiff(encoded)
         if values is None:
             raise
-        counts[f"TIFF pictures of {values.dtype} colour, written as 8-bit RGB"] += 1
+        counts[f"TIFF images with {values.dtype} colour, written as 8-bit RGB"] += 1
         return _upright_rgb(_png(_scaled(values, pixel_scale, counts)), named, counts, None)
     except PictureError as error:
         cut = "truncated" in str(error) and encoded.startswith(b"\xff\xd8")
         if not (cut and allow_truncated):
             raise
     ended = _upright_rgb(encoded + _END_OF_JPEG, named, counts, pixel_scale)
-    counts["cut JPEGs, kept as far as they go"] += 1
+    counts["truncated JPEGs, kept with the missing part in grey"] += 1
     return ended
 
 
@@ -233,28 +233,28 @@ def _upright_rgb(
     if turned:
         upright = raw.transpose(_UPRIGHT[orientation])
         if named == raw.size != upright.size:
-            counts["EXIF-rotated pictures left as stored, as their size in the file says"] += 1
+            counts["EXIF-rotated images, left as stored to match their annotated size"] += 1
             raw.info.pop("exif", None)
             upright = raw
         else:
-            counts["EXIF-rotated pictures, turned upright"] += 1
+            counts["EXIF-rotated images, turned upright"] += 1
     width, height = upright.size
     if None not in named and named != (width, height):
         raise PictureError(
             f"is {width}×{height} pixels, but the annotations say {named[0]}×{named[1]}"
         )
     if frames > 1:
-        counts["animated or many-page pictures, first frame kept"] += 1
+        counts["animated or multi-page images, only the first frame kept"] += 1
     if upright.mode == "L" and mode is None:
-        counts["grey pictures, read as RGB"] += 1
+        counts["grey images, read as RGB"] += 1
     if kept_format and not turned and upright.mode in ("L", "RGB"):
         return encoded, height, width
     mode = mode or upright.mode
     if mode not in ("L", "RGB"):
-        counts[f"pictures of mode {mode}, written as 8-bit RGB"] += 1
+        counts[f"images of mode {mode}, written as 8-bit RGB"] += 1
         upright = upright.convert("RGB")
     elif not turned and frames == 1:
-        counts[f"pictures of format {format_name}, written as PNG"] += 1
+        counts[f"images of format {format_name}, written as PNG"] += 1
     return _png(upright), height, width
 
 

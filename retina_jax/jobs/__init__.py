@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def on_all_hosts(parsed: Parsed) -> Iterator[Console]:
-    """For a command that computes: the processes of the run are together while it lasts.
+    """Joins the processes of a run for the duration of a command that computes.
 
-    Yields a console on stderr, quiet in all processes but one. An error leaves at once
-    (`parallel.fail` tells the others).
+    Yields a console on stderr, silent in all processes but one. An error ends all processes at
+    once (`parallel.fail`).
     """
     from rich.console import Console
 

@@ -43,5 +43,5 @@ def main(argv: list[str]) -> int:
         line = Text.assemble((f"{finding.level}: ", _STYLES[finding.level]), finding.message)
         console.print(line, soft_wrap=True)
     counted = pages.count_text(report.findings)
-    console.print(f"{counted}; page: {out / 'doctor.html'}", soft_wrap=True, markup=False)
+    console.print(f"{counted}; report: {out / 'doctor.html'}", soft_wrap=True, markup=False)
     return 2 if report.failed() else 0

@@ -1,4 +1,4 @@
-"""Train RetinaNet with periodic evaluation; run the same command to resume.
+"""Train RetinaNet and evaluate it periodically; run the same command to resume.
 
 usage: retina-jax train --config=experiments/shapes.py --workdir=DIR
            [--config.path.to.field=value ...]

@@ -1,4 +1,4 @@
-"""The command to run, as a user would type it at home, and its way through other parsers."""
+"""The command to run, as a user would type it, and how it passes other parsers unchanged."""
 
 from __future__ import annotations
 

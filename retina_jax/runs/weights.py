@@ -34,6 +34,7 @@ from retina_jax.training.workdir import (
     read_pixel_scale,
     write_config,
 )
+from retina_jax.wording import counted
 
 
 def read_source(source: str, field: str) -> Imported:
@@ -101,7 +102,7 @@ def import_weights(
     pairs = imported.classes if imported.classes and len(imported.classes) == count else None
     stored = pairs and Classes(tuple(n for _, n in pairs), tuple(i for i, _ in pairs))
     write_config(folder, config, stored and stored.to_json())
-    report.say(f"{config.model.backbone}-FPN with {count} classes, step 0, in {folder}")
+    report.say(f"{config.model.backbone}-FPN with {counted(count, 'class')}, step 0, in {folder}")
     return folder
 
 
@@ -128,7 +129,8 @@ def _count_classes(
         if not count:
             raise UserError(
                 f"--weights={weights} is a backbone without classes, and data set config.data.name="
-                f"{config.data.name!r} does not exist; set the number, for example --classes=80"
+                f"{config.data.name!r} does not exist; set the number of classes, for example "
+                "--classes=80"
             )
         return count, category_ids
     resolved = resolve(config)

@@ -57,6 +57,10 @@ class Checkpoints:
             ),
         )
 
+    def steps(self) -> list[int]:
+        """The steps that have a checkpoint."""
+        return sorted(self._manager.all_steps())
+
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
 
@@ -194,7 +198,7 @@ class Checkpoints:
             raise RunError(
                 f"the checkpoint {self._folder / str(step)} is damaged "
                 f"({type(error).__name__}: {first[:200]}); run the training command again, which "
-                "goes on from the one before"
+                "continues from the previous one"
             ) from error
         weights = restored.get("averaged") or restored
         return {"params": weights["params"], "batch_stats": weights.get("batch_stats") or {}}

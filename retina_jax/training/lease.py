@@ -1,8 +1,8 @@
-"""A workdir belongs to one run: a lease that its program renews while it lives.
+"""A workdir belongs to one run: the run holds a lease, which it renews while it is alive.
 
-File locks do not reach all hosts of a shared disk, object stores have none, and a killed program
-cannot remove a file. So the lease is a file or object that is renewed every ten seconds, and counts
-for nothing after sixty without.
+File locks do not work across all hosts of a shared disk, object stores have none, and a killed
+program cannot remove a file. So the lease is a file or an object that is renewed every ten seconds
+and expires after sixty.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ class Lease:
         left = STALE_AFTER - age
         if left > 0:
             self._report.note(
-                f"{self._path.parent} was in use by {who}; waiting {left:.0f} s for a sign of life"
+                f"{self._path.parent} was in use by {who}; waiting {left:.0f} s in case it "
+                "still runs"
             )
         while (left := STALE_AFTER - (self._now() - first)) > 0:
             time.sleep(min(left, 1.0))
@@ -118,8 +119,8 @@ class Lease:
                 if holder.get("token", self._own["token"]) != self._own["token"]:
                     line = (
                         f"stopped: process {holder.get('pid')} on host {holder.get('host')} has "
-                        f"taken over {self._path.parent}, because this one did not answer for "
-                        f"{STALE_AFTER:.0f} s"
+                        f"taken over {self._path.parent}, because this process did not renew its "
+                        f"lease for {STALE_AFTER:.0f} s"
                     )
                     parallel.group.fail(FAULT, [line])
                     parallel.group.leave(FAULT, [line])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import json
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ class Meter:
         Args:
           ids_at: the image ids of a step, of all processes.
           max_skipped: number of steps skipped in a row that ends training; 0: no limit.
-          interval: `open_interval` of the checkpoint from which the run goes on.
+          interval: `open_interval` of the checkpoint from which the run resumes.
         """
         interval = interval or {}
         self._ids_at = ids_at
@@ -49,6 +50,8 @@ class Meter:
         self._recent: collections.deque[float] = collections.deque(maxlen=_RECENT)
         self.spikes: list[str] = []
         """A line for each step whose loss was far above the recent ones."""
+        self.not_finite: list[int] = []
+        """Settled steps whose loss or gradient was not finite; the reader clears it."""
         self._images = 0
         self._cut_away = int(interval.get("cut_away", 0))
         self._seconds = self._input_wait = 0.0
@@ -101,6 +104,8 @@ class Meter:
             self._names = tuple(values)
             self._skipped_in_a_row = 0 if finite else self._skipped_in_a_row + 1
             limit = self._max_skipped
+            if not finite:
+                self.not_finite.append(step)
             if finite:
                 self._read.append(values)
                 self._look_for_spike(step, values["loss"])
@@ -171,8 +176,6 @@ class MetricsLog:
         self._files = None
         if not parallel.is_main():
             return
-        from tensorboardX import SummaryWriter
-
         before = workdir / "metrics.jsonl"
         kept = []
         if before.exists():
@@ -187,7 +190,7 @@ class MetricsLog:
         self._path = self._files.local / before.name
         write_text(self._path, "".join(line + "\n" for line in kept))
         events = self._files.local / "tensorboard"
-        self._events = SummaryWriter(str(events), purge_step=first_step + 1)
+        self._events = _summary_writer()(str(events), purge_step=first_step + 1)
 
     def write(self, step: int, values: dict[str, float | None]) -> None:
         if self._events is None:
@@ -219,3 +222,16 @@ class MetricsLog:
         except OSError:
             if error is None:  # else this one follows from it
                 raise
+
+
+def _summary_writer():
+    """tensorboardX's writer, without the second that it takes to import torch where that exists."""
+    absent = "torch" not in sys.modules
+    if absent:
+        sys.modules["torch"] = None
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if absent:
+            del sys.modules["torch"]
+    return SummaryWriter

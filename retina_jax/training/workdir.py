@@ -101,10 +101,10 @@ def _read(folder: Path) -> dict[str, Any]:
         if not isinstance(content, dict):
             raise ValueError("not an object")
     except FileNotFoundError:
-        raise UserError(f"{folder} has no {CONFIG}; set --workdir to that of a run") from None
+        raise UserError(f"{folder} has no {CONFIG}; set --workdir to the folder of a run") from None
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{path} cannot be read ({error}); set --workdir to that of a run"
+            f"{path} cannot be read ({error}); set --workdir to the folder of a run"
         ) from None
     return content
 

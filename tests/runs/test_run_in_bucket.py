@@ -22,6 +22,7 @@ from retina_jax.training.checkpoint import weights_of
 from retina_jax.training.loop import MetricsLog
 from retina_jax.training.workdir import read_config
 
+pytestmark = pytest.mark.faults
 WORKDIR = f"{ADDRESS}/runs/a"
 
 

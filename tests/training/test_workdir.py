@@ -36,7 +36,7 @@ def test_a_config_that_cannot_be_read_is_one_line(tmp_path, content):
 
 
 def test_a_folder_without_a_config_is_no_workdir(tmp_path):
-    with pytest.raises(UserError, match=r"has no config\.json; set --workdir to that of a run"):
+    with pytest.raises(UserError, match=r"has no config\.json; set --workdir to the folder of"):
         read_config(tmp_path)
 
 
