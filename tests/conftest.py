@@ -318,6 +318,34 @@ def two_aspects(made_once):
 
 
 @pytest.fixture(scope="session")
+def _bucket_server():
+    """A server of one bucket, to which gcsfs, TensorStore and google-cloud-storage are pointed."""
+    import bucket_server
+
+    with bucket_server.serve() as bucket, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STORAGE_EMULATOR_HOST", bucket.url)
+        patch.setenv("TENSORSTORE_GCS_HTTP_URL", bucket.url)
+        patch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "x")
+        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # asks Google for credentials
+        yield bucket
+
+
+@pytest.fixture
+def bucket(_bucket_server, monkeypatch):
+    """The empty bucket ``gs://bucket``; gcsfs tries again soon, instead of after seconds."""
+    import asyncio
+
+    import gcsfs.retry
+
+    async def sleep(_):
+        await asyncio.sleep(0.05)
+
+    monkeypatch.setattr(gcsfs.retry, "asyncio", types.SimpleNamespace(sleep=sleep))
+    _bucket_server.wipe()
+    return _bucket_server
+
+
+@pytest.fixture(scope="session")
 def odd_folder(two_aspects, tmp_path_factory):
     """Annotations called x_train and x_test, in a folder whose name a shell would split."""
     folder = tmp_path_factory.mktemp("printed") / "my 'odd' $HOME"

@@ -116,8 +116,8 @@ W, T, S, TS = "weights", "trajectory", "scores", "trajectory scores"
 FIELDS = (
     Field("seed", 0, "random seed of initial weights, image order and augmentation", FROM_0, T),
 
-    Field("data.dir", "", "folder that contains data sets; empty: $TFDS_DATA_DIR or "
-          "~/tensorflow_datasets",
+    Field("data.dir", "", "folder that contains data sets, or gs://BUCKET/FOLDER; empty: "
+          "$TFDS_DATA_DIR or ~/tensorflow_datasets",
           ANY, TS),
     Field("data.name", "coco", "name of the data set in data.dir; empty: the only one there",
           ANY, TS),
@@ -295,7 +295,8 @@ FIELDS = (
     Field("train.watchdog", 1800.0, "seconds without progress, not counting compilation, after "
           "which the run prints the stacks of all threads and exits with code 1; 0: never", FROM_0),
     Field("train.compilation_cache", True, "store compiled programs in $RETINA_JAX_CACHE (or the "
-          "user's cache folder), so that a restart does not compile them again"),
+          "user's cache folder, or beside a workdir in a bucket), so that a restart does not "
+          "compile them again"),
     Field("train.max_skipped", 20, "number of consecutive skipped or left-out steps after which "
           "training ends; 0: no limit", FROM_0),
 

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from retina_jax.config.flags import Flag, Parsed, parse
+from retina_jax.errors import check_local
 
 FLAGS = (
     Flag("study", "studies to run, separated by commas", [], example="prior,focal"),
@@ -50,6 +51,7 @@ def main(argv: list[str]) -> int:
     from retina_jax.progress import Reporter
 
     flags, report = parsed.flags, Reporter.on_stderr()
+    check_local(flags.out, "--out")
     out = Path(flags.out).expanduser().absolute()
 
     def program(words: Sequence[str], fields: dict[str, object]) -> subprocess.CompletedProcess:

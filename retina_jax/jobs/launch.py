@@ -19,10 +19,11 @@ manifest for kubectl create -f -, the gcloud commands as a shell script, or the 
 The job is done if the command exits with code 0. Codes 2, 3 and 4 also end it, because a restart
 would end the same way. Any other code, such as 1 (a fault) or 143 (SIGTERM), restarts it on all
 hosts, at most --max-restarts times; preemptions and maintenance do not count. A training run
-resumes from its workdir, which must therefore outlive the machines: on GKE and TPU VMs it must lie
-below a --mount, on SLURM on a disk that all nodes see. The workdir and the data set are folders:
-launch refuses addresses such as that of a bucket, which GKE mounts with --mount=gs://BUCKET:/PATH.
-scripts/cluster/Dockerfile builds the image.
+resumes from its workdir, which must therefore outlive the machines: gs://BUCKET/FOLDER, or a
+folder, on GKE and TPU VMs below a --mount, on SLURM on a disk that all nodes see.
+--config.data.dir may be in a bucket, too; each host copies the data set to its disk. For gs://
+addresses, the service account of the TPU VMs, or on GKE of the node pool, must have access to the
+bucket. scripts/cluster/Dockerfile builds the image.
 """
 
 from __future__ import annotations
@@ -145,7 +146,7 @@ def _check(options: argparse.Namespace) -> None:
 
 def _command(options: argparse.Namespace, words: list[str]) -> list[str]:
     """The command to run, with the paths that the flags replace; `UserError` if it is none."""
-    from retina_jax.launch.command import DATA_DIR, WORKDIR, flag_value, refuse_address, with_flag
+    from retina_jax.launch.command import DATA_DIR, WORKDIR, check_address, flag_value, with_flag
     from retina_jax.main import read_command
 
     if words[:1] == ["retina-jax"]:
@@ -161,10 +162,10 @@ def _command(options: argparse.Namespace, words: list[str]) -> list[str]:
     for own, flag in (("workdir", WORKDIR), ("data-dir", DATA_DIR)):
         value = getattr(options, own.replace("-", "_"))
         if value:
-            refuse_address(f"--{own}", value, options.kind)
+            check_address(f"--{own}", value)
             words = with_flag(words, flag, value)
         else:
-            refuse_address(f"--{flag}", flag_value(words, flag) or "", options.kind)
+            check_address(f"--{flag}", flag_value(words, flag) or "")
     return words
 
 

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 
 from retina_jax.config.flags import ArgumentParser
 from retina_jax.config.shell import command, field_flag
-from retina_jax.errors import DONE, LEFT_OUT, UserError
+from retina_jax.errors import DONE, LEFT_OUT, UserError, check_local
 from retina_jax.prepare.handling import ADVICE, Handling, RecordError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = ArgumentParser(prog="retina-jax prepare", description=__doc__)
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--out", type=Path, required=True, help="output folder for data sets")
+    shared.add_argument("--out", type=_folder, required=True, help="output folder for data sets")
     shared.add_argument("--name", default="", help="name of the data set (default: the format)")
     shared.add_argument(
         "--on-bad",
@@ -156,6 +156,11 @@ def _run(options: argparse.Namespace, handling: Handling, report: Reporter) -> P
             options.catalogue, options.directory, options.split, options.catalogue_dir
         )
     return build.prepare(source, out, name, report, handling)
+
+
+def _folder(text: str) -> Path:
+    check_local(text, "--out")
+    return Path(text)
 
 
 def _pixel_range(text: str) -> tuple[float, float] | None:

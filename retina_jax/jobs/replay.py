@@ -15,7 +15,6 @@ steps in between on the run's data. Field flags change the step (and those repea
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from retina_jax.config.flags import Flag, parse
@@ -33,9 +32,9 @@ FLAGS = (
 
 
 def _config_of(workdir: str) -> ml_collections.ConfigDict:
-    from retina_jax.training.workdir import read_config
+    from retina_jax.training.workdir import read_config, workdir_at
 
-    return read_config(Path(workdir).expanduser())
+    return read_config(workdir_at(workdir))
 
 
 def main(argv: list[str]) -> int:
@@ -48,7 +47,7 @@ def main(argv: list[str]) -> int:
     from retina_jax.runs.replay_text import lines
 
     if parsed.config.train.compilation_cache:
-        keep_compiled_programs()
+        keep_compiled_programs(parsed.flags.workdir)
     flags = parsed.flags
     found = replay(parsed.config, flags.workdir, flags.batch, flags.repeat, Reporter.on_stderr())
     for line in lines(found):

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     import ml_collections
     from rich.console import Console
 
-WORKDIR = Flag("workdir", "folder of the run; created if missing", example="runs/first")
+WORKDIR = Flag(
+    "workdir", "folder of the run, or gs://BUCKET/FOLDER; created if missing", example="runs/first"
+)
 
 
 def run(config: ml_collections.ConfigDict, workdir: str, console: Console) -> int:

@@ -27,7 +27,7 @@ from retina_jax.runs.meaning import (
 from retina_jax.training.checkpoint import FOLDER, Checkpoints
 from retina_jax.training.step import variable_shapes
 from retina_jax.training.stop import StopRequest
-from retina_jax.training.workdir import CONFIG, Classes, read_pixel_scale
+from retina_jax.training.workdir import CONFIG, Classes, read_pixel_scale, workdir_at
 from retina_jax.wording import counted
 
 
@@ -55,11 +55,11 @@ def evaluate(
     devices = parallel.Devices.local()
     devices.check_batch(config.eval.batch_size, "eval.batch_size")
     directory = open_data_set(config.data.dir, config.data.name)
-    split = open_split(directory, config.data.eval_split, config.data.labels)
+    split = open_split(directory, config.data.eval_split, config.data.labels, report)
     check_alike(config, [split], devices)
     model = retinanet.build(config, len(split.class_names))
     evaluator = Evaluator(model, split, config, devices)
-    folder = Path(workdir).expanduser().absolute()
+    folder = workdir_at(workdir)
     step = None
     if (folder / FOLDER).is_dir():
         checkpoints = Checkpoints(folder)

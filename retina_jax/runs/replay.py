@@ -14,6 +14,7 @@ from retina_jax import parallel
 from retina_jax.data.data_set import Split, open_split
 from retina_jax.data.loader import TrainLoader
 from retina_jax.errors import RunError, UserError
+from retina_jax.files import open_path
 from retina_jax.models import retinanet
 from retina_jax.prepare.shapes import open_data_set
 from retina_jax.progress import Reporter
@@ -25,7 +26,7 @@ from retina_jax.training.examination import Examination, call_names, make_examin
 from retina_jax.training.kept_batch import KeptBatch
 from retina_jax.training.optimizer import build_optimizer, learning_rate_schedule
 from retina_jax.training.step import make_train_step, state_shapes
-from retina_jax.training.workdir import read_classes
+from retina_jax.training.workdir import read_classes, workdir_at
 from retina_jax.types import TrainState
 
 
@@ -63,8 +64,8 @@ def replay(
     ``most_repeated`` steps lie between. Otherwise the weights are those of the checkpoint nearest
     to the step, before or after. Raises `UserError` for files that are missing or do not fit.
     """
-    folder = Path(workdir).expanduser().absolute()
-    kept = kept_batch.read(Path(batch).expanduser())
+    folder = workdir_at(workdir)
+    kept = kept_batch.read(open_path(batch, "--batch"))
     if not (folder / FOLDER).is_dir():
         raise UserError(f"--workdir={workdir} has no {FOLDER}; set it to the folder of the run")
 

@@ -11,7 +11,7 @@ import numpy as np
 from retina_jax.config import shell
 from retina_jax.data.loader import TrainLoader
 from retina_jax.errors import UserError
-from retina_jax.files import atomic_write
+from retina_jax.files import atomic_write, on_disk
 from retina_jax.types import Batch, GroundTruth
 
 FOLDER = "nonfinite"
@@ -49,7 +49,7 @@ def keep(workdir: Path, step: int, loader: TrainLoader, always: bool) -> str:
 def read(path: Path) -> KeptBatch:
     """A batch that `keep` wrote; `UserError` if the file is missing or not one of these."""
     try:
-        with np.load(path) as file:
+        with on_disk(path) as local, np.load(local) as file:
             arrays = {name: file[name] for name in file.files}
         step = int(arrays["step"]) if "step" in arrays else int(path.stem.split("_")[1])
         count = len(arrays["images"])
@@ -64,9 +64,9 @@ def read(path: Path) -> KeptBatch:
         )
         return KeptBatch(step, [int(i) for i in arrays["image_ids"]], batch)
     except FileNotFoundError:
-        there = sorted(path.parent.glob("step_*.npz"), key=lambda p: p.stat().st_mtime)
+        there = sorted(path.parent.glob("step_*.npz"), key=lambda p: int(p.stem.split("_")[1]))
         fix = (
-            f"the newest there is {there[-1]}"
+            f"the last one there is {there[-1]}"
             if there
             else "a run writes them to WORKDIR/" + FOLDER
         )

@@ -1,7 +1,8 @@
 """A workdir belongs to one run: the run holds a lease, which it renews while it is alive.
 
-File locks do not work across all hosts of a shared disk, and a killed program cannot remove a file.
-So the lease is a file that is renewed every ten seconds and expires after sixty.
+File locks do not work across all hosts of a shared disk, object stores have none, and a killed
+program cannot remove a file. So the lease is a file or an object that is renewed every ten seconds
+and expires after sixty.
 """
 
 from __future__ import annotations
@@ -11,15 +12,13 @@ import json
 import os
 import platform
 import secrets
-import tempfile
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
-from retina_jax import parallel
+from retina_jax import files, parallel
 from retina_jax.errors import FAULT, UserError
-from retina_jax.files import write_json
 from retina_jax.progress import Reporter
 
 FILE = "lease.json"
@@ -56,13 +55,7 @@ class Lease:
 
     def _take(self) -> bool:
         """Creates the lease; False if there is one."""
-        try:
-            file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-        except FileExistsError:
-            return False
-        with os.fdopen(file, "w") as lease:
-            json.dump(self._own, lease)
-        return True
+        return files.create(self._path, json.dumps(self._own))
 
     def _wait_for_holder(self) -> None:
         """Removes the lease once it is stale; `UserError` if it is renewed."""
@@ -100,26 +93,24 @@ class Lease:
 
     def _remove(self, holder: dict[str, Any]) -> None:
         if self._read() == holder:  # not that of a program that was faster
-            self._path.unlink(missing_ok=True)
+            with files.os_errors(self._path):
+                self._path.unlink(missing_ok=True)
 
     def _read(self) -> dict[str, Any]:
         try:
-            content = json.loads(self._path.read_text())
+            with files.os_errors(self._path):
+                content = json.loads(self._path.read_text())
             return content if isinstance(content, dict) else {}
         except (OSError, ValueError):  # not written yet, or cut short
             return {}
 
     def _renewed(self) -> float | None:
         """When the lease was last renewed, by the clock of its disk; None if there is none."""
-        try:
-            return self._path.stat().st_mtime
-        except FileNotFoundError:
-            return None
+        return files.modified(self._path)
 
     def _now(self) -> float:
         """The time by the clock of the disk, which is not this host's."""
-        with tempfile.TemporaryFile(dir=self._path.parent) as file:
-            return os.fstat(file.fileno()).st_mtime
+        return files.clock(self._path.parent)
 
     def _renew(self) -> None:
         while not self._over.wait(RENEWED_EVERY):
@@ -133,12 +124,13 @@ class Lease:
                     )
                     parallel.group.fail(FAULT, [line])
                     parallel.group.leave(FAULT, [line])
-                write_json(self._path, self._own)
+                files.write_json(self._path, self._own)
 
     def _release(self) -> None:
         self._over.set()
-        if self._read().get("token") == self._own["token"]:
-            self._path.unlink(missing_ok=True)
+        with contextlib.suppress(ConnectionError), files.os_errors(self._path):
+            if self._read().get("token") == self._own["token"]:
+                self._path.unlink(missing_ok=True)
 
 
 def _identity() -> dict[str, Any]:

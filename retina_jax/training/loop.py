@@ -93,8 +93,19 @@ class TrainingLoop:
     def _run(
         self, state: TrainState, step_fn: Callable, loader: TrainLoader, first_step: int
     ) -> None:
+        with MetricsLog(self._folder, first_step) as log:
+            self._steps(state, step_fn, loader, first_step, log)
+        self._checkpoints.wait()
+
+    def _steps(
+        self,
+        state: TrainState,
+        step_fn: Callable,
+        loader: TrainLoader,
+        first_step: int,
+        log: MetricsLog,
+    ) -> None:
         config, stop, steps = self._config.train, self._stop, self._config.train.steps
-        log = MetricsLog(self._folder, first_step)
         notes = self._checkpoints.notes(first_step) if first_step else {}
         meter = Meter(loader.image_ids_at, config.max_skipped, notes.get(_INTERVAL))
         result = self._result
@@ -165,8 +176,6 @@ class TrainingLoop:
         if result.stopped:
             self._settle(meter, loader)  # reports a non-finite step before saving
             self._save(state, meter)
-        log.close()
-        self._checkpoints.wait()
 
     def _settle(self, meter: Meter, loader: TrainLoader) -> None:
         """`Meter.settle`; reports spikes, and keeps the batches of steps that are not finite."""

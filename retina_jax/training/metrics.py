@@ -14,7 +14,7 @@ import numpy as np
 
 from retina_jax import parallel
 from retina_jax.errors import NonFiniteLossError
-from retina_jax.files import write_text
+from retina_jax.files import is_address, mirror, write_text
 
 _NAMES = (
     "loss", "loss_classification", "loss_box", "foreground_anchors", "gradient_norm",
@@ -168,24 +168,29 @@ class MetricsLog:
     """Writes one JSON object per log step to ``metrics.jsonl``, and the same to TensorBoard.
 
     When opened at ``first_step``, drops entries that a killed run logged after its last checkpoint.
-    Of several processes, one writes.
+    Of several processes, one writes. In an object store, both are uploaded whole after each entry.
     """
 
     def __init__(self, workdir: Path, first_step: int):
         self._events = None
+        self._files = None
         if not parallel.is_main():
             return
-        self._path = workdir / "metrics.jsonl"
+        before = workdir / "metrics.jsonl"
         kept = []
-        if self._path.exists():
-            for line in self._path.read_text().splitlines():
+        if before.exists():
+            for line in before.read_text().splitlines():
                 try:
                     if json.loads(line)["step"] <= first_step:
                         kept.append(line)
                 except ValueError:
                     break  # the last line, truncated when the run was killed
+        self._files = mirror(workdir)
+        self._is_copied = is_address(workdir)
+        self._path = self._files.local / before.name
         write_text(self._path, "".join(line + "\n" for line in kept))
-        self._events = _summary_writer()(str(workdir / "tensorboard"), purge_step=first_step + 1)
+        events = self._files.local / "tensorboard"
+        self._events = _summary_writer()(str(events), purge_step=first_step + 1)
 
     def write(self, step: int, values: dict[str, float | None]) -> None:
         if self._events is None:
@@ -193,6 +198,9 @@ class MetricsLog:
         with self._path.open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         self.scalars("train", step, values)
+        if self._is_copied:
+            self._events.flush()
+        self._files.upload()
 
     def scalars(self, group: str, step: int, values: dict[str, float | None]) -> None:
         for name, value in values.items():
@@ -203,6 +211,17 @@ class MetricsLog:
     def close(self) -> None:
         if self._events is not None:
             self._events.close()
+            self._files.close()
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, _) -> None:
+        try:
+            self.close()
+        except OSError:
+            if error is None:  # else this one follows from it
+                raise
 
 
 def _summary_writer():

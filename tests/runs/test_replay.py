@@ -150,7 +150,7 @@ def test_a_file_that_is_missing_or_something_else_is_a_mistake(tiny_config, fini
     with pytest.raises(UserError, match=r"step_9\.npz: no such file; a run writes them to WORKDIR"):
         replay(tiny_config, finished_run, tmp_path / "step_9.npz", 0, Reporter())
     (tmp_path / "step_8.npz").write_bytes(b"PK\3\4 not an archive")
-    with pytest.raises(UserError, match=r"step_9\.npz: no such file; the newest there is .*_8\."):
+    with pytest.raises(UserError, match=r"step_9\.npz: no such file; the last one there is .*_8\."):
         replay(tiny_config, finished_run, tmp_path / "step_9.npz", 0, Reporter())
     with pytest.raises(UserError, match=r"step_8\.npz is not the batch of a step"):
         replay(tiny_config, finished_run, tmp_path / "step_8.npz", 0, Reporter())
