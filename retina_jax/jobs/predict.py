@@ -19,7 +19,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from retina_jax.config.flags import ArgumentParser
-from retina_jax.errors import DONE, LEFT_OUT, UserError
+from retina_jax.errors import DONE, LEFT_OUT, UserError, check_local
 from retina_jax.wording import counted
 
 FORMATS = ("coco", "yolo", "voc", "csv")
@@ -37,7 +37,7 @@ def parser() -> ArgumentParser:
         metavar="PATH",
         help="file, folder (with its subfolders) or pattern such as 'a/*.jpg': images and videos",
     )
-    add("--out", type=Path, required=True, help="folder for the results; new, or of this command")
+    add("--out", required=True, help="folder for the results; new, or of this command")
     add(
         "--threshold",
         type=float,
@@ -91,6 +91,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--threshold={options.threshold} must lie between 0 and 1; set 0.5")
     if options.overlap is not None and options.tile is None:
         raise UserError(f"--overlap={options.overlap} needs tiles; add --tile=800, or remove it")
+    check_local(options.out, "--out")
     from retina_jax.prediction.predict import Request, predict
     from retina_jax.progress import Reporter
 
@@ -98,7 +99,7 @@ def main(argv: list[str]) -> int:
     request = Request(
         workdir=options.workdir,
         inputs=options.input,
-        out=options.out.expanduser(),
+        out=Path(options.out).expanduser(),
         checkpoint=options.checkpoint,
         threshold=options.threshold,
         classes=[name.strip() for name in options.classes.split(",") if name.strip()],

@@ -16,6 +16,7 @@ import numpy as np
 from retina_jax.config import resolve, validate
 from retina_jax.data.deep import PixelScale
 from retina_jax.errors import UserError
+from retina_jax.files import on_disk, open_path
 from retina_jax.interop.fit import fit
 from retina_jax.interop.graft import graft
 from retina_jax.interop.structure import class_outputs
@@ -29,6 +30,7 @@ from retina_jax.training.workdir import (
     read_classes,
     read_config,
     read_pixel_scale,
+    workdir_at,
 )
 
 CHECKPOINTS = ("best", "latest")
@@ -71,14 +73,13 @@ def from_workdir(
     """
     if checkpoint not in CHECKPOINTS:
         raise UserError(f"checkpoint={checkpoint!r} must be one of {', '.join(CHECKPOINTS)}")
-    folder = Path(workdir).expanduser()
+    folder = workdir_at(workdir)
     if not folder.is_dir():
         raise UserError(f"--workdir={workdir} is not a folder; set it to the workdir of a run")
     if not (folder / CONFIG).exists() and not (folder / FOLDER).is_dir():
         raise UserError(
             f"--workdir={workdir} is not a workdir: it has no {CONFIG}; set it to that of a run"
         )
-    folder = folder.absolute()
     config = read_config(folder)
     validate(config)
     step = None
@@ -117,8 +118,9 @@ def from_weights(
     """
     config = _config_of(config)
     validate(config)
-    path = Path(path).expanduser()
-    imported = read_weights(path)
+    path = open_path(path, "the weights")
+    with on_disk(path) as local:
+        imported = read_weights(local)
     if class_outputs(imported.tree) is None:
         raise UserError(f"{path} holds a backbone without heads, which detects nothing; train it")
     count = _count_classes(config, imported.tree, str(path))
@@ -147,7 +149,7 @@ def from_weights(
 def _config_of(config: ml_collections.ConfigDict | str | Path) -> ml_collections.ConfigDict:
     if isinstance(config, ml_collections.ConfigDict):
         return config
-    path = Path(config).expanduser()
+    path = open_path(config, "config")
     if path.is_dir():
         return read_config(path)
     try:
