@@ -143,11 +143,13 @@ def test_help_of_every_command_names_its_flags(command, capsys):
         "import_weights": "--classes", "export_weights": "--to", "benchmark": "--runs=5",
         "doctor": "--out=doctor", "prepare": "coco", "compile": "--topology",
         "launch": "--dry-run", "compare": "--samples", "status": "RUN [RUN ...]",
+        "replay": "--repeat=1000", "predict": "--tile",
     }  # fmt: skip
     assert own[command] in shown.out
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["draw", "--help"], ["prepare", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["draw", "--help"], ["prepare", "--help"],
+                                       ["predict", "--help"]])  # fmt: skip
 def test_help_imports_nothing_heavy(arguments):
     check_imports(arguments)
 

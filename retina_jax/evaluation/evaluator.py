@@ -62,16 +62,15 @@ class Evaluator:
         lines = []
         if images:
             lines.append(
-                f"{images} of {len(self._split)} images have more than {limit} objects of one "
-                f"class (at most {most}), but the COCO metrics count only {limit} detections per "
-                "class and image, so even a perfect detector scores below 1; set "
+                f"images with more than {limit} objects of one class (at most {most}): {images} of "
+                f"{len(self._split)}; the COCO metrics count only {limit} detections per class and "
+                "image, so even a perfect detector scores below 1; set "
                 f"{field_flag('eval.limits', (1, 10, most))}"
             )
         if most > max_detections:
             lines.append(
-                f"eval.max_detections={max_detections} is smaller than the largest number of "
-                f"objects of one class on an image, {most}; set "
-                f"--config.eval.max_detections={most}"
+                f"eval.max_detections={max_detections} is too small for an image with {most} "
+                f"objects of one class; set --config.eval.max_detections={most}"
             )
         return lines
 
@@ -92,7 +91,7 @@ class Evaluator:
 
         Args:
           advance: called after each image of this process.
-          stops: whether to stop before a batch, by number; asked in order, and alike in all
+          stops: whether to stop before a batch, by number; called in order, and equally in all
             processes.
 
         Raises `EvaluationError` in every process if one of them failed, or unless the streams
@@ -119,8 +118,8 @@ class Evaluator:
         split, by_row = self._split, dict(found)
         if len(found) != len(split) or not np.array_equal(sorted(by_row), np.arange(len(split))):
             raise EvaluationError(
-                f"evaluation saw {len(by_row)} of {len(split)} rows of {split.label()}, "
-                f"in {len(found)} images"
+                f"the evaluation saw {len(by_row)} of the {len(split)} images of {split.label()}, "
+                f"with {len(found)} results"
             )
         return [
             result

@@ -17,7 +17,7 @@ from retina_jax.config.flags import ArgumentParser
 
 def main(argv: list[str]) -> int:
     parser = ArgumentParser(prog="retina-jax compare", description=__doc__)
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="workdir or evaluation")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="workdir or evaluation")
     parser.add_argument(
         "--samples", type=int, default=1000,
         help="number of times that the images are resampled (default: %(default)s)",

@@ -9,14 +9,12 @@ error. Only reads; a run on another host is seen if its workdir is.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from retina_jax.config.flags import ArgumentParser
 
 
 def main(argv: list[str]) -> int:
     parser = ArgumentParser(prog="retina-jax status", description=__doc__)
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="workdir of a run")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="workdir of a run")
     options = parser.parse_args(argv)
     from retina_jax.runs.status import duration, status_of
 

@@ -21,7 +21,7 @@ from retina_jax.evaluation.report_errors import ImageErrors, errors_of
 from retina_jax.evaluation.report_numbers import mean
 from retina_jax.prepare.shapes import open_data_set
 from retina_jax.runs.evaluations import evaluation_folder
-from retina_jax.training.workdir import CONFIG, read_classes, read_config, read_resolved
+from retina_jax.training.workdir import CONFIG, read_classes, read_config, read_resolved, workdir_at
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 CONFIDENCE = 0.95
@@ -87,7 +87,7 @@ class Compared:
 
 
 def compare(
-    runs: Sequence[Path],
+    runs: Sequence[str | Path],
     samples: int = 1000,
     seed: int = 0,
     advance: Callable[[int], None] = lambda samples: None,
@@ -132,9 +132,9 @@ def compare(
     )
 
 
-def _evaluation(run: Path) -> tuple[Path, Path]:
+def _evaluation(run: str | Path) -> tuple[Path, Path]:
     """The folders of an evaluation and of its run."""
-    run = run.expanduser().absolute()
+    run = workdir_at(run, "RUN")
     if (run / "detections.json").exists():
         return run, run.parent.parent
     return evaluation_folder(run), run

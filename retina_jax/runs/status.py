@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from retina_jax.errors import UserError
+from retina_jax.files import is_address, modified, open_path
 from retina_jax.training import error_log, lease_file
 
 _TAIL = 1 << 16  # bytes at the end of a log, which may be large
@@ -42,9 +43,11 @@ class Status:
     """The last one, and how long ago; "" without."""
 
 
-def status_of(workdir: Path) -> Status:
+def status_of(workdir: str | Path) -> Status:
     """Reads the files of a run, also while it runs. Raises `UserError` without a config.json."""
-    folder = workdir.expanduser().absolute()
+    folder = open_path(workdir, "RUN")
+    if not is_address(folder):
+        folder = folder.absolute()
     config = _json(folder / "config.json")
     train = config.get("train")
     if not isinstance(train, dict) or "steps" not in train:
@@ -81,12 +84,12 @@ def status_of(workdir: Path) -> Status:
 def _state(folder: Path, done: bool, step: int | None) -> tuple[str, bool]:
     """The state in words, and whether the run runs."""
     path = folder / lease_file.FILE
-    try:
-        age = time.time() - path.stat().st_mtime
-    except OSError:
+    renewed = modified(path)
+    if renewed is None:
         if done:
             return "finished", False
         return ("not started" if step is None else "stopped"), False
+    age = time.time() - renewed
     holder = _json(path)
     who = f"{holder.get('host', '?')}, process {holder.get('pid', '?')}"
     if lease_file.has_ended(holder):
@@ -129,7 +132,7 @@ def duration(seconds: float) -> str:
 def _numbers(folder: Path) -> list[int]:
     """The names in a folder that are numbers."""
     try:
-        return [int(name) for name in os.listdir(folder) if name.isdigit()]
+        return [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
     except OSError:
         return []
 

@@ -48,6 +48,7 @@ from retina_jax.training.step import init_state, make_train_step, state_shapes
 from retina_jax.training.stop import StopRequest
 from retina_jax.training.workdir import Classes, changed_fields, open_workdir, write_config
 from retina_jax.types import TrainState
+from retina_jax.wording import counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,8 +91,8 @@ def train(
 ) -> TrainingResult:
     """Trains up to ``train.steps`` in ``workdir`` with periodic evaluation; resumes if possible.
 
-    ``may_exit``: whether a signal may end the program where nothing would be lost, instead of
-    being heard later. Every process of a run calls this (`parallel.start`).
+    ``may_exit``: whether a signal may end the program at once when nothing would be lost, rather
+    than at the next step. Every process of a run calls this (`parallel.start`).
 
     Raises `UserError` for errors that the user can fix, before compilation, and
     `NonFiniteLossError` for a non-finite loss.
@@ -153,8 +154,8 @@ def _begin(
     devices.check_batch(config.train.batch_size, "train.batch_size", config.train.accumulate)
     devices.check_batch(config.eval.batch_size, "eval.batch_size")
     directory = open_data_set(config.data.dir, config.data.name)
-    train_split = open_split(directory, config.data.train_split, config.data.labels)
-    eval_split = open_split(directory, config.data.eval_split, config.data.labels)
+    train_split = open_split(directory, config.data.train_split, config.data.labels, report)
+    eval_split = open_split(directory, config.data.eval_split, config.data.labels, report)
     check_alike(config, [train_split, eval_split], devices)
     loader = TrainLoader(train_split, config, parallel.process_index(), parallel.process_count())
     check_pixel_scale(train_split.pixel_scale, eval_split, report)
@@ -195,11 +196,7 @@ def _begin(
         if note := averaging.change(config.train.ema, checkpoints.has_average(first_step)):
             report.note(note)
     else:
-        state = init_state(model, optimizer, config)
-    if latest_step == 0:
-        state = _start_from_step_0(state, checkpoints, folder, report)
-    elif latest_step is None and config.model.init_from:
-        state = _start_from(state, config, train_split, report)
+        state = initial_state(model, optimizer, config, checkpoints, folder, train_split, report)
     if parallel.is_main():
         facts = classes.to_json() | {"pixel_scale": train_split.pixel_scale}
         facts |= {"data": data_facts([train_split, eval_split])}
@@ -244,6 +241,25 @@ def _explain_faults(config: ml_collections.ConfigDict, folder: Path) -> Iterator
         ) from error
 
 
+def initial_state(
+    model: retinanet.RetinaNet,
+    optimizer: optax.GradientTransformation,
+    config: ml_collections.ConfigDict,
+    checkpoints: Checkpoints,
+    folder: Path,
+    split: Split,
+    report: Reporter,
+) -> TrainState:
+    """The state before the first step of a run in ``folder``.
+
+    Its weights are those of a checkpoint of step 0, else of ``model.init_from``, else random.
+    """
+    state = init_state(model, optimizer, config)
+    if 0 in checkpoints.steps():
+        return _start_from_step_0(state, checkpoints, folder, report)
+    return _start_from(state, config, split, report) if config.model.init_from else state
+
+
 def _start_from(
     state: TrainState, config: ml_collections.ConfigDict, split: Split, report: Reporter
 ) -> TrainState:
@@ -283,10 +299,11 @@ def _introduce(config, folder, devices, loader, train_split, eval_split, state, 
         f"{config.train.precision} on {devices.describe()}"
     )
     report.say(
-        f"{len(train_split)} training images, {len(eval_split)} evaluation images, "
-        f"{len(train_split.class_names)} classes, {loader.padding_share:.0%} padding "
+        f"{counted(len(train_split), 'training image')}, "
+        f"{counted(len(eval_split), 'evaluation image')}, "
+        f"{counted(len(train_split.class_names), 'class')}, {loader.padding_share:.0%} padding "
         f"({train_split.directory})"
     )
     if loader.left_out:
-        report.say(f"{loader.left_out} images without boxes excluded (data.drop_empty)")
+        report.say(f"images without boxes, excluded (data.drop_empty): {loader.left_out}")
     report.say(f"workdir {folder}")
