@@ -8,7 +8,7 @@
 
 Weights: torchvision's ImageNet ResNet-50 (`resnet50-0676ba61.pth`, or the same as .safetensors).
 The stem and C2 stay frozen, as in the paper's code. Hardware: 8 TPU cores or 8 GPUs with 16 GB, two
-images each. Expected: AP 35.7 on minival (arXiv:1708.02002, table 1e, ResNet-50 at 800 px).
+images each. Expected: AP 35.7 on test-dev (arXiv:1708.02002, Table 1e, ResNet-50 at 800 px).
 """
 
 from retina_jax.config import default_config

@@ -1,5 +1,18 @@
 """RetinaNet in JAX: train, evaluate and ship (arXiv:1708.02002)."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from retina_jax.version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from retina_jax.detector import Detector
+
+__all__ = ["Detector", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """`Detector` is imported when it is first used: this package alone needs no JAX."""
+    if name == "Detector":
+        return importlib.import_module("retina_jax.detector").Detector
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

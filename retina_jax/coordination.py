@@ -1,9 +1,9 @@
-"""How the processes of a run talk to each other: exchange facts, stop together, end together.
+"""Coordinates the processes of a run: they exchange values, stop together and end together.
 
 Everything goes through the key-value store of JAX's coordination service, which process 0 serves.
-A thread of each process renews a sign of life and looks for three things: that another process
-ended with an error, that one no longer answers, and that one was asked to stop. So no process waits
-for ever in a collective whose other half is gone.
+A thread in each process renews a heartbeat key and watches for three events: another process ended
+with an error, no longer answers, or was asked to stop. So no process waits forever in a collective
+that the others have left.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from retina_jax.errors import FAULT, RunError
 
 BEAT = 1.0  # seconds between signs of life
 LOST_AFTER = 20.0
-"""Seconds without a sign of life after which a process counts as lost.
+"""Seconds without a heartbeat after which a process counts as lost.
 
 Less than JAX's own heartbeat, whose abort would end the program before it could say why.
 """
@@ -39,6 +39,7 @@ class Store(Protocol):
     def key_value_set(self, key: str, value: str, allow_overwrite: bool = False) -> None: ...
     def key_value_try_get(self, key: str) -> str: ...
     def key_value_dir_get(self, key: str) -> list[tuple[str, str]]: ...
+    def key_value_delete(self, key: str) -> None: ...
     def blocking_key_value_get(self, key: str, timeout_in_ms: int) -> str: ...
     def wait_at_barrier(self, barrier_id: str, timeout_in_ms: int) -> None: ...
 
@@ -53,6 +54,7 @@ class Group:
         self.count = count
         self.hosts: list[str] = [host]
         self._rounds: dict[str, int] = {}
+        self._answers: list[str] = []
         self._lock = threading.Lock()
         self._passed: Point = (-1, 0)
         self._asked: int | None = None
@@ -68,15 +70,18 @@ class Group:
             threading.Thread(target=self._watch, name="watch", daemon=True).start()
 
     def name(self, index: int) -> str:
-        """How messages call a process."""
+        """Name of a process, for messages."""
         return f"host {self.hosts[index]} (process {index})"
 
     # exchange
 
     def exchange(self, name: str, value: str, patience: float = PATIENCE) -> list[str]:
-        """The ``value`` of every process, in their order; all processes must call it alike.
+        """The ``value`` of every process, by index; all processes must make the same calls.
 
-        Raises `RunError` if a process has given none after ``patience`` seconds.
+        Only the main thread calls this and `tell`, so a process that is in one call has read the
+        answers of all earlier calls; their keys are then removed.
+
+        Raises `RunError` if a process has not provided one after ``patience`` seconds.
         """
         if self._store is None:
             return [value]
@@ -85,21 +90,25 @@ class Group:
         if self.index == 0:
             values = [self._get(f"exchange/{turn}/{i}", patience) for i in range(self.count)]
             self._store.key_value_set(f"exchange/{turn}/all", json.dumps(values))
+            # every process is in this call, so each has read the answers of those before
+            self._forget([*(f"exchange/{turn}/{i}" for i in range(self.count)), *self._answers])
+            self._answers = [f"exchange/{turn}/all"]
             return values
         return json.loads(self._get(f"exchange/{turn}/all", patience))
 
     def tell(self, name: str, value: str, patience: float = PATIENCE) -> str:
-        """The ``value`` of process 0, on every process; the others' is ignored."""
+        """The ``value`` of process 0, in every process; those of the others are ignored."""
         if self._store is None:
             return value
         turn = self._turn(name)
         if self.index == 0:
-            self._store.key_value_set(f"tell/{turn}", value)
+            self._answers.append(f"tell/{turn}")
+            self._store.key_value_set(self._answers[-1], value)
             return value
         return self._get(f"tell/{turn}", patience)
 
     def barrier(self, name: str, patience: float = PATIENCE) -> None:
-        """Waits until every process is here; `RunError` after ``patience`` seconds."""
+        """Waits until every process has arrived; `RunError` after ``patience`` seconds."""
         if self._store is None:
             return
         try:
@@ -111,6 +120,11 @@ class Group:
                 "command again"
             ) from error
 
+    def _forget(self, keys: Sequence[str]) -> None:
+        """Removes keys that nobody will read again: a run of weeks would fill the store."""
+        for key in keys:
+            self._store.key_value_delete(key)
+
     def _turn(self, name: str) -> str:
         """A key of its own for each call with ``name``."""
         self._rounds[name] = self._rounds.get(name, 0) + 1
@@ -121,8 +135,8 @@ class Group:
             return self._store.blocking_key_value_get(key, round(patience * 1000))
         except Exception as error:
             raise RunError(
-                f"no answer of another host within {patience:.0f} s ({key}); run the same command "
-                "again"
+                f"no answer from another host within {patience:.0f} s ({key}); run the same "
+                "command again"
             ) from error
 
     # stop together
@@ -139,8 +153,8 @@ class Group:
     def must_stop(self, point: Point) -> bool:
         """Whether to stop before ``point``; all processes call it for the same points, in order.
 
-        The answer is the same on all of them: once one is asked to stop, each says how far it has
-        come and goes no further, and all stop after the furthest of these points.
+        The answer is the same on all of them: once one is asked to stop, each publishes how far
+        it has come and waits there, and all stop after the furthest of these points.
         """
         with self._lock:
             if self._asked is None:
@@ -149,7 +163,9 @@ class Group:
         deadline = time.monotonic() + PATIENCE
         while self._decision is None:
             if time.monotonic() > deadline:
-                raise RunError("the hosts did not agree where to stop; run the same command again")
+                raise RunError(
+                    "the hosts did not agree on when to stop; run the same command again"
+                )
             time.sleep(_POLL)
         return point > self._decision
 
@@ -184,12 +200,12 @@ class Group:
         self._ended.set()
 
     def wait_for_verdict(self) -> None:
-        """After an error of a collective: gives the watch time to find that a process is lost."""
+        """After an error in a collective: gives the thread time to notice a lost process."""
         if self._store is not None and not self._ended.is_set():
             time.sleep(LOST_AFTER + 5 * BEAT)
 
     def leave(self, code: int, lines: Sequence[str]) -> NoReturn:
-        """Ends the program at once, from any thread, whatever the main thread waits for."""
+        """Ends the program at once, from any thread, even if the main thread is blocked."""
         self._ended.set()
         print("\n".join(lines), file=sys.stderr, flush=True)
         for call in self.before_leaving:
@@ -198,7 +214,7 @@ class Group:
         os._exit(code)
 
     def why_aborted(self) -> str:
-        """The line for an abort by JAX: process 0 misses others, the others miss process 0."""
+        """The message for an abort by JAX: process 0 lost others, or the others lost process 0."""
         if self.index:
             return (
                 f"stopped: {self.name(0)}, the coordinator, has ended or cannot be reached; run "
@@ -288,6 +304,6 @@ class Group:
 
 def stopped_at_once(number: int) -> str:
     return (
-        f"stopped by {signal.Signals(number).name}; nothing had changed since the last checkpoint; "
+        f"stopped by {signal.Signals(number).name}; nothing has changed since the last checkpoint; "
         "run the same command to resume"
     )

@@ -1,13 +1,15 @@
 """Errors that end a command with one clear line, and their exit codes.
 
-0 success · 1 a fault that a restart may fix · 2 a usage error, never restart · 3 finished, but some
-input was left out · 4 stopped by a non-finite loss · 130 and 143 stopped by SIGINT and SIGTERM.
+0 success · 1 a fault that a restart may fix · 2 a usage error, never restart · 3 finished, but
+something was left out · 4 stopped by a non-finite loss · 130 and 143 stopped by SIGINT and SIGTERM.
 """
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
+
+from retina_jax import object_store
 
 DONE, FAULT, MISTAKE, LEFT_OUT, NON_FINITE = 0, 1, 2, 3, 4
 INTERRUPTED = 130
@@ -42,7 +44,7 @@ class RunError(CommandError):
 
 
 class EvaluationError(RunError):
-    """An evaluation failed; training goes on, and the next one tries again."""
+    """An evaluation failed; training continues, and the next evaluation tries again."""
 
 
 class NonFiniteLossError(RunError):
@@ -56,11 +58,11 @@ class NonFiniteLossError(RunError):
 
 
 def check_local(path: str, flag: str) -> None:
-    """Raises `UserError` for the address of an object store, which would be a local folder."""
+    """Raises `UserError` for the address of an object store where only a folder will do."""
     if "://" in path:
         raise UserError(
-            f"{flag}={path} is not a folder; object stores must be mounted (for example with "
-            "Cloud Storage FUSE), so set it to the folder of the mount"
+            f"{flag}={path} is not a folder; write to a folder, and copy it with: "
+            f"gcloud storage cp --recursive FOLDER {path}"
         )
 
 
@@ -76,7 +78,8 @@ def is_disk_full(error: BaseException) -> bool:
 
 def is_out_of_device_memory(error: BaseException) -> bool:
     """Whether XLA ran out of device memory."""
-    return "RESOURCE_EXHAUSTED" in str(error) and not is_disk_full(error)
+    elsewhere = is_disk_full(error) or object_store.reason(error) is not None  # its limit of rates
+    return "RESOURCE_EXHAUSTED" in str(error) and not elsewhere
 
 
 def explain(error: BaseException) -> tuple[int, list[str]] | None:
@@ -91,6 +94,12 @@ def explain(error: BaseException) -> tuple[int, list[str]] | None:
         where = f" ({file})" if file else ""
         advice = "free some space and run the same command again"
         return FAULT, [f"stopped: no space left on disk{where}; {advice}"]
+    if why := object_store.reason(error):
+        if object_store.is_refusal(error):
+            fix = "log in with: gcloud auth application-default login, or ask for access"
+            return MISTAKE, [f"error: the object store refuses access ({why}); {fix}"]
+        advice = "what is there is kept; run the same command again"
+        return FAULT, [f"stopped: the object store failed ({why}); {advice}"]
     if is_out_of_device_memory(error):
         fix = "lower --config.train.batch_size or --config.eval.batch_size"
         return MISTAKE, [f"error: out of device memory; {fix}, or shrink --config.data.buckets"]

@@ -13,18 +13,22 @@ import sys
 from retina_jax.errors import DONE, UserError, explain
 
 COMMANDS = {
-    "train": "train a model with periodic evaluation; the same command resumes",
+    "train": "train a model and evaluate it periodically; the same command resumes",
     "evaluate": "evaluate a checkpoint with the COCO metrics",
+    "predict": "detect objects in images and videos; draw them, write COCO, YOLO, VOC or CSV",
+    "replay": "repeat a step whose loss was not finite; show where that begins",
     "prepare": "convert COCO, VOC, YOLO or TFDS annotations and images to a data set",
-    "compile": "compile for a TPU slice, without one: memory, arithmetic, largest batch",
+    "compile": "compile for a TPU slice, without a TPU: memory, arithmetic, largest batch",
     "doctor": "check a data set for problems and measure anchor recall",
+    "compare": "compare evaluations of runs, with intervals from resampled images",
+    "status": "print where runs stand: step, rate, time left, AP, last error",
     "draw": "draw ground truth next to detections",
     "import_weights": "create a workdir from torchvision or Detectron2 weights",
     "export_weights": "write a run's weights for torchvision or Detectron2",
     "export": "write a trained model as StableHLO or ONNX, with a model card",
-    "ablate": "run the paper's ablation studies; write tables and figures",
-    "launch": "run a command on Cloud TPUs, GKE or SLURM; restart it after preemptions",
-    "benchmark": "measure the speed of training, prediction and the input pipeline",
+    "ablate": "run the paper's ablation studies, and write tables and figures",
+    "launch": "run a command on Cloud TPUs, GKE or SLURM, and restart it after preemptions",
+    "benchmark": "measure training, prediction and the input pipeline",
 }
 BROKEN_PIPE = 141
 """The exit code that a shell reports after SIGPIPE."""

@@ -30,6 +30,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from retina_jax.coordination import LOST_AFTER, Group
 from retina_jax.errors import FAULT, RunError, UserError, is_out_of_device_memory
+from retina_jax.wording import counted
 
 AXIS = "devices"
 T = TypeVar("T")
@@ -63,14 +64,14 @@ class Devices:
         return NamedSharding(Mesh(np.array(self.devices), (AXIS,)), PartitionSpec(*spec))
 
     def check_batch(self, size: int, field: str, micro_batches: int = 1) -> int:
-        """This host's share of a global batch; `UserError` if the devices cannot share it.
+        """This host's share of a global batch; `UserError` if the devices cannot share it equally.
 
         Each device processes its share in ``micro_batches`` (``train.accumulate``) equal parts.
         """
         count = self.global_count * micro_batches
         if size % count:
             fix = max(1, round(size / count)) * count
-            parts = f"{self.global_count} devices"
+            parts = counted(self.global_count, "device")
             if micro_batches > 1:
                 parts += f" × {micro_batches} micro-batches (config.train.accumulate)"
             raise UserError(
@@ -110,7 +111,7 @@ class Devices:
         return self._pmap(lambda tree, zero: _sum_of_bits(tree) + zero, in_axes=(None, 0))
 
     def check_equal(self, tree: Any, when: str) -> None:
-        """Raises `RunError`, naming the hosts, unless every device of all processes has the same.
+        """Raises `RunError`, naming the hosts, unless all devices of all processes hold the same.
 
         ``tree`` is replicated; compares a sum over the bits of each array.
         """
@@ -125,9 +126,9 @@ class Devices:
         ]
         if drifted:
             raise RunError(
-                f"{when}: weights, statistics or optimiser differ between devices "
-                f"({', '.join(drifted)} against {group.name(0)}); the last checkpoint before that "
-                "is good; check the machine, and run the same command again"
+                f"{when}: weights, batch statistics or optimiser state differ between devices "
+                f"({', '.join(drifted)} against {group.name(0)}); the checkpoints before that are "
+                "good; check the hardware, then run the same command again"
             )
 
 
@@ -208,14 +209,14 @@ _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID",
 
 
 def start(flags: Any) -> None:
-    """Makes this process one of a run's; call it before any device is used.
+    """Joins this process to its run; call it before any device is used.
 
-    ``flags`` has ``coordinator``, ``num_processes`` and ``process_id``. Where they are None,
-    $RETINA_JAX_COORDINATOR, $RETINA_JAX_NUM_PROCESSES and $RETINA_JAX_PROCESS_ID decide, else what
-    Cloud TPU, GKE or SLURM say in the environment; if that names no other process, nothing changes.
+    ``flags`` has ``coordinator``, ``num_processes`` and ``process_id``. If they are None,
+    they come from $RETINA_JAX_COORDINATOR, $RETINA_JAX_NUM_PROCESSES and $RETINA_JAX_PROCESS_ID, or
+    else from Cloud TPU, GKE or SLURM. Without other processes, does nothing.
 
     Raises `UserError` for values that contradict each other, and `RunError` if the others do not
-    appear within five minutes.
+    join within five minutes.
     """
     global group
     options = _place_in_run(flags.coordinator, flags.num_processes, flags.process_id)
@@ -235,8 +236,8 @@ def start(flags: Any) -> None:
         first = str(error).strip().splitlines()[0]
         raise RunError(
             f"the processes of the run did not find each other at {place} ({first}); start the "
-            f"same command on every host within {_INITIALIZE_WITHIN} s, and check that they all "
-            "reach this address"
+            f"same command on every host within {_INITIALIZE_WITHIN} s, and check that all hosts "
+            "can reach this address"
         ) from error
     client = distributed.global_state.client
     group = Group(client, jax.process_index(), jax.process_count(), platform.node())
@@ -253,13 +254,13 @@ def _place_in_run(
     if any(value is not None for value in values.values()):
         missing = [f"--{name}" for name, value in values.items() if value is None]
         if missing:
-            raise UserError(f"{' and '.join(missing)} missing; set all of --{', --'.join(values)}")
+            raise UserError(f"missing: {', '.join(missing)}; set all of --{', --'.join(values)}")
         if not re.fullmatch(r".+:\d+", coordinator):
             raise UserError(f"--coordinator={coordinator} has no port; set it to HOST:PORT")
         if not 0 <= process < processes:
             raise UserError(
-                f"--process-id={process} is not one of the {processes} processes; set 0 to "
-                f"{processes - 1}, or --num-processes={process + 1} or more"
+                f"--process-id={process} must be 0 to {processes - 1}, because "
+                f"--num-processes={processes}; correct one of them"
             )
         if processes == 1:
             return None
@@ -298,14 +299,14 @@ def _from_environment() -> tuple[str | None, int | None, int | None]:
     except ValueError:
         raise UserError(
             f"$RETINA_JAX_NUM_PROCESSES={values[0]} and $RETINA_JAX_PROCESS_ID={values[1]} must be "
-            "numbers"
+            "whole numbers"
         ) from None
 
 
 def fail(error: BaseException, explained: tuple[int, list[str]] | None) -> None:
-    """Ends all processes of a run with the error of this one; returns in a run of one.
+    """Ends all processes of a run with the error of this one; returns only in a run of one.
 
-    Never returns otherwise: leaving Python would wait for processes that cannot come.
+    A regular exit of Python would wait for processes that never arrive.
     """
     if group.count == 1:
         return
@@ -340,7 +341,7 @@ _HANDLERS = []  # ctypes does not keep them
 def _explain_abort() -> None:
     """Replaces the core dump with one line when JAX aborts because a process is gone.
 
-    Its thread does that in C++, at once, without Python's ``finally`` or handlers of `signal`.
+    A thread of JAX aborts in C++, at once, without Python's ``finally`` or handlers of `signal`.
     """
 
     def aborted(_number: int) -> None:

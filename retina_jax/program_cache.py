@@ -1,4 +1,4 @@
-"""Compiled programs on disk: a restart compiles nothing."""
+"""Stores compiled programs on disk, so that a restart does not compile them again."""
 
 from __future__ import annotations
 
@@ -11,22 +11,28 @@ from pathlib import Path
 
 import jax
 
+from retina_jax.files import cache_folder, is_address, open_path
 
-def keep_compiled_programs() -> None:
+
+def keep_compiled_programs(workdir: str = "") -> None:
     """Keeps compiled programs on disk, for restarts and other processes.
 
-    In $JAX_COMPILATION_CACHE_DIR if that is set, else in $RETINA_JAX_CACHE, else in the user's
-    cache folder; nowhere if that is not writable. JAX's keys hold its version, the program, the
+    In $JAX_COMPILATION_CACHE_DIR if that is set, else in $RETINA_JAX_CACHE, else beside a
+    ``workdir`` in an object store, which outlives the machine, else in the user's cache folder;
+    nowhere if that is not writable. JAX's keys hold its version, the program, the
     devices and the options of the compiler, and it writes whole files, so programs of any version
     can share the folder. Only the host's own instructions are not in the keys: each kind of CPU has
     a folder of its own, in case hosts share a home.
     """
     if jax.config.jax_compilation_cache_dir is not None:
         return
-    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "retina_jax"
-    folder = (
-        Path(os.environ.get("RETINA_JAX_CACHE") or home).expanduser() / "compiled" / _kind_of_cpu()
-    )
+    if is_address(workdir) and not os.environ.get("RETINA_JAX_CACHE"):
+        run = open_path(workdir, "--workdir")
+        beside = run.parent if run.parent.name != "gs" else run  # a bucket has nothing beside it
+        folder = beside / "compiled" / _kind_of_cpu()
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        return
+    folder = cache_folder() / "compiled" / _kind_of_cpu()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -37,7 +43,7 @@ def keep_compiled_programs() -> None:
 
 
 def _kind_of_cpu() -> str:
-    """A name for the instructions that this host's CPU knows."""
+    """A name for the instruction set of this host's CPU."""
     features = platform.machine()
     with contextlib.suppress(OSError):  # Linux only
         lines = Path("/proc/cpuinfo").read_text().splitlines()

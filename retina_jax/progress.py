@@ -34,7 +34,8 @@ class Reporter:
         """Prints a highlighted line."""
         self._console.print(f"[yellow]{label}:[/] {escape(line)}")
 
-    def progress(self, title: str, total: int, done: int = 0) -> ProgressBar:
+    def progress(self, title: str, total: int | None, done: int = 0) -> ProgressBar:
+        """``total``: None if it is not known."""
         return ProgressBar(self._console, title, total, done)
 
 
@@ -43,7 +44,7 @@ class ProgressBar:
 
     QUIET_SECONDS = 60.0
 
-    def __init__(self, console: Console, title: str, total: int, done: int = 0):
+    def __init__(self, console: Console, title: str, total: int | None, done: int = 0):
         self._console = console
         self._title = title
         self._total = total
@@ -82,8 +83,8 @@ class ProgressBar:
         elif note and time.monotonic() - self._spoken > self.QUIET_SECONDS:
             self._spoken = time.monotonic()
             rate = (self._done - self._first) / (self._spoken - self._started)
-            left = (self._total - self._done) / rate if rate else 0.0
-            self._console.print(
-                f"{self._title} {self._done}/{self._total} {note} {left / 60:.0f} min left",
-                markup=False,
-            )
+            of, left = "", ""
+            if self._total is not None:
+                seconds = (self._total - self._done) / rate if rate else 0.0
+                of, left = f"/{self._total}", f", {seconds / 60:.0f} min left"
+            self._console.print(f"{self._title} {self._done}{of} {note}{left}", markup=False)

@@ -1,9 +1,15 @@
 """Eight virtual devices, shapes checked at run time, and small data sets that tests share."""
 
+import dataclasses
+import fcntl
 import gc
+import json
 import os
+import shutil
+import signal
 import sys
 import tempfile
+import types
 from pathlib import Path
 
 # Set before JAX is imported. Workers of pytest-xdist and every subprocess inherit the folder from
@@ -16,7 +22,18 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 ).strip()
 
-from support import PURE, compile_in_full, compile_quickly, compiled_quickly, is_quick
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # a shell ignores Ctrl-C for what it starts with "&", and so would every program under test
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+from support import (
+    PURE,
+    compile_in_full,
+    compile_quickly,
+    compiled_quickly,
+    is_quick,
+    prepare_coco,
+)
 
 compile_quickly()
 
@@ -102,13 +119,42 @@ def bccd():
 
 
 @pytest.fixture(scope="session")
-def shapes_dir(tmp_path_factory):
+def made_once(tmp_path_factory):
+    """``made_once(name, make)``: a folder that ``make(folder)`` fills, for all workers of xdist.
+
+    Tests only read it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+
+    def folder_of(name, make):
+        folder = base / f"shared_{name}"
+        with open(base / f"shared_{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            made = base / f"shared_{name}.made"
+            if not made.exists():
+                folder.mkdir()
+                make(folder)
+                made.touch()
+        return folder
+
+    return folder_of
+
+
+@pytest.fixture(scope="session")
+def shapes_dir(made_once):
     """A data folder with ``shapes``, cut to 24 training and 10 validation pictures."""
     from retina_jax.prepare import shapes
 
-    folder = tmp_path_factory.mktemp("data")
-    shapes.build(folder, {"train": 24, "validation": 10})
-    return folder
+    return made_once("shapes", lambda out: shapes.build(out, {"train": 24, "validation": 10}))
+
+
+@pytest.fixture(scope="session")
+def bccd_data(bccd, made_once):
+    """The blood-cell images as a data set."""
+    return made_once("bccd", lambda out: prepare_coco(
+        bccd / "images", (bccd / "train.json", bccd / "val.json"), out))  # fmt: skip
 
 
 def tiny(data_dir):
@@ -126,6 +172,7 @@ def tiny(data_dir):
     config.train.checkpoint_every = 2
     config.eval.every = 0
     config.eval.pictures = 2
+    config.eval.report = False
     config.eval.score_threshold = 0.0  # a network of four steps is sure of nothing
     config.optimizer.warmup_steps = 0
     return config
@@ -137,7 +184,7 @@ def tiny_config(shapes_dir):
 
 
 @pytest.fixture(scope="session")
-def finished_run(shapes_dir, tmp_path_factory):
+def finished_run(shapes_dir, made_once):
     """The workdir of four steps of ``tiny_config`` on two devices; tests only read it.
 
     Its network is ``shallow``; so is that of each test that takes it up.
@@ -149,7 +196,9 @@ def finished_run(shapes_dir, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parallel.Devices, "local", lambda: two)
         _make_shallow(patch)
-        return train(tiny(shapes_dir), tmp_path_factory.mktemp("finished") / "run").folder
+        config = tiny(shapes_dir)
+        config.eval.report = True
+        return made_once("run", lambda folder: train(config, folder / "run")) / "run"
 
 
 @pytest.fixture
@@ -170,14 +219,43 @@ def quick_init(monkeypatch):
 
 @pytest.fixture
 def shallow(monkeypatch):
-    """ResNet-18 with one block a stage, in this process: half as long to compile."""
+    """Networks with one block a stage, in this process: half as long to compile, or less."""
     _make_shallow(monkeypatch)
 
 
 def _make_shallow(patch):
-    from retina_jax.config.backbones import BACKBONES, Backbone
+    from retina_jax.config.backbones import BACKBONES
 
-    patch.setitem(BACKBONES, "resnet18", Backbone((1, 1, 1, 1), bottleneck=False))
+    for name in ("resnet18", "resnet50", "resnext50_32x4d"):
+        patch.setitem(BACKBONES, name, dataclasses.replace(BACKBONES[name], blocks=(1, 1, 1, 1)))
+
+
+@pytest.fixture
+def small_model(monkeypatch):
+    """A network that compiles in a second instead of RetinaNet, in this process."""
+    import small_network
+
+    from retina_jax.models import retinanet
+
+    monkeypatch.setattr(retinanet, "build", small_network.build)
+
+
+@pytest.fixture
+def program(capsys, monkeypatch):
+    """Runs a command in this process, on one device: its exit code, stdout and stderr."""
+    from retina_jax import parallel
+    from retina_jax.main import main
+
+    one = parallel.Devices.local(1)
+    monkeypatch.setattr(parallel.Devices, "local", lambda: one)
+    monkeypatch.chdir(REPOSITORY)
+
+    def run(*arguments):
+        code = main(["retina-jax", *map(str, arguments)])
+        said = capsys.readouterr()
+        return types.SimpleNamespace(returncode=code, stdout=said.out, stderr=said.err)
+
+    return run
 
 
 @pytest.fixture
@@ -186,14 +264,11 @@ def quiet():
 
 
 def _prepare_coco_tree(root, categories, images):
-    """Runs prepare's own code over a small COCO tree; returns the data folder."""
-    import json
-    import subprocess
-
+    """A small COCO tree, and the data set that prepare makes of it, in ``data``."""
     from PIL import Image
 
     (root / "images").mkdir(parents=True)
-    arguments = []
+    files = []
     rng = np.random.default_rng(0)
     for split in ("train", "val"):
         content = {"categories": categories, "images": [], "annotations": []}
@@ -222,27 +297,64 @@ def _prepare_coco_tree(root, categories, images):
                 )
         path = root / f"instances_{split}.json"
         path.write_text(json.dumps(content))
-        arguments += ["--annotations", str(path)]
-    subprocess.run(
-        [sys.executable, REPOSITORY / "scripts/prepare.py", "coco", "--images", root / "images",
-         "--out", root / "data", *arguments],
-        check=True,
-    )  # fmt: skip
-    return root / "data"
+        files.append(path)
+    prepare_coco(root / "images", files, root / "data")
 
 
 @pytest.fixture(scope="session")
-def coco_tree(tmp_path_factory):
+def coco_tree(made_once):
     """COCO-shaped: 80 classes with ids 1 to 90 and gaps, crowds, empty images, all aspects."""
     gaps = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
     categories = [{"id": i, "name": f"thing {i}"} for i in range(1, 91) if i not in gaps]
     sizes = [(640, 480), (480, 640), (500, 333), (640, 640), (300, 500), (640, 200)] * 3
-    return _prepare_coco_tree(tmp_path_factory.mktemp("coco"), categories, sizes)
+    make = lambda folder: _prepare_coco_tree(folder, categories, sizes)  # noqa: E731
+    return made_once("coco", make) / "data"
 
 
 @pytest.fixture(scope="session")
-def two_aspects(tmp_path_factory):
+def two_aspects(made_once):
     """Three classes, ids 1, 3, 7; landscape and portrait pictures."""
     categories = [{"id": i, "name": f"thing {i}"} for i in (1, 3, 7)]
     sizes = [(160, 120), (120, 160)] * 8
-    return _prepare_coco_tree(tmp_path_factory.mktemp("aspects"), categories, sizes)
+    make = lambda folder: _prepare_coco_tree(folder, categories, sizes)  # noqa: E731
+    return made_once("aspects", make) / "data"
+
+
+@pytest.fixture(scope="session")
+def _bucket_server():
+    """A server of one bucket, to which gcsfs, TensorStore and google-cloud-storage are pointed."""
+    import bucket_server
+
+    with bucket_server.serve() as bucket, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STORAGE_EMULATOR_HOST", bucket.url)
+        patch.setenv("TENSORSTORE_GCS_HTTP_URL", bucket.url)
+        patch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "x")
+        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # asks Google for credentials
+        yield bucket
+
+
+@pytest.fixture
+def bucket(_bucket_server, monkeypatch):
+    """The empty bucket ``gs://bucket``; gcsfs tries again soon, instead of after seconds."""
+    import asyncio
+
+    import gcsfs.retry
+
+    async def sleep(_):
+        await asyncio.sleep(0.05)
+
+    monkeypatch.setattr(gcsfs.retry, "asyncio", types.SimpleNamespace(sleep=sleep))
+    _bucket_server.wipe()
+    return _bucket_server
+
+
+@pytest.fixture(scope="session")
+def odd_folder(two_aspects, tmp_path_factory):
+    """Annotations called x_train and x_test, in a folder whose name a shell would split."""
+    folder = tmp_path_factory.mktemp("printed") / "my 'odd' $HOME"
+    folder.mkdir()
+    source = two_aspects.parent
+    shutil.copy(source / "instances_train.json", folder / "x_train.json")
+    shutil.copy(source / "instances_val.json", folder / "x_test.json")
+    (folder / "images").symlink_to(source / "images")
+    return folder

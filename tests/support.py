@@ -95,3 +95,14 @@ def compiled_quickly():
         yield
     finally:
         _set(before)
+
+
+def prepare_coco(images, annotations, out):
+    """The command, in this process; what it prints goes to stderr."""
+    from retina_jax.main import main
+
+    files = [flag for file in annotations for flag in ("--annotations", str(file))]
+    with contextlib.redirect_stdout(sys.stderr):
+        code = main(["retina-jax", "prepare", "coco", "--images", str(images), "--out", str(out),
+                     *files])  # fmt: skip
+    assert code == 0

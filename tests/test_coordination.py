@@ -1,11 +1,13 @@
 """Processes that agree, played by threads over a store in memory."""
 
 import random
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from jax._src.lib import _jax
 
 from retina_jax import coordination
 from retina_jax.coordination import Group
@@ -41,6 +43,11 @@ class Store:
     def key_value_dir_get(self, key):
         self._check()
         return [(k, v) for k, v in dict(self.values).items() if k.startswith(key)]
+
+    def key_value_delete(self, key):
+        self._check()
+        with self.changed:
+            del self.values[key]
 
     def blocking_key_value_get(self, key, timeout_in_ms):
         with self.changed:
@@ -105,9 +112,48 @@ def test_all_get_the_values_of_all_in_their_order_each_time(groups, count):
     assert made[0].hosts == [f"h{i}" for i in range(count)]
 
 
+def talk(group, turns):
+    """What a long run says: a line of the log, and now and then the metrics of an evaluation."""
+    for turn in range(turns):
+        every = group.exchange("boxes", f"{turn} of {group.index}")
+        assert every == [f"{turn} of {i}" for i in range(group.count)]
+        if turn % 3 == 0:
+            assert group.tell("metrics", f"{turn} of {group.index}") == f"{turn} of 0"
+
+
+def test_the_store_does_not_grow_with_the_number_of_exchanges(groups):
+    made, store, _ = groups(3)
+    in_all(made, lambda group: talk(group, 200))
+    kept = [key for key in store.values if key.startswith(("exchange/", "tell/"))]
+    assert len(kept) == 1
+
+
+@pytest.fixture
+def real_clients():
+    """Two clients of JAX's own coordination service."""
+    with socket.create_server(("localhost", 0)) as free:
+        address = f"localhost:{free.getsockname()[1]}"
+    service = _jax.get_distributed_runtime_service(f"[::]:{address.split(':')[1]}", 2)
+    clients = [_jax.get_distributed_runtime_client(address, i, init_timeout=60) for i in (0, 1)]
+    in_all(clients, lambda client: client.connect())
+    yield clients
+    in_all(clients, lambda client: client.shutdown())
+    service.shutdown()
+
+
+def test_the_store_of_jax_does_not_grow_either(real_clients):
+    with ThreadPoolExecutor(2) as threads:
+        made = list(threads.map(lambda i: Group(real_clients[i], i, 2, f"h{i}"), range(2)))
+    in_all(made, lambda group: talk(group, 200))
+    for group in made:
+        group._ended.set()
+    kept = [real_clients[0].key_value_dir_get(folder) for folder in ("exchange/", "tell/")]
+    assert [len(keys) for keys in kept] == [1, 0]
+
+
 def test_a_process_that_does_not_answer_is_an_error_and_not_for_ever(groups):
     made, _, _ = groups(2)
-    with pytest.raises(RunError, match="no answer of another host within 0 s"):
+    with pytest.raises(RunError, match="no answer from another host within 0 s"):
         made[0].exchange("alone", "x", 0.05)
 
 
@@ -142,7 +188,7 @@ def test_where_one_has_nothing_to_save_all_end_at_once(groups):
     made[0].ask_to_stop(15)
     wait_until(lambda: len(left) == 2)
     assert {code for code, _ in left.values()} == {143}
-    assert "nothing had changed" in left[0][1][0]
+    assert "nothing has changed" in left[0][1][0]
 
 
 @pytest.mark.parametrize("by", [0, 1])

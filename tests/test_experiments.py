@@ -4,13 +4,10 @@
 
 import importlib.util
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from conventions import SYSTEMS, conventions
-from support import on_one_device
 
 from retina_jax.config import leaves, resolve
 from retina_jax.data.data_set import open_split
@@ -49,20 +46,8 @@ def test_conventions_are_those_of_the_system(experiment, reference):
     assert {name: fields[name] for name in expected} == expected
 
 
-def program(*arguments):
-    done = subprocess.run(
-        [sys.executable, "-m", "retina_jax.main", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=REPOSITORY,
-        env=on_one_device(),
-    )
-    assert done.returncode == 0, done.stderr
-    return done
-
-
-@pytest.mark.slow
-def test_a_step_of_the_papers_experiment_on_a_coco_shaped_tree(coco_tree, tmp_path):
+@pytest.mark.usefixtures("shallow")
+def test_a_step_of_the_papers_experiment_on_a_coco_shaped_tree(program, coco_tree, tmp_path):
     done = program(
         "--config=experiments/coco.py", f"--workdir={tmp_path}", f"--config.data.dir={coco_tree}",
         "--config.data.short_side=128", "--config.data.long_side=213",
@@ -72,6 +57,7 @@ def test_a_step_of_the_papers_experiment_on_a_coco_shaped_tree(coco_tree, tmp_pa
         "--config.train.steps=1", "--config.train.batch_size=4", "--config.train.log_every=1",
         "--config.eval.batch_size=4", "--config.eval.score_threshold=0.0",
     )  # fmt: skip
+    assert done.returncode == 0, done.stderr
     assert "80 classes" in done.stderr
     metrics = json.loads((tmp_path / "eval/1/metrics.json").read_text())
     assert metrics["images"] == 18
@@ -88,20 +74,10 @@ def test_a_step_of_the_papers_experiment_on_a_coco_shaped_tree(coco_tree, tmp_pa
     assert json.loads(entry)["loss_classification"] > 0
 
 
-def prepared_blood_cells(bccd, out):
-    subprocess.run(
-        [sys.executable, REPOSITORY / "scripts/prepare.py", "coco", "--images", bccd / "images",
-         "--annotations", bccd / "train.json", "--annotations", bccd / "val.json", "--out", out],
-        check=True,
-    )  # fmt: skip
-    return out
-
-
-def test_real_images_come_back_as_their_annotations_say(bccd, tmp_path):
+def test_real_images_come_back_as_their_annotations_say(bccd, bccd_data):
     """Needs ../shared/data/bccd."""
-    out = prepared_blood_cells(bccd, tmp_path)
     original = json.loads((bccd / "val.json").read_text())
-    truth = coco.ground_truth(open_split(out / "coco" / "1.0.0", "validation"))
+    truth = coco.ground_truth(open_split(bccd_data / "coco" / "1.0.0", "validation"))
     key = lambda a: (a["image_id"], a["category_id"], *a["bbox"])  # noqa: E731
     ours = sorted(key(a) for a in truth["annotations"])
     assert ours == sorted(key(a) for a in original["annotations"])
@@ -110,18 +86,19 @@ def test_real_images_come_back_as_their_annotations_say(bccd, tmp_path):
     }  # fmt: skip
 
 
-@pytest.mark.slow
-def test_the_custom_experiment_takes_classes_and_paths_from_the_data(bccd, tmp_path):
+@pytest.mark.usefixtures("shallow")
+def test_the_custom_experiment_takes_classes_and_paths_from_the_data(program, bccd_data, tmp_path):
     """Needs ../shared/data/bccd."""
-    out = prepared_blood_cells(bccd, tmp_path / "data")
     done = program(
-        "--config=experiments/custom.py", f"--workdir={tmp_path}/run", f"--config.data.dir={out}",
+        "--config=experiments/custom.py", f"--workdir={tmp_path}/run",
+        f"--config.data.dir={bccd_data}",
         "--config.data.short_side=96", "--config.data.long_side=128",
         "--config.data.buckets=((96,128),)", "--config.model.width=8",
         "--config.model.fpn_channels=16", "--config.model.head_channels=16",
         "--config.model.head_convs=1",
         "--config.train.steps=2", "--config.eval.engine=pycocotools",
     )  # fmt: skip
+    assert done.returncode == 0, done.stderr
     assert "3 classes" in done.stderr
     metrics = json.loads((tmp_path / "run/eval/2/metrics.json").read_text())
     assert set(metrics["per_class"]) == {"RBC", "WBC", "Platelets"}

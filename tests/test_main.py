@@ -125,6 +125,9 @@ def test_help_lists_every_command(capsys):
     assert "usage: retina-jax COMMAND" in shown
 
 
+WITHOUT_CONFIG = ("prepare", "draw", "compare", "status", "export_weights", "launch")
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_every_command_names_its_flags(command, capsys):
     spelt = command.replace("_", "-")
@@ -134,17 +137,19 @@ def test_help_of_every_command_names_its_flags(command, capsys):
     assert shown.err == ""
     assert f"retina-jax {spelt} " in shown.out
     takes_config = "fields, with their defaults" in shown.out
-    assert takes_config == (command not in ("prepare", "draw", "export_weights", "launch"))
+    assert takes_config == (command not in WITHOUT_CONFIG)
     own = {
         "train": "--workdir", "evaluate": "--workdir", "draw": "--score", "ablate": "--seeds=3",
         "import_weights": "--classes", "export_weights": "--to", "benchmark": "--runs=5",
         "doctor": "--out=doctor", "prepare": "coco", "compile": "--topology",
-        "launch": "--dry-run", "export": "--batch_size=0",
+        "launch": "--dry-run", "compare": "--samples", "status": "RUN [RUN ...]",
+        "replay": "--repeat=1000", "predict": "--tile", "export": "--batch_size=0",
     }  # fmt: skip
     assert own[command] in shown.out
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["draw", "--help"], ["prepare", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["draw", "--help"], ["prepare", "--help"],
+                                       ["predict", "--help"]])  # fmt: skip
 def test_help_imports_nothing_heavy(arguments):
     check_imports(arguments)
 

@@ -113,10 +113,10 @@ def test_where_the_cluster_says_more_jax_reads_it(place, environment):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"coordinator": "a:1"}, "--num-processes and --process-id missing; set all of"),
+        ({"coordinator": "a:1"}, "missing: --num-processes, --process-id; set all of"),
         ({"coordinator": "a", "num_processes": 2, "process_id": 0}, "--coordinator=a has no port"),
         ({"coordinator": "a:1", "num_processes": 2, "process_id": 2},
-         "--process-id=2 is not one of the 2 processes; set 0 to 1, or --num-processes=3"),
+         "--process-id=2 must be 0 to 1, because --num-processes=2; correct one of them"),
     ],
 )  # fmt: skip
 def test_flags_that_cannot_be_a_place_are_one_line(place, flags, message):
@@ -135,5 +135,5 @@ def test_devices_that_differ_are_named(monkeypatch):
         (6,), devices._sharding(),
         [jax.device_put(p, d) for p, d in zip(parts, devices.devices, strict=True)],
     )  # fmt: skip
-    with pytest.raises(RunError, match="step 7: weights, statistics or optimiser differ between"):
+    with pytest.raises(RunError, match="step 7: weights, batch statistics or optimiser state"):
         devices.check_equal(same | {"a": drifted}, "step 7")

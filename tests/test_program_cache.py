@@ -32,6 +32,21 @@ def test_compiled_programs_are_kept_in_the_users_cache_folder(no_cache, tmp_path
     assert Path(jax.config.jax_compilation_cache_dir).is_relative_to(tmp_path / "retina_jax")
 
 
+@pytest.mark.parametrize(
+    ("workdir", "beside"),
+    [("gs://bucket/runs/a", "gs://bucket/runs"), ("gs://bucket", "gs://bucket")],
+)
+def test_compiled_programs_are_kept_beside_a_workdir_in_a_bucket(
+    no_cache, workdir, beside, tmp_path, monkeypatch
+):
+    keep_compiled_programs(workdir)
+    assert jax.config.jax_compilation_cache_dir.startswith(f"{beside}/compiled/")
+    jax.config.update("jax_compilation_cache_dir", None)
+    monkeypatch.setenv("RETINA_JAX_CACHE", str(tmp_path))
+    keep_compiled_programs(workdir)
+    assert Path(jax.config.jax_compilation_cache_dir).is_relative_to(tmp_path)
+
+
 def test_without_a_writable_folder_programs_are_compiled_each_time(no_cache, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("RETINA_JAX_CACHE", str(tmp_path / "file"))

@@ -3,6 +3,7 @@
 import configparser
 import json
 import os
+import shlex
 import subprocess
 import sys
 import sysconfig
@@ -50,12 +51,16 @@ def installed(tmp_path_factory):
     return environment / "bin"
 
 
-def run(installed, folder, *arguments):
+def environment_of(installed):
     environment = {k: v for k, v in on_one_device().items() if k != "PYTHONPATH"}
+    return {**environment, "PATH": f"{installed}:{environment['PATH']}"}
+
+
+def run(installed, folder, *arguments):
     done = subprocess.run(
         [installed / "retina-jax", *map(str, arguments)],
         cwd=folder,
-        env={**environment, "PATH": f"{installed}:{environment['PATH']}"},
+        env=environment_of(installed),
         capture_output=True,
         text=True,
     )
@@ -81,17 +86,29 @@ def test_the_wheel_has_the_scripts_of_jobs(installed, tmp_path):
     assert "scontrol requeue" in done.stdout
 
 
-def test_a_wheel_does_all_that_the_readme_promises(installed, two_aspects, tmp_path):
-    source = two_aspects.parent
-    prepared = run(installed, tmp_path, "prepare", "coco", "--images", source / "images",
-                   "--annotations", source / "instances_train.json",
-                   "--annotations", source / "instances_val.json", "--out", "data")  # fmt: skip
-    assert "retina-jax doctor --config=experiments/custom.py" in prepared.stderr
-    experiment = ["--config=experiments/custom.py", "--config.data.dir=data"]
-    run(installed, tmp_path, "doctor", *experiment, *SMALLEST)
+def test_a_wheel_does_all_that_the_readme_promises(installed, odd_folder, tmp_path):
+    """The doctor and train by the commands that prepare prints, from a shell."""
+    prepared = run(installed, tmp_path, "prepare", "coco", "--images", odd_folder / "images",
+                   "--annotations", odd_folder / "x_train.json",
+                   "--annotations", odd_folder / "x_test.json",
+                   "--out", odd_folder / "wheel's data")  # fmt: skip
+    printed = [line.strip() for line in prepared.stderr.splitlines() if "--config=" in line]
+    examine, train = printed
+    assert examine.startswith("retina-jax doctor --config=experiments/custom.py ")
+    assert train.startswith("retina-jax train --config=experiments/custom.py ")
+    for line in printed:
+        done = subprocess.run(
+            f"{line} {shlex.join(SMALLEST)}", shell=True, cwd=tmp_path, capture_output=True,
+            text=True, env=environment_of(installed),
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
     assert (tmp_path / "doctor/doctor.html").exists()
-    run(installed, tmp_path, "train", *experiment, *SMALLEST, "--workdir=w")
-    run(installed, tmp_path, "evaluate", *experiment, *SMALLEST, "--workdir=w")
-    assert json.loads((tmp_path / "w/eval/1/metrics.json").read_text())["step"] == 1
-    run(installed, tmp_path, "draw", "--workdir=w", "--count=1", "--out=sheet.png")
+    metrics = tmp_path / "runs/custom/eval/1/metrics.json"
+    written = json.loads(metrics.read_text())
+    assert (written["step"], written["images"]) == (1, 16)
+    metrics.unlink()
+    run(installed, tmp_path, "evaluate", "--workdir=runs/custom")
+    assert json.loads(metrics.read_text()) == written
+    assert (metrics.parent / "report.html").exists()
+    run(installed, tmp_path, "draw", "--workdir=runs/custom", "--count=1", "--out=sheet.png")
     assert (tmp_path / "sheet.png").exists()

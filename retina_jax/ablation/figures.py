@@ -94,7 +94,7 @@ def draw_speed(rows: list[tuple], path: Path) -> None:
         scores = [outcome.scores["AP"] for outcome in outcomes if isinstance(outcome, Outcome)
                   and outcome.scores and outcome.scores["AP"] is not None]  # fmt: skip
         if scores:
-            point = (float(columns["ms an image"]), 100 * float(np.mean(scores)))
+            point = (float(columns["ms per image"]), 100 * float(np.mean(scores)))
             lines.setdefault(row.fields["model.backbone"], []).append(point)
     figure, axis = _figure(5.5, 4)
     for backbone, points in lines.items():

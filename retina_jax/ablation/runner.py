@@ -102,7 +102,7 @@ def _columns(
         return {"anchors": str(cells * per_cell)}
     if study == "speed":
         milliseconds = 1000 * seconds_per_image(row, config, folder, program)
-        return {"ms an image": f"{milliseconds:.1f}"}
+        return {"ms per image": f"{milliseconds:.1f}"}
     return {}
 
 

@@ -93,7 +93,7 @@ def table_rows(
 ) -> tuple[list[str], list[list[str]]]:
     """Header and cells; each row has its outcomes by seed, and additional columns."""
     extra = list(dict.fromkeys(name for _, _, more in rows for name in more))
-    header = ["setting", *SCORES, "runs", "ms a step", *extra, "paper's AP"]
+    header = ["setting", *SCORES, "runs", "ms per step", *extra, "paper's AP"]
     cells = []
     for row, outcomes, more in rows:
         done = [o.scores for o in outcomes if o.scores]

@@ -1,1 +1,1 @@
-"""Programs compiled for a TPU that is not there: memory, arithmetic, HBM traffic."""
+"""Compiles programs for a TPU, without a TPU: memory, arithmetic, HBM traffic."""

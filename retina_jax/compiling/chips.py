@@ -58,8 +58,8 @@ def open_slice(topology: str) -> parallel.AbsentSlice:
     chip = chip_of(topology)
     if not (importlib.util.find_spec("libtpu") or os.environ.get("TPU_LIBRARY_PATH")):
         raise UserError(
-            "compiling for a TPU needs libtpu, also where there is no TPU; "
-            "install it: pip install 'retina_jax[tpu]'"
+            "compiling for a TPU needs libtpu, even on a machine without a TPU; "
+            "install it with: pip install 'retina_jax[tpu]'"
         )
     sides = [int(side) for side in topology.partition(":")[2].split("x")]
     options: dict[str, object] = dict(chip.options)
@@ -70,5 +70,5 @@ def open_slice(topology: str) -> parallel.AbsentSlice:
     except Exception as error:  # libtpu's own, of several types
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"--topology={topology}: {reason}; known shapes are for example {SPELLINGS}"
+            f"--topology={topology}: {reason}; valid shapes include {SPELLINGS}"
         ) from error

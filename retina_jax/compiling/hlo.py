@@ -2,7 +2,7 @@
 
 Every instruction reads its operands and writes its result, unless they are in VMEM (memory space
 ``S(1)``). An asynchronous copy is counted once. What a fusion computes inside stays on the chip.
-XLA's own count ("bytes accessed") includes VMEM and does not bound anything.
+XLA's own count ("bytes accessed") includes VMEM, so it is not a lower bound.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _FREE = {
     "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "partition-id",
     "replica-id", "opt-barrier", "add-dependency", "while", "conditional", "call",
 }  # fmt: skip
-"""Move nothing themselves; the last three run other computations."""
+"""These move nothing themselves; the last three run other computations."""
 _SLICES = {"slice", "dynamic-slice", "gather"}
 _OF_A_STEP = ("ops/", "models/", "training/", "evaluation/")
 _ARRAY = re.compile(r"([a-z]+\d*[a-z0-9]*)\[([\d,]*)\](?:\{([^}]*)\})?")
@@ -153,7 +153,7 @@ def hbm_bytes(shape: str) -> int:
 
 
 def _read_by_slices(operand: int, fused: dict[str, Instruction]) -> int | None:
-    """Bytes that a fusion reads of an operand of which it only takes slices; None: all of it."""
+    """Bytes that a fusion reads from an operand if it only reads slices; None if it reads all."""
     parameter = next(
         (
             i.name

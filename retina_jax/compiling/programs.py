@@ -32,14 +32,14 @@ class Program:
     images: int
     """Images per device."""
     total: float
-    """Memory that it takes, bytes; if it could not be compiled, what XLA asked for."""
+    """Memory that it takes, bytes; if it could not be compiled, what XLA requested."""
     compiled: bool = True
     """False: too large for the device."""
     arguments: int = 0
     outputs: int = 0
-    """Results that do not reuse an argument's memory, bytes."""
+    """Size of the results that do not reuse an argument's memory, bytes."""
     aliased: int = 0
-    """Results that do: the new state in place of the old one, bytes."""
+    """Size of the results that do (the new state replaces the old one), bytes."""
     temporaries: int = 0
     code: int = 0
     flops: float = 0.0
@@ -71,14 +71,14 @@ def batch_shapes(config: ml_collections.ConfigDict, bucket: tuple[int, int], ima
 
 
 def images_per_chip(config: ml_collections.ConfigDict, step: str, chips: int) -> int:
-    """The share of a device; `UserError` if the global batch does not divide by the chips."""
+    """A device's share; `UserError` if the number of chips does not divide the global batch."""
     field = BATCH_FIELDS[step]
     group, _, name = field.partition(".")
     size = config[group][name]
     if size % chips:
         fix = max(1, round(size / chips)) * chips
         raise UserError(
-            f"config.{field}={size} must be a multiple of the {chips} devices of the slice; "
+            f"config.{field}={size} must be a multiple of the {chips} devices in the slice; "
             f"set --config.{field}={fix}"
         )
     return size // chips
@@ -140,7 +140,7 @@ _COMPILE: dict[str, Callable] = {"train": _compile_train, "predict": _compile_pr
 
 
 def memory_needed(message: str) -> float | None:
-    """Bytes that a program needs, from libtpu's message that it has no room; None if absent."""
+    """Bytes that a program needs, from libtpu's out-of-memory message; None if absent."""
     units = {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
     for pattern in (
         r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm",

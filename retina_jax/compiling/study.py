@@ -1,4 +1,4 @@
-"""What of a config fits on the chips of a slice, and how fast it can be at best."""
+"""Which batch sizes of a config fit on the chips of a slice, and how fast they can be at best."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from retina_jax.compiling.programs import (
 from retina_jax.config import resolve
 from retina_jax.errors import UserError
 from retina_jax.progress import Reporter
+from retina_jax.wording import counted
 
 MOST_IMAGES = 1024
 """Per device: the search for the largest batch goes no further."""
@@ -31,7 +32,7 @@ class Bucket:
     size: tuple[int, int]
     """(height, width), pixels."""
     programs: dict[str, list[Program]]
-    """Of each step: the one of the config's batch size first, then those of the search."""
+    """By step: first for the config's batch size, then for those of the search."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,9 +63,10 @@ def study(
 ) -> Study:
     """Compiles ``steps`` for every bucket of a config.
 
-    Of the training step, up to ``compilations`` batch sizes per bucket: the config's; half of it
-    (or twice, for one image), for a line; the largest one by that line; and closer ones if the
-    line was wrong. Raises `UserError` for a slice that does not exist or cannot share the batch.
+    The training step is compiled for up to ``compilations`` batch sizes per bucket: the config's;
+    half of it (or twice, if it is one image); the largest that should fit by the line through these
+    two; and closer ones if the line was wrong. Raises `UserError` for a slice that does not exist
+    or cannot share the batch.
     """
     report = report or Reporter()
     if unknown := set(steps) - set(BATCH_FIELDS):
@@ -84,7 +86,7 @@ def study(
 
             def run(step: str, images: int, bucket=bucket) -> Program:
                 height, width = bucket
-                what = f"{step} {height}×{width}, {images} images per device"
+                what = f"{step} {height}×{width}, {counted(images, 'image')} per device"
                 report.say(f"compiling {what}; this takes minutes")
                 started = time.monotonic()
                 program = compile_step(step, config, classes, there, bucket, images)
@@ -130,10 +132,11 @@ def what_does_not_fit(study: Study, config: ml_collections.ConfigDict) -> str:
             fixes = [f"--config.{field}={images * study.chips}"] if asked.images > 1 else []
             if step == "train" and not config.model.remat:
                 fixes.append("--config.model.remat=True")
-            fixes.append("smaller --config.data.short_side or --config.data.buckets")
+            fixes.append("a smaller --config.data.short_side or --config.data.buckets")
             height, width = bucket.size
             return (
-                f"the {step} step at {height}×{width} with {asked.images} images per device needs "
-                f"{asked.total / GIB:.2f} GiB of {study.chip.hbm} GiB; set {', or '.join(fixes)}"
+                f"the {step} step at {height}×{width} needs {asked.total / GIB:.2f} GiB for "
+                f"{counted(asked.images, 'image')} per device, but a device has {study.chip.hbm} "
+                f"GiB; set {', or '.join(fixes)}"
             )
     return ""

@@ -7,16 +7,17 @@ from collections.abc import Iterator
 from retina_jax.compiling.chips import GIB
 from retina_jax.compiling.programs import Program, largest_batch
 from retina_jax.compiling.study import Bucket, Study
+from retina_jax.wording import counted
 
 SOURCES = 3
-"""Sources of HBM traffic that are listed."""
+"""Number of sources of HBM traffic to list."""
 
 
 def lines(study: Study) -> Iterator[str]:
     """The whole report, for stdout."""
     chip = study.chip
     yield (
-        f"{study.topology}: {study.chips} devices, each {chip.hbm} GiB for programs, "
+        f"{study.topology}: {counted(study.chips, 'device')}, each {chip.hbm} GiB for programs, "
         f"{chip.tflops:g} TFLOP/s (bfloat16), {chip.gbps:g} GB/s ({chip.source})"
     )
     yield "compiled, not run; the figures are per device and step"
@@ -43,7 +44,7 @@ def _gib(value: float) -> str:
 
 
 def bounds(program: Program, study: Study) -> tuple[float, float]:
-    """Seconds that a step takes at least: for its arithmetic, and for its HBM traffic."""
+    """Lower bounds on the seconds of a step: from its arithmetic, and from its HBM traffic."""
     moved = sum(program.traffic.values())
     return program.flops / (study.chip.tflops * 1e12), moved / (study.chip.gbps * 1e9)
 
@@ -55,7 +56,7 @@ def _of_compiled(text):
 _ROWS = {
     "images per device": lambda p, s: str(p.images),
     "memory: arguments, GiB": _of_compiled(lambda p, s: _gib(p.arguments)),
-    "  of these reused by outputs": _of_compiled(lambda p, s: _gib(p.aliased)),
+    "  of which reused by outputs": _of_compiled(lambda p, s: _gib(p.aliased)),
     "  other outputs": _of_compiled(lambda p, s: _gib(p.outputs)),
     "  temporaries": _of_compiled(lambda p, s: _gib(p.temporaries)),
     "  the program itself": _of_compiled(lambda p, s: _gib(p.code)),
@@ -64,9 +65,9 @@ _ROWS = {
     "fits": lambda p, s: "yes" if s.fits(p) else "no",
     "arithmetic, GFLOP": _of_compiled(lambda p, s: f"{p.flops / 1e9:,.0f}"),
     "HBM traffic, GB": _of_compiled(lambda p, s: f"{sum(p.traffic.values()) / 1e9:.1f}"),
-    "at least, ms: arithmetic": _of_compiled(lambda p, s: f"{1e3 * bounds(p, s)[0]:.1f}"),
-    "at least, ms: HBM": _of_compiled(lambda p, s: f"{1e3 * bounds(p, s)[1]:.1f}"),
-    "at most, images/s of the slice": _of_compiled(
+    "lower bound, ms: arithmetic": _of_compiled(lambda p, s: f"{1e3 * bounds(p, s)[0]:.1f}"),
+    "lower bound, ms: HBM traffic": _of_compiled(lambda p, s: f"{1e3 * bounds(p, s)[1]:.1f}"),
+    "upper bound, images/s of the slice": _of_compiled(
         lambda p, s: f"{s.chips * p.images / max(bounds(p, s)):,.0f}"
     ),
 }
@@ -78,11 +79,11 @@ def _largest(step: str, programs: list[Program], study: Study) -> Iterator[str]:
         return
     for program in programs[1:]:
         verdict = "fits" if study.fits(program) else "does not fit"
-        yield f"  {step}, {program.images} images: {_gib(program.total)} GiB, {verdict}"
+        yield f"  {step}, {counted(program.images, 'image')}: {_gib(program.total)} GiB, {verdict}"
     fitting = max((p.images for p in programs if study.fits(p)), default=0)
     line = largest_batch(programs, study.limit)
-    estimate = "" if line is None else f"; by the line through two of them, {line}"
-    yield f"largest batch per device of {step}: {fitting} compiled{estimate}"
+    estimate = "" if line is None else f", {line} by the line through two compilations"
+    yield f"largest batch per device of {step}: {fitting} of those compiled{estimate}"
 
 
 def _sources(step: str, program: Program) -> Iterator[str]:

@@ -116,25 +116,27 @@ W, T, S, TS = "weights", "trajectory", "scores", "trajectory scores"
 FIELDS = (
     Field("seed", 0, "random seed of initial weights, image order and augmentation", FROM_0, T),
 
-    Field("data.dir", "", "folder of data sets; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets",
+    Field("data.dir", "", "folder that contains data sets, or gs://BUCKET/FOLDER; empty: "
+          "$TFDS_DATA_DIR or ~/tensorflow_datasets",
           ANY, TS),
     Field("data.name", "coco", "name of the data set in data.dir; empty: the only one there",
           ANY, TS),
     Field("data.train_split", "train", "split to train on", ANY, T),
     Field("data.eval_split", "validation", "split to evaluate", ANY, S),
-    Field("data.short_side", 800, "short side of a scaled image, pixels", ABOVE_0, TS),
-    Field("data.long_side", 1333,
-          "upper limit of the long side, pixels; an image that exceeds it is scaled down further",
-          ABOVE_0, TS),
-    Field("data.buckets", (), "(height, width) of each input shape, pixels; one compiled program "
-          "per bucket; empty: landscape and portrait, derived from the sides above", ANY, TS),
-    Field("data.max_boxes", 100, "largest number of boxes per image, crowds included (COCO: 93)",
-          ABOVE_0),
+    Field("data.short_side", 800, "short side of an image after scaling, pixels", ABOVE_0, TS),
+    Field("data.long_side", 1333, "upper limit of the long side after scaling, pixels; an image "
+          "that would exceed it is scaled down further", ABOVE_0, TS),
+    Field("data.buckets", (), "input shapes, (height, width) in pixels; each step is compiled once "
+          "per bucket; empty: one landscape and one portrait shape, from short_side and long_side",
+          ANY, TS),
+    Field("data.max_boxes", 100, "maximum number of boxes per image, crowds included (COCO has at "
+          "most 93)", ABOVE_0),
     Field("data.flip", True, "flip half of the training images horizontally", ANY, T),
-    Field("data.train_short_sides", (), "short sides that training draws from instead of "
-          "short_side, pixels: (640, …, 800)", SIDES, T),
-    Field("data.scale_range", (1.0, 1.0), "range of an additional random scale factor in training, "
-          "with random crops (large-scale jitter: 0.1, 2.0)", FACTORS, T),
+    Field("data.train_short_sides", (), "short sides, pixels, that training samples from instead "
+          "of using short_side; Detectron2: (640, 672, …, 800)", SIDES, T),
+    Field("data.scale_range", (1.0, 1.0), "range of an additional random scale factor in training; "
+          "an image that exceeds its bucket is cropped at random (large-scale jitter: 0.1, 2.0)",
+          FACTORS, T),
     Field("data.min_visible", 0.0, "smallest fraction of a box's area that must remain visible "
           "after cropping; boxes below it are dropped", SHARE, T),
     Field("data.color_jitter", (0.0, 0.0, 0.0, 0.0), "strength (±) of random brightness, contrast, "
@@ -143,8 +145,9 @@ FIELDS = (
           ANY, T),
     Field("data.allow_changes", False, "resume although images or annotations have changed since "
           "the last checkpoint"),
-    Field("data.labels", "dense", "class labels; dense: 0, 1, …; category_ids: one class per "
-          "category id up to the largest", one_of("dense", "category_ids"), W),
+    Field("data.labels", "dense", "numbering of the classes; dense: 0, 1, …; category_ids: "
+          "the category ids are the labels, with a class for every id from 0 to the largest",
+          one_of("dense", "category_ids"), W),
     Field("data.float_pixels", False, "resize in floating point (torchvision) and send float32 to "
           "the device: four times the bytes", ANY, TS),
     Field("data.rounding", "nearest", "rounding of a resized image's sides: nearest, or floor "
@@ -169,7 +172,8 @@ FIELDS = (
           "(torchvision, Detectron2); … 5", one_of(0, 1, 2, 3, 4, 5), T),
     Field("model.remat", False, "recompute backbone blocks in the backward pass: less memory, more "
           "time"),
-    Field("model.norm", "frozen", "norm of the backbone: frozen, batch (over all devices) or group",
+    Field("model.norm", "frozen", "norm of the backbone: frozen (batch norm with fixed "
+          "statistics), batch (synchronised over all devices) or group",
           one_of("frozen", "batch", "group"), W),
     Field("model.norm_eps", 1e-5, "eps of the norms; 0 for torchvision's published RetinaNet v1",
           FROM_0, W),
@@ -179,7 +183,8 @@ FIELDS = (
     Field("model.fpn_channels", 256, "channels of every pyramid level", ABOVE_0, W),
     Field("model.p6_from", "C5", "input of P6: C5 (paper) or P5 (torchvision v1)",
           one_of("C5", "P5"), W),
-    Field("model.head_convs", 4, "convolutions in each head before the last one", FROM_0, W),
+    Field("model.head_convs", 4, "number of convolutions in each head before the final one",
+          FROM_0, W),
     Field("model.head_channels", 256, "channels of the heads", ABOVE_0, W),
     Field("model.head_norm", "none", "norm of the heads: none (paper), group (torchvision v2) or "
           "batch (per level)", one_of("none", "group", "batch"), W),
@@ -192,14 +197,14 @@ FIELDS = (
     Field("model.init_from", "", "initial weights: a .safetensors, .pth or .pkl file, or a workdir",
           ANY, T),
 
-    Field("anchors.scale", 4.0, "smallest anchor size of a level / its stride; 4: 32 px on P3 to "
-          "512 px on P7", ABOVE_0, W),
+    Field("anchors.scale", 4.0, "smallest anchor size of a level, divided by its stride; 4: 32 px "
+          "on P3 to 512 px on P7", ABOVE_0, W),
     Field("anchors.octaves", (0.0, 1 / 3, 2 / 3), "anchor sizes of a level: the smallest size "
           "times 2 to the power of each value", SOME, W),
     Field("anchors.ratios", (0.5, 1.0, 2.0), "aspect ratios, height / width", SOME_POSITIVE, W),
     Field("anchors.offset", 0.0, "anchor centres at (k + offset) · stride; 0: Detectron2, 0.5: TF "
           "Model Garden", SHARE, W),
-    Field("anchors.order", "size_major", "order of the anchors of a cell: size_major, or "
+    Field("anchors.order", "size_major", "order of the anchors in a cell: size_major, or "
           "ratio_major (torchvision)", one_of("size_major", "ratio_major"), W),
     Field("anchors.rounded", False, "round base anchors to whole pixels (torchvision)", ANY, W),
     Field("anchors.truncate_sizes", False, "truncate anchor sizes to whole pixels, like "
@@ -208,7 +213,7 @@ FIELDS = (
           "grid size (torchvision)", one_of("level", "grid"), W),
 
     Field("matching.foreground_iou", 0.5,
-          "smallest IoU with a box at which an anchor is foreground", SHARE, T),
+          "smallest IoU with a box for which an anchor is foreground", SHARE, T),
     Field("matching.background_iou", 0.4, "IoU below which an anchor is background; from here up "
           "to foreground_iou, it is ignored", SHARE, T),
     Field("matching.low_quality", True, "also match each box to its best anchors, at any IoU above "
@@ -221,7 +226,8 @@ FIELDS = (
 
     Field("loss.classification", "focal", "classification loss: "
           + ", ".join(CLASSIFICATION_LOSSES), one_of(*CLASSIFICATION_LOSSES), TS),
-    Field("loss.alpha", 0.25, "weight of the foreground; the background has 1 - alpha", SHARE, T),
+    Field("loss.alpha", 0.25, "weight of the foreground; the weight of the background is "
+          "1 - alpha", SHARE, T),
     Field("loss.gamma", 2.0, "focusing exponent; 0: balanced cross entropy", FROM_0, T),
     Field("loss.beta", 1.0, "focal_star: shift of the logit (appendix A)", ANY, T),
     Field("loss.ohem_examples", 128, "ohem: anchors selected per image", ABOVE_0, T),
@@ -246,33 +252,36 @@ FIELDS = (
     Field("optimizer.learning_rate", 0.01, "peak learning rate at a batch size of "
           "learning_rate_batch", ABOVE_0, T),
     Field("optimizer.learning_rate_batch", 16, "batch size, images, for which learning_rate is "
-          "given; it scales linearly with the batch size; 0: no scaling", FROM_0, T),
+          "given; the learning rate is scaled linearly to train.batch_size; 0: no scaling",
+          FROM_0, T),
     Field("optimizer.name", "sgd", "sgd, or adamw (torchvision v2), with decoupled weight decay",
           one_of("sgd", "adamw"), T),
     Field("optimizer.momentum", 0.9, "momentum of sgd", SHARE, T),
     Field("optimizer.weight_decay", 1e-4, "weight decay of kernels, and of biases if decay_biases",
           FROM_0, T),
     Field("optimizer.decay_biases", True, "also decay biases of convolutions (Detectron2)", ANY, T),
-    Field("optimizer.clip_norm", 0.0, "largest gradient norm; 0: no clipping", FROM_0, T),
+    Field("optimizer.clip_norm", 0.0, "gradients with a larger global norm are scaled down to this "
+          "norm; 0: no clipping", FROM_0, T),
     Field("optimizer.schedule", "step", "learning-rate schedule: step, or cosine, which reaches 0 "
           "at train.steps", one_of("step", "cosine"), T),
-    Field("optimizer.decay_at", (60_000, 80_000), 'steps at which "step" multiplies the learning '
-          "rate by decay_factor", numbers(), T),
-    Field("optimizer.decay_factor", 0.1, "factor of each decay of the step schedule", SHARE, T),
+    Field("optimizer.decay_at", (60_000, 80_000), "steps at which the step schedule multiplies "
+          "the learning rate by decay_factor", numbers(), T),
+    Field("optimizer.decay_factor", 0.1, "factor by which the step schedule multiplies the "
+          "learning rate at each step in decay_at", SHARE, T),
     Field("optimizer.warmup_steps", 1000, "steps of linear warm-up, starting at warmup_factor",
           FROM_0, T),
     Field("optimizer.warmup_factor", 0.001,
           "learning rate at step 0, as a fraction of the peak", SHARE, T),
 
     Field("train.steps", 90_000, "total number of steps", ABOVE_0, T),
-    Field("train.batch_size", 16, "global batch size: images over all devices of all hosts",
+    Field("train.batch_size", 16, "global batch size: images per step on all devices of all hosts",
           ABOVE_0, T),
-    Field("train.accumulate", 1, "micro-batches per step: each device processes its images in that "
-          "many parts, using the memory of one; the same step up to rounding, but batch norm then "
-          "takes its statistics from one part instead of the whole batch", ABOVE_0, T),
-    Field("train.ema", 0.0, "decay (0.9998, say) of a moving average of the weights that "
-          "evaluation and export use; at most (1 + step) / (10 + step) (TensorFlow); 0: no average",
-          DECAY, T),
+    Field("train.accumulate", 1, "number of micro-batches per step; each device processes its "
+          "images one micro-batch at a time, with the memory of one; the update is the same up to "
+          "rounding, except that batch norm uses the statistics of each micro-batch", ABOVE_0, T),
+    Field("train.ema", 0.0, "decay of a moving average of the weights, such as 0.9998; evaluation "
+          "and export use the average; early steps use at most (1 + step) / (10 + step), as in "
+          "TensorFlow; 0: no average", DECAY, T),
     Field("train.precision", "bfloat16", "precision of the network's arithmetic; weights and "
           "losses are float32", one_of("float32", "bfloat16"), TS),
     Field("train.log_every", 20, "steps between log entries", ABOVE_0),
@@ -280,36 +289,48 @@ FIELDS = (
     Field("train.keep_checkpoints", 2,
           "number of most recent checkpoints to keep; the best by AP is "
           "always kept", ABOVE_0),
-    Field("train.on_nonfinite", "stop", "on a non-finite loss or gradient: stop; skip the update "
-          "and continue; or rollback to the last checkpoint and leave that step out",
+    Field("train.on_nonfinite", "stop", "reaction to a non-finite loss or gradient: stop; skip "
+          "(discard the update); or rollback (return to the last checkpoint, leave out that step)",
           one_of("stop", "skip", "rollback"), T),
-    Field("train.watchdog", 1800.0, "seconds without progress (compilation aside) after which the "
-          "run prints all stacks and exits with code 1; 0: never", FROM_0),
-    Field("train.compilation_cache", True, "keep compiled programs in $RETINA_JAX_CACHE (or the "
-          "user's cache folder), so that a restart compiles nothing"),
-    Field("train.max_skipped", 20, "number of steps in a row, skipped or left out, that ends "
-          "training; 0: no limit", FROM_0),
+    Field("train.watchdog", 1800.0, "seconds without progress, not counting compilation, after "
+          "which the run prints the stacks of all threads and exits with code 1; 0: never", FROM_0),
+    Field("train.compilation_cache", True, "store compiled programs in $RETINA_JAX_CACHE (or the "
+          "user's cache folder, or beside a workdir in a bucket), so that a restart does not "
+          "compile them again"),
+    Field("train.max_skipped", 20, "number of consecutive skipped or left-out steps after which "
+          "training ends; 0: no limit", FROM_0),
 
     Field("eval.every", 10_000, "steps between evaluations; 0: only at the end", FROM_0),
-    Field("eval.batch_size", 16, "global batch size: images over all devices of all hosts",
+    Field("eval.batch_size", 16, "global batch size: images per step on all devices of all hosts",
           ABOVE_0),
     Field("eval.checkpoint", "latest", "checkpoint that evaluate reads: latest or best",
           one_of("latest", "best")),
-    Field("eval.score_threshold", 0.05, "smallest score of a detection", SHARE, S),
-    Field("eval.top_k", 1000, "candidates per level before NMS", ABOVE_0, S),
+    Field("eval.score_threshold", 0.05, "detections with this score or a lower one are dropped",
+          SHARE, S),
+    Field("eval.top_k", 1000, "maximum number of candidates per level before NMS", ABOVE_0, S),
     Field("eval.nms_iou", 0.5, "IoU above which NMS drops the lower-scoring of two boxes of a "
           "class", SHARE, S),
     Field("eval.nms_device", "host", "where NMS runs, with the same result: on the host, in "
-          "threads, or on the device", one_of("host", "device")),
+          "threads, or on the device (hard NMS by class only)", one_of("host", "device")),
+    Field("eval.nms", "hard", "what NMS does to overlapping boxes: hard drops them, soft lowers "
+          "their scores (arXiv:1704.04503)", one_of("hard", "soft"), S),
+    Field("eval.soft_nms", "gaussian", "soft: factor of the score; gaussian: exp(-IoU² / sigma), "
+          "linear: 1 - IoU where that exceeds nms_iou", one_of("gaussian", "linear"), S),
+    Field("eval.soft_sigma", 0.5, "soft: sigma of gaussian", ABOVE_0, S),
+    Field("eval.class_agnostic", False, "NMS between boxes of all classes, not only of the same",
+          ANY, S),
     Field("eval.cut_boxes", "before_nms", "when to clip boxes to the image: before_nms, or "
           "after_nms (Detectron2)", one_of("before_nms", "after_nms"), S),
-    Field("eval.max_detections", 100, "largest number of detections per image", ABOVE_0, S),
-    Field("eval.limits", (1, 10, 100), "detections per class and image that the COCO metrics "
-          "count; AP uses the last", LIMITS, S),
+    Field("eval.max_detections", 100, "maximum number of detections per image", ABOVE_0, S),
+    Field("eval.limits", (1, 10, 100), "maximum numbers of detections per class and image that the "
+          "COCO metrics count; AP uses the last", LIMITS, S),
     Field("eval.engine", "hotcoco", "hotcoco, or pycocotools, the reference implementation",
           one_of("hotcoco", "pycocotools")),
-    Field("eval.pictures", 12, "images drawn with ground truth next to detections; 0: none",
+    Field("eval.pictures", 12, "number of images to draw with ground truth next to "
+          "detections; 0: none",
           FROM_0),
+    Field("eval.report", True, "write report.html after each evaluation: tables, curves, kinds of "
+          "error and images, on one page"),
 )
 # fmt: on
 BY_NAME = {field.name: field for field in FIELDS}

@@ -44,10 +44,10 @@ class Flag:
 
 
 PROCESSES = (
-    Flag("coordinator", "HOST:PORT of process 0, for a run on several hosts; without it, the "
-         "environment of Cloud TPU, GKE or SLURM decides"),
+    Flag("coordinator", "HOST:PORT of process 0, for a run on several hosts; not needed on Cloud "
+         "TPU, GKE and SLURM, which set it in the environment"),
     Flag("num_processes", "number of processes of the run, one per host", least=1),
-    Flag("process_id", "number of this process, from 0", least=0),
+    Flag("process_id", "index of this process, starting at 0", least=0),
 )  # fmt: skip
 """Flags of the commands that compute on all hosts (`parallel.start`)."""
 
@@ -200,7 +200,8 @@ def help_text(usage: str, own: Sequence[Flag] = (), config_is_optional: bool = F
     lines = [usage.strip(), "", "flags:"]
     config = Flag("config", "experiment: a Python file with get_config()", example="x")
     for flag in (config, *own):
-        default = "" if flag.default in (None, "", []) else f"={flag.default}"
+        shown = ",".join(flag.default) if isinstance(flag.default, list) else flag.default
+        default = "" if shown in (None, "") else f"={shown}"
         optional = not flag.example or (flag is config and config_is_optional)
         required = "" if optional else " (required)"
         lines.append(f"  --{flag.name}{default}\n      {flag.meaning}{required}")

@@ -14,6 +14,7 @@ import ml_collections
 from retina_jax.config.fields import BY_NAME, FIELDS, default_config
 from retina_jax.config.shell import field_flag
 from retina_jax.errors import UserError
+from retina_jax.files import is_address
 
 RESOLVED = "resolved"
 """Group of config.json with the derived values; not part of the config."""
@@ -105,8 +106,10 @@ def resolve(config: ml_collections.ConfigDict) -> Resolved:
 
 
 def absolute_folder(folder: str) -> str:
-    """The absolute path of a folder; "" is returned unchanged."""
-    return str(Path(folder).expanduser().absolute()) if folder else ""
+    """The absolute path of a folder; "" and addresses are returned unchanged."""
+    if not folder or is_address(folder):
+        return folder
+    return str(Path(folder).expanduser().absolute())
 
 
 def derive_buckets(

@@ -14,9 +14,12 @@ from typing import Any
 import numpy as np
 
 from retina_jax.config.shell import command
+from retina_jax.data.download import local_copy
 from retina_jax.data.records import READS_ALL_MARKS, Index, IndexRow, hash_of, index_path
-from retina_jax.errors import UserError, check_local
+from retina_jax.errors import UserError
+from retina_jax.files import open_path
 from retina_jax.ops.boxes import tfds_yxyx_to_xyxy
+from retina_jax.progress import Reporter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,10 +143,8 @@ class Split:
 
 def data_dir(config_dir: str) -> Path:
     """Returns ``data.dir``, or the TFDS default folder if it is empty."""
-    check_local(config_dir, "--config.data.dir")
-    return Path(
-        config_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    ).expanduser()
+    default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return open_path(config_dir or default, "--config.data.dir")
 
 
 def find_data_set(directory: Path, name: str) -> Path:
@@ -158,7 +159,7 @@ def find_data_set(directory: Path, name: str) -> Path:
         return there[name]
     files = ("--annotations", "train.json", "--annotations", "val.json")
     prepare = command("prepare", "coco", "--images", "IMAGES", *files, "--out", directory)
-    advice = f"prepare one with: {prepare}"
+    advice = f"prepare a data set with: {prepare}"
     if there:
         advice += f", or set --config.data.name to one of: {', '.join(there)}"
     if not directory.is_dir():
@@ -195,14 +196,18 @@ def tfds_builder(directory: Path) -> Any:
         return None
 
 
-def open_split(directory: Path, split: str, labels: str = "dense") -> Split:
+def open_split(
+    directory: Path, split: str, labels: str = "dense", report: Reporter | None = None
+) -> Split:
     """Opens a split of the data set in ``directory``. Raises `UserError` if it is unreadable.
 
     ``labels`` is ``config.data.labels``: "dense" numbers the classes 0, 1, …; "category_ids" uses
-    COCO ids as labels, with a class for every id from 0 to the largest (91, as torchvision).
+    COCO ids as labels, with a class for every id from 0 to the largest (91, as torchvision). From
+    an object store, the files of the split are first copied to disk, with progress on ``report``.
     """
     import tensorflow_datasets as tfds
 
+    directory = local_copy(directory, split, report)
     builder = tfds_builder(directory)
     if builder is None:
         raise UserError(

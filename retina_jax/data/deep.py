@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, TiffImagePlugin
 
 PixelScale = tuple[float, float]
-FEW_LEVELS = "pictures of 16 bits or floats that span fewer than 32 of 256 grey levels"
+FEW_LEVELS = "16-bit or float images that span fewer than 32 of 256 grey levels"
 """The count in `upright_rgb` of images that lose most of their contrast."""
 _FEW = 32
 _FULL = {"integers": (0.0, 65535.0), "floating-point numbers": (0.0, 1.0)}

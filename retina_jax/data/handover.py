@@ -189,7 +189,7 @@ def check_room(workers: int, batches: int, batch_bytes: int) -> None:
         if free < needed:
             raise UserError(
                 f"config.data.num_workers={workers} needs {_mebibytes(needed)} in "
-                f"{_SHARED_MEMORY}, but only {_mebibytes(free)} are free; enlarge it (docker run "
+                f"{_SHARED_MEMORY}, but only {_mebibytes(free)} is free; enlarge it (docker run "
                 f"--shm-size={-(-needed // 2**20)}m) or set --config.data.num_workers=0"
             )
     needed = workers * batches * batch_bytes
@@ -197,7 +197,7 @@ def check_room(workers: int, batches: int, batch_bytes: int) -> None:
     if free is not None and free < needed:
         raise UserError(
             f"config.data.num_workers={workers} needs {_mebibytes(needed)} of memory for {batches} "
-            f"batches of {_mebibytes(batch_bytes)} per worker, but only {_mebibytes(free)} are "
+            f"batches of {_mebibytes(batch_bytes)} per worker, but only {_mebibytes(free)} is "
             "free; lower --config.data.num_workers or --config.train.batch_size"
         )
 

@@ -83,6 +83,33 @@ class _UnknownFormat(PictureError):
     """Pillow cannot identify the format."""
 
 
+def decode_small(encoded: bytes, size: tuple[int, int], longest: int) -> np.ndarray | None:
+    """`decode_image` with a longest side of at most ``longest`` pixels.
+
+    A JPEG of ``size`` (height, width) is decoded at an eighth, a quarter or half of its size where
+    that suffices, which takes a fraction of the time.
+    """
+    factor = next((f for f in (8, 4, 2) if max(size) >= f * longest), 1)
+    reduced = {
+        8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4,
+        2: cv2.IMREAD_REDUCED_COLOR_2, 1: cv2.IMREAD_COLOR,
+    }[factor]  # fmt: skip
+    try:
+        image = cv2.imdecode(
+            np.frombuffer(encoded, np.uint8), reduced | cv2.IMREAD_IGNORE_ORIENTATION
+        )
+    except cv2.error:
+        return None
+    if image is None:
+        return None
+    height, width = image.shape[:2]
+    scale = longest / max(height, width)
+    if scale < 1:
+        target = max(1, round(width * scale)), max(1, round(height * scale))
+        image = cv2.resize(image, target, interpolation=cv2.INTER_AREA)
+    return np.ascontiguousarray(image[:, :, ::-1])
+
+
 @contextlib.contextmanager
 def _faults_named(head: bytes):
     """Converts all Pillow errors to `PictureError`; ``head`` has the first bytes of the file."""
@@ -194,20 +221,94 @@ def upright_rgb(
 
     Raises `PictureError` if the image cannot be fully decoded, or its size differs from ``named``.
     """
+    upright, height, width = _upright(encoded, named, counts, pixel_scale, allow_truncated)
+    return upright if isinstance(upright, bytes) else _png(upright), height, width
+
+
+def read_upright(encoded: bytes, pixel_scale: PixelScale | None = None) -> np.ndarray:
+    """The pixels that training would see of an image: RGB uint8 ``[h, w, 3]``.
+
+    Those of `decode_image` after `upright_rgb`, without writing a PNG in between. Raises
+    `PictureError` if the image cannot be fully decoded.
+    """
+    unnamed = (None, None)
+    upright, *_ = _upright(encoded, unnamed, collections.Counter(), pixel_scale, False)
+    if not isinstance(upright, bytes):
+        return np.asarray(upright.convert("RGB"))
+    pixels = decode_image(upright)
+    if pixels is None:
+        raise PictureError("cannot be decoded: OpenCV does not read it")
+    return pixels
+
+
+def picture_pixels(picture: Image.Image, pixel_scale: PixelScale | None = None) -> np.ndarray:
+    """The pixels of an opened image, treated as those of a file: RGB uint8 ``[h, w, 3]``.
+
+    Pillow has already reduced colours of 16 bits to 8; only grey images keep their values.
+    """
+    with _faults_named(b""):
+        orientation = picture.getexif().get(_ORIENTATION, 1)
+        if picture.mode in ("I", "F") or picture.mode.startswith("I;"):
+            values = np.asarray(picture)
+            values = values.astype(values.dtype.newbyteorder("="))
+            picture = Image.fromarray(to_8_bit(values, pixel_scale))
+        if orientation in _UPRIGHT:
+            picture = picture.transpose(_UPRIGHT[orientation])
+        return np.asarray(picture.convert("RGB"))
+
+
+def array_pixels(values: np.ndarray, pixel_scale: PixelScale | None = None) -> np.ndarray:
+    """An array as RGB uint8 ``[h, w, 3]``.
+
+    Args:
+      values: grey ``[h, w]`` or ``[h, w, 1]``, RGB ``[h, w, 3]``, or RGBA ``[h, w, 4]``, whose
+        last channel is dropped. uint8; or uint16 or floating point, mapped to 8 bits by
+        ``pixel_scale`` (None: all 16 bits, or 0 to 1).
+
+    Raises `PictureError` for any other shape or type.
+    """
+    shape = values.shape
+    if values.ndim == 2:
+        values = values[..., None]
+    if values.ndim != 3 or values.shape[2] not in (1, 3, 4) or not values.size:
+        raise PictureError(
+            f"has the shape {shape}; it must be [height, width], or end in 1, 3 or 4 channels"
+        )
+    values = values[..., :3]
+    if values.dtype == np.uint16 or np.issubdtype(values.dtype, np.floating):
+        if pixel_scale is None and values.dtype != np.uint16 and np.nanmax(values) > 1:
+            raise PictureError(
+                f"has floating-point values up to {np.nanmax(values):g}; scale them to 0 to 1, or "
+                "convert values of 0 to 255 with .astype(numpy.uint8)"
+            )
+        values = to_8_bit(values, pixel_scale)
+    if values.dtype != np.uint8:
+        raise PictureError(f"has the type {values.dtype}; convert it with .astype(numpy.uint8)")
+    return np.ascontiguousarray(np.broadcast_to(values, (*values.shape[:2], 3)))
+
+
+def _upright(
+    encoded: bytes,
+    named: tuple[int | None, int | None],
+    counts: collections.Counter[str],
+    pixel_scale: PixelScale | None,
+    allow_truncated: bool,
+) -> tuple[bytes | Image.Image, int, int]:
+    """`upright_rgb` before the image is encoded; the original bytes if they are usable."""
     try:
         return _upright_rgb(encoded, named, counts, pixel_scale)
     except _UnknownFormat:
         values = unusual_tiff(encoded)
         if values is None:
             raise
-        counts[f"TIFF pictures of {values.dtype} colour, written as 8-bit RGB"] += 1
+        counts[f"TIFF images with {values.dtype} colour, written as 8-bit RGB"] += 1
         return _upright_rgb(_png(_scaled(values, pixel_scale, counts)), named, counts, None)
     except PictureError as error:
         cut = "truncated" in str(error) and encoded.startswith(b"\xff\xd8")
         if not (cut and allow_truncated):
             raise
     ended = _upright_rgb(encoded + _END_OF_JPEG, named, counts, pixel_scale)
-    counts["cut JPEGs, kept as far as they go"] += 1
+    counts["truncated JPEGs, kept with the missing part in grey"] += 1
     return ended
 
 
@@ -216,7 +317,7 @@ def _upright_rgb(
     named: tuple[int | None, int | None],
     counts: collections.Counter[str],
     pixel_scale: PixelScale | None,
-) -> tuple[bytes, int, int]:
+) -> tuple[bytes | Image.Image, int, int]:
     with _faults_named(encoded), _open(encoded) as picture:
         _check_sides(picture)
         # GIF, APNG, WebP and TIFF may hold several; before load(), which may move on
@@ -233,29 +334,29 @@ def _upright_rgb(
     if turned:
         upright = raw.transpose(_UPRIGHT[orientation])
         if named == raw.size != upright.size:
-            counts["EXIF-rotated pictures left as stored, as their size in the file says"] += 1
+            counts["EXIF-rotated images, left as stored to match their annotated size"] += 1
             raw.info.pop("exif", None)
             upright = raw
         else:
-            counts["EXIF-rotated pictures, turned upright"] += 1
+            counts["EXIF-rotated images, turned upright"] += 1
     width, height = upright.size
     if None not in named and named != (width, height):
         raise PictureError(
             f"is {width}×{height} pixels, but the annotations say {named[0]}×{named[1]}"
         )
     if frames > 1:
-        counts["animated or many-page pictures, first frame kept"] += 1
+        counts["animated or multi-page images, only the first frame kept"] += 1
     if upright.mode == "L" and mode is None:
-        counts["grey pictures, read as RGB"] += 1
+        counts["grey images, read as RGB"] += 1
     if kept_format and not turned and upright.mode in ("L", "RGB"):
         return encoded, height, width
     mode = mode or upright.mode
     if mode not in ("L", "RGB"):
-        counts[f"pictures of mode {mode}, written as 8-bit RGB"] += 1
+        counts[f"images of mode {mode}, written as 8-bit RGB"] += 1
         upright = upright.convert("RGB")
     elif not turned and frames == 1:
-        counts[f"pictures of format {format_name}, written as PNG"] += 1
-    return _png(upright), height, width
+        counts[f"images of format {format_name}, written as PNG"] += 1
+    return upright, height, width
 
 
 def _png(picture: Image.Image) -> bytes:

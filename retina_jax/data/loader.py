@@ -78,8 +78,8 @@ def check_boxes(split: Split, config: ml_collections.ConfigDict) -> None:
     if most > config.data.max_boxes:
         image_id = int(split.image_ids[int(split.box_counts.argmax())])
         raise UserError(
-            f"config.data.max_boxes={config.data.max_boxes} is smaller than the {most} boxes of "
-            f"image {image_id} in {split.label()}; set --config.data.max_boxes={most}"
+            f"config.data.max_boxes={config.data.max_boxes} is too small for image {image_id} of "
+            f"{split.label()}, which has {most} boxes; set --config.data.max_boxes={most}"
         )
 
 

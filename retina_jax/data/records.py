@@ -113,8 +113,8 @@ class Index:
     def fingerprints(self) -> dict[str, str]:
         """A digest of all annotations, and one of all images if the index knows them.
 
-        Two splits with equal digests hold the same, wherever and by which version they were
-        written.
+        Two splits with equal digests hold the same, regardless of where and by which version they
+        were written.
         """
         annotations = hashlib.sha256()
         per_row = (self.image_ids, self.sizes, self.box_counts)

@@ -12,6 +12,7 @@ from retina_jax.config import resolve
 from retina_jax.data.data_set import Split
 from retina_jax.data.plan import Placements, padding_share, scale_of
 from retina_jax.doctor.checks import Finding, percent
+from retina_jax.wording import counted
 
 _MOST_PADDING = 0.35
 _MOST_SCALE = 4.0
@@ -69,8 +70,8 @@ def check_buckets(
             found.append(Finding("warning", "buckets", message))
         if row.padding > _MOST_PADDING:
             message = (
-                f"{where} is {percent(row.padding)} padding over {row.images} images; set "
-                "--config.data.buckets closer to the shapes of the images"
+                f"{where} is {percent(row.padding)} padding over {counted(row.images, 'image')}; "
+                "set --config.data.buckets closer to the shapes of the images"
             )
             found.append(Finding("warning", "buckets", message))
         if row.least_scale < 1 / _MOST_SCALE:

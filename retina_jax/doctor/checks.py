@@ -13,6 +13,7 @@ from jaxtyping import Int
 from retina_jax.data.data_set import Split
 from retina_jax.doctor.contents import Contents
 from retina_jax.doctor.picture_hash import repeats, same_bytes, same_pictures
+from retina_jax.wording import counted
 
 LEVELS = ("error", "warning", "note")
 NEAR_IDENTICAL = 0.95
@@ -62,13 +63,13 @@ def _check_objects(split: Split, trains: bool) -> list[Finding]:
     level, what = ("error", "nothing can be learned") if trains else ("warning", "AP is undefined")
     if not boxes:
         message = (
-            f"{split.name}: no boxes on {len(split)} images, so {what}; prepare the split from "
-            "annotations with boxes"
+            f"{split.name}: no boxes on {counted(len(split), 'image')}, so {what}; prepare "
+            "the split from annotations with boxes"
         )
         return [Finding(level, "boxes", message)]
     if not objects:
         message = (
-            f"{split.name}: all {boxes} boxes are crowds (or difficult, or ignored), so {what}; "
+            f"{split.name}: all boxes ({boxes}) are crowds (or difficult, or ignored), so {what}; "
             "prepare the split from annotations with other boxes"
         )
         return [Finding(level, "boxes", message)]
@@ -101,8 +102,8 @@ def check_image_ids(split: Split, scores: bool) -> list[Finding]:
         return []
     listed = ", ".join(str(int(i)) for i in twice[:3])
     message = (
-        f"{split.name}: {len(twice)} image ids are not unique (such as {listed}); give every image "
-        "a unique id and prepare the data set again"
+        f"{split.name}: image ids that are not unique: {len(twice)} (such as {listed}); give every "
+        "image a unique id and prepare the data set again"
     )
     return [Finding("error" if scores else "warning", "image_ids", message)]
 
@@ -189,7 +190,7 @@ def check_shapes(contents: Contents) -> list[Finding]:
     crosses = (np.abs(contents.cut - boxes) > 0.5).any(axis=1)  # half a pixel: tools round
     found = []
     for mask, what, fate in (
-        (~finite, "not finite", "training drops them"),
+        (~finite, "that are not finite", "training drops them"),
         (finite & ~area, "without area", "training drops them"),
         (area & ~left, "completely outside their image", "training drops them"),
         (area & left & crosses, "partly outside their image", "training clips them"),
@@ -197,7 +198,7 @@ def check_shapes(contents: Contents) -> list[Finding]:
         count = int(mask.sum())
         if count:
             message = (
-                f"{contents.split.name}: {count} of {len(boxes)} boxes are {what}, on "
+                f"{contents.split.name}: boxes {what}: {count} of {len(boxes)}, on "
                 f"{contents.names(contents.row_of[mask])}; {fate}"
             )
             useless = count > len(boxes) / 2 and "drops" in fate
@@ -247,9 +248,9 @@ def check_near_identical(contents: Contents) -> list[Finding]:
     first = pairs[0, 0]
     box = ", ".join(f"{v:g}" for v in contents.boxes[first])
     message = (
-        f"{contents.split.name}: {len(pairs)} pairs of boxes of one class overlap with an IoU "
-        f"above {NEAR_IDENTICAL} on {contents.names(contents.row_of[pairs[:, 0]])}, such as "
-        f"[{box}] on {contents.name(int(contents.row_of[first]))}; objects may be annotated twice"
+        f"{contents.split.name}: pairs of boxes of one class with an IoU above {NEAR_IDENTICAL}: "
+        f"{len(pairs)}, on {contents.names(contents.row_of[pairs[:, 0]])}, such as [{box}] on "
+        f"{contents.name(int(contents.row_of[first]))}; objects may be annotated twice"
     )
     return [Finding("warning", "near_identical", message)]
 
@@ -269,12 +270,12 @@ def check_classes(contents: Contents, trains: bool) -> list[Finding]:
     if not counts.any():
         return found
     if (counts == 0).any():
-        fate = "it cannot be learned" if trains else "AP is undefined"
-        message = f"{split.name}: no boxes of class {named(counts == 0)}; {fate}"
+        fate = "training cannot learn them" if trains else "their AP is undefined"
+        message = f"{split.name}: classes without boxes: {named(counts == 0)}; {fate}"
         found.append(Finding("warning" if trains else "note", "classes", message))
     few = (counts > 0) & (counts < 10)
     if trains and few.any():
-        message = f"{split.name}: fewer than 10 boxes of class {named(few)}"
+        message = f"{split.name}: classes with fewer than 10 boxes: {named(few)}"
         found.append(Finding("note", "classes", message))
     return found
 
@@ -295,10 +296,10 @@ def check_prepare_report(directory: Path) -> list[Finding]:
         for what, count in counts.items():
             if what in ("images", "boxes") or not count:
                 continue
-            lost = "dropped" in what or "cut" in what or "outside" in what
+            lost = any(word in what for word in ("dropped", "cut", "outside", "truncated JPEGs"))
             often = lost and isinstance(total, int) and isinstance(count, int)
             often = often and count > 0.05 * (total + count)
-            message = f"{split}: prepare reported {count} {what}"
+            message = f"{split}: prepare reported {what}: {count}"
             found.append(Finding("warning" if often else "note", "prepare", message))
     return found
 
@@ -309,14 +310,14 @@ def check_pictures(contents: Contents) -> list[Finding]:
     bad = contents.rows[[not picture.readable for picture in contents.pictures]]
     if len(bad):
         message = (
-            f"{split.name}: {len(bad)} images cannot be decoded ({contents.names(bad)}); prepare "
-            "the data set again"
+            f"{split.name}: images that cannot be decoded: {len(bad)} ({contents.names(bad)}); "
+            "prepare the data set again"
         )
         found.append(Finding("error", "pictures", message))
     pairs = repeats(contents.pictures)
     if len(pairs):
         example = " = ".join(contents.name(int(contents.rows[p])) for p in pairs[0])
-        message = f"{split.name}: {len(pairs)} images occur more than once ({example})"
+        message = f"{split.name}: images that occur more than once: {len(pairs)} ({example})"
         found.append(Finding("warning", "pictures", message))
     return found
 
@@ -339,8 +340,8 @@ def check_leaks(train: Contents, evaluation: Contents) -> list[Finding]:
             for t, e in pairs[:3]
         )
         message = (
-            f"{len(pairs)} of {total} images of {evaluation.split.name} are also in "
-            f"{train.split.name}, {how}: {examples}; remove them from one split"
+            f"images of {evaluation.split.name} that are also in {train.split.name}, {how}: "
+            f"{len(pairs)} of {total} ({examples}); remove them from one split"
         )
         found.append(Finding("warning", "leaks", message))
     if total and len(equal) + len(alike) == total:

@@ -238,7 +238,7 @@ def check_recall(
     low = {group: recall for group, recall in recalls.items() if recall < ENOUGH}
     worst = sorted(low.items(), key=lambda item: item[1])[:_MOST_GROUPS]
     for group, recall in worst:
-        fix = "no change of anchors or input size that was tried helps"
+        fix = "none of the tried changes to the anchors or the input size helps"
         if suggestion:
             reached = percent(suggestion.after[group])
             flags = suggestion.text() if group == worst[0][0] else "with the same flags"
@@ -249,7 +249,7 @@ def check_recall(
         )
         found.append(Finding("warning", "anchor_recall", message))
     if len(low) > _MOST_GROUPS:
-        message = f"{name}: {len(low) - _MOST_GROUPS} more groups of boxes have low anchor recall"
+        message = f"{name}: more groups of boxes with low anchor recall: {len(low) - _MOST_GROUPS}"
         found.append(Finding("warning", "anchor_recall", message))
     return found, suggestion
 

@@ -13,6 +13,7 @@ from retina_jax.data.loader import TrainLoader
 from retina_jax.doctor.contents import Contents
 from retina_jax.doctor.examine import Report
 from retina_jax.draw import draw_boxes
+from retina_jax.wording import counted
 
 _PANEL = 480  # pixels, the long side of an image on the page
 _EXAMPLES, _WORST = 6, 6  # images
@@ -46,7 +47,7 @@ def draw_pictures(report: Report) -> list[tuple[str, str, bytes]]:
         mine = np.flatnonzero(contents.row_of == row)
         tags = {int(p): names[contents.labels[p]] for p in mine
                 if len(mine) <= 12 and 0 <= contents.labels[p] < len(names)}  # fmt: skip
-        caption = f"{contents.name(row)}, {len(mine)} boxes"
+        caption = f"{contents.name(row)}, {counted(len(mine), 'box')}"
         drawn.append(("Images of the training split", caption, draw_picture(contents, row, tags)))
     rows_of_worst: dict[int, list[int]] = {}
     for order in np.argsort(matched.iou, kind="stable"):
@@ -64,8 +65,8 @@ def draw_pictures(report: Report) -> list[tuple[str, str, bytes]]:
             for i in here[:12]
         }
         caption = (
-            f"{contents.name(row)}: {len(here)} boxes without a matching anchor; the captions show "
-            "the IoU with the best anchor"
+            f"{contents.name(row)}: {counted(len(here), 'box')} without a matching anchor; the "
+            "numbers are the IoU with the best anchor"
         )
         section = "Boxes that the anchors match worst"
         drawn.append((section, caption, draw_picture(contents, row, tags)))
@@ -86,7 +87,7 @@ def draw_batch(config: ml_collections.ConfigDict, split: Split) -> list[tuple[st
         buffer = io.BytesIO()
         picture.save(buffer, format="PNG")
         gone = int(batch.cut_away[i])
-        caption = f"image {split.image_ids[batch.index[i]]}, {len(boxes)} boxes"
+        caption = f"image {split.image_ids[batch.index[i]]}, {counted(len(boxes), 'box')}"
         caption += f", {gone} removed by the crop" if gone else ""
         drawn.append(("As training sees them: the first batch", caption, buffer.getvalue()))
     return drawn

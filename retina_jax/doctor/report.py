@@ -12,6 +12,7 @@ from rich.text import Text
 
 from retina_jax.doctor.checks import Finding, percent
 from retina_jax.doctor.examine import Report, SplitSummary
+from retina_jax.wording import counted
 
 _MOST_CLASSES = 25  # on a terminal; the page shows all
 _STYLE = """
@@ -106,7 +107,7 @@ def text_tables(report: Report) -> list[Table]:
     for title, header, cells in _tables(report):
         if len(cells) > _MOST_CLASSES and header[0] == "class":
             left_out = len(cells) - _MOST_CLASSES
-            title = f"{title} ({left_out} rarer classes are on the page)"
+            title = f"{title} (rarer classes that only the page shows: {left_out})"
             cells = sorted(cells, key=lambda row: -int(row[3].replace(",", "")))[:_MOST_CLASSES]
         table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", title_style="bold")
         for i, name in enumerate(header):
@@ -122,7 +123,7 @@ def count_text(findings: Sequence[Finding]) -> str:
     parts = []
     for level in ("error", "warning", "note"):
         count = sum(f.level == level for f in findings)
-        parts.append(f"{count or 'no'} {level}{'' if count == 1 else 's'}")
+        parts.append(counted(count or "no", level))
     return ", ".join(parts)
 
 
@@ -150,7 +151,7 @@ def page(
 
     Args:
       plots: title to PNG.
-      pictures: section, caption and PNG of each picture.
+      pictures: section, caption and PNG of each image.
     """
     parts = [
         '<!doctype html><html lang="en"><meta charset="utf-8">',

@@ -88,9 +88,17 @@ def score(
     engine: str = "hotcoco",
     limits: Sequence[int] = LIMITS,
 ) -> dict[str, Any]:
-    """The metrics in `metric_names`, and ``per_class`` and ``per_class_AP50`` (class name to AP).
+    """`summarize` of `evaluate_boxes`."""
+    return summarize(evaluate_boxes(truth, detections, engine, limits), truth, limits)
 
-    A metric without ground truth is None.
+
+def evaluate_boxes(
+    truth: dict[str, Any],
+    detections: list[dict[str, Any]],
+    engine: str = "hotcoco",
+    limits: Sequence[int] = LIMITS,
+) -> Any:
+    """The engine's COCOeval, evaluated and accumulated; detections are numbered from 1.
 
     Args:
       truth: a COCO data set, as `ground_truth` returns it.
@@ -121,6 +129,17 @@ def score(
         evaluation.params = parameters
         evaluation.evaluate()
         evaluation.accumulate()
+    return evaluation
+
+
+def summarize(
+    evaluation: Any, truth: dict[str, Any], limits: Sequence[int] = LIMITS
+) -> dict[str, Any]:
+    """The metrics in `metric_names`, and ``per_class`` and ``per_class_AP50`` (class name to AP).
+
+    A metric without ground truth is None. ``evaluation`` is a result of `evaluate_boxes` with the
+    same ``truth`` and ``limits``.
+    """
     # [IoU, recall, class, area range, limit]; [IoU, class, area range, limit]
     precisions, recalls = (np.asarray(evaluation.eval[n]) for n in ("precision", "recall"))
     # summarize() only supports the limit 100

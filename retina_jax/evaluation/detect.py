@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -12,7 +13,7 @@ import ml_collections
 import numpy as np
 
 from retina_jax import parallel
-from retina_jax.evaluation.nms import clip_to_image, suppress, without_padding
+from retina_jax.evaluation.nms import Rule, clip_to_image, suppress, without_padding
 from retina_jax.evaluation.predict_step import make_detection_step, make_predict_step
 from retina_jax.models.retinanet import RetinaNet
 from retina_jax.types import Batch, Candidates, Detections
@@ -27,7 +28,7 @@ def make_detect(
 ) -> Detect:
     """``detect(variables, batches)``, which yields ``(row, detections)`` of every image in order.
 
-    Compiles once per bucket, for any number of streams.
+    Compiles once per bucket, for any number of streams, also in several threads.
 
     - ``variables``: of the network, replicated over the devices.
     - ``batches``: of ``eval.batch_size`` images over all hosts; the stream may be endless.
@@ -39,17 +40,18 @@ def make_detect(
     is not a multiple of the number of devices.
     """
     devices.check_batch(config.eval.batch_size, "eval.batch_size")
-    options = config.eval
+    options, rule = config.eval, Rule.of(config.eval)
     on_device = options.nms_device == "device"
     make_step = make_detection_step if on_device else make_predict_step
     predict = devices.predict_step(make_step(model, config))
+    dispatching = threading.Lock()  # two threads would compile the same program twice
 
     def finish(candidates: Candidates, size: np.ndarray, original: np.ndarray) -> Detections:
         """NMS of one image; returns boxes in pixels of the original image."""
         if on_device:
             detections = without_padding(candidates)
         else:
-            detections = suppress(candidates, options.nms_iou, options.max_detections)
+            detections = suppress(candidates, rule)
             if options.cut_boxes == "after_nms":
                 detections = clip_to_image(detections, *size)
         y, x = original / size
@@ -58,7 +60,8 @@ def make_detect(
     def detect(variables: Any, batches: Iterable[Batch]) -> Iterator[tuple[int, Detections]]:
         def begin(batch: Batch) -> tuple[Batch, Any]:
             images, sizes = devices.shard((batch.images, batch.sizes))
-            return batch, predict(variables, images, sizes)
+            with dispatching:
+                return batch, predict(variables, images, sizes)
 
         pending: collections.deque[list[tuple[int, Future[Detections]]]] = collections.deque()
         with ThreadPoolExecutor(NMS_THREADS) as threads:

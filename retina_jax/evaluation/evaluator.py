@@ -19,8 +19,10 @@ from retina_jax.errors import EvaluationError
 from retina_jax.evaluation import coco
 from retina_jax.evaluation.detect import make_detect
 from retina_jax.evaluation.pictures import draw_split
+from retina_jax.evaluation.report_writer import ReportWriter
 from retina_jax.files import write_json
 from retina_jax.models.retinanet import RetinaNet
+from retina_jax.progress import Reporter
 from retina_jax.types import Batch, Detections
 
 _SCORING_WITHIN = 3600.0  # seconds that the other processes wait for the one that scores
@@ -36,14 +38,18 @@ class Evaluator:
         split: Split,
         config: ml_collections.ConfigDict,
         devices: parallel.Devices,
+        report: Reporter | None = None,
     ):
+        """``report`` tells if a page could not be written."""
         self._config = config
+        self._report = report or Reporter()
         self._split = split
         self._detect = make_detect(model, config, devices)
         self._loader = EvaluationLoader(
             split, config, parallel.process_index(), parallel.process_count()
         )
         self._truth: dict[str, Any] | None = None
+        self._pages = ReportWriter(split, self._report.note)
 
     def __len__(self) -> int:
         """Number of images in the split."""
@@ -56,16 +62,15 @@ class Evaluator:
         lines = []
         if images:
             lines.append(
-                f"{images} of {len(self._split)} images have more than {limit} objects of one "
-                f"class (at most {most}), but the COCO metrics count only {limit} detections per "
-                "class and image, so even a perfect detector scores below 1; set "
+                f"images with more than {limit} objects of one class (at most {most}): {images} of "
+                f"{len(self._split)}; the COCO metrics count only {limit} detections per class and "
+                "image, so even a perfect detector scores below 1; set "
                 f"{field_flag('eval.limits', (1, 10, most))}"
             )
         if most > max_detections:
             lines.append(
-                f"eval.max_detections={max_detections} is smaller than the largest number of "
-                f"objects of one class on an image, {most}; set "
-                f"--config.eval.max_detections={most}"
+                f"eval.max_detections={max_detections} is too small for an image with {most} "
+                f"objects of one class; set --config.eval.max_detections={most}"
             )
         return lines
 
@@ -86,7 +91,7 @@ class Evaluator:
 
         Args:
           advance: called after each image of this process.
-          stops: whether to stop before a batch, by number; asked in order, and alike in all
+          stops: whether to stop before a batch, by number; called in order, and equally in all
             processes.
 
         Raises `EvaluationError` in every process if one of them failed, or unless the streams
@@ -113,8 +118,8 @@ class Evaluator:
         split, by_row = self._split, dict(found)
         if len(found) != len(split) or not np.array_equal(sorted(by_row), np.arange(len(split))):
             raise EvaluationError(
-                f"evaluation saw {len(by_row)} of {len(split)} rows of {split.label()}, "
-                f"in {len(found)} images"
+                f"the evaluation saw {len(by_row)} of the {len(split)} images of {split.label()}, "
+                f"with {len(found)} results"
             )
         return [
             result
@@ -132,6 +137,7 @@ class Evaluator:
     ) -> dict[str, Any] | None:
         """Evaluates; one process writes detections.json, metrics.json and detections.png.
 
+        With ``eval.report``, a thread goes on with report.html; `finish_report` waits for it.
         Returns the metrics in every process. If stopped (`detect`), writes nothing; returns None.
         Raises `EvaluationError` in every process if one of them failed.
         """
@@ -148,14 +154,29 @@ class Evaluator:
 
     def _score(self, detections: list[dict[str, Any]], step: int, folder: Path) -> dict[str, Any]:
         options = self._config.eval
-        metrics = coco.score(self._ground_truth(), detections, options.engine, options.limits)
+        truth = self._ground_truth()
+        evaluation = coco.evaluate_boxes(truth, detections, options.engine, options.limits)
+        metrics = coco.summarize(evaluation, truth, options.limits)
         metrics |= {"step": step, "images": len(self._split), "detections": len(detections)}
         metrics["limits"] = list(options.limits)
         write_json(folder / "detections.json", detections)
         if options.pictures:
             draw_split(self._split, detections, folder / "detections.png", options.pictures)
         write_json(folder / "metrics.json", metrics)  # last: marks the evaluation as complete
+        if options.report:
+            own = evaluation if options.engine == "hotcoco" else None
+            self._pages.start(folder, truth, detections, metrics, own)
         return metrics
+
+    def finish_report(self, stops: Callable[[], bool] = lambda: False) -> None:
+        """Waits for the report of the last `run`, if there is one; no longer if ``stops()``."""
+        if self._pages.pending:
+            with self._report.progress("drawing the report", self._pages.parts) as bar:
+                self._pages.wait(lambda more: bar.advance(by=more), stops)
+
+    def abandon_report(self) -> None:
+        """Ends without the rest of a report; for the end of the program."""
+        self._pages.abandon()
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import jax
 import ml_collections
 
 from retina_jax.config import resolve
+from retina_jax.errors import UserError
 from retina_jax.models.retinanet import RetinaNet, anchors_for, normalize_images
 from retina_jax.ops.nms import cut_to_image, keep_best
 from retina_jax.ops.postprocess import class_scores, select_candidates
@@ -46,13 +47,24 @@ def make_predict_step(
     return predict_step
 
 
+def check_device_nms(config: ml_collections.ConfigDict, what: str) -> None:
+    """Raises `UserError` if ``what`` would do another NMS than the config asks of the host."""
+    options = config.eval
+    if options.nms == "soft":
+        raise UserError(f"{what} knows no soft NMS; set --config.eval.nms=hard")
+    if options.class_agnostic:
+        raise UserError(f"{what} suppresses by class; set --config.eval.class_agnostic=False")
+
+
 def make_detection_step(
     model: RetinaNet, config: ml_collections.ConfigDict
 ) -> Callable[..., Candidates]:
     """The prediction step with NMS: ``eval.max_detections`` boxes per image, highest score first.
 
-    A score of 0 marks padding. The boxes are those of NMS on the host (`evaluation.nms`).
+    A score of 0 marks padding. The boxes are those of NMS on the host (`evaluation.nms`). Raises
+    `UserError` for soft or class-agnostic NMS.
     """
+    check_device_nms(config, "NMS on the device")
     predict, options = make_predict_step(model, config), config.eval
 
     def one_image(candidates: Candidates, size: jax.Array) -> Candidates:

@@ -9,11 +9,12 @@ from rich.table import Table
 from rich.text import Text
 
 from retina_jax.evaluation.coco import LIMITS, metric_names
+from retina_jax.wording import counted
 
 
 def print_table(console: Console, metrics: dict[str, Any]) -> None:
     """Prints the COCO metrics, precision then recall, and AP and AP50 of each class."""
-    heading = f"COCO metrics on {metrics['images']} images, step {metrics['step']}"
+    heading = f"COCO metrics on {counted(metrics['images'], 'image')}, step {metrics['step']}"
     console.print(heading, markup=False)
     every = metric_names(metrics.get("limits", LIMITS))
     for names in (every[:6], every[6:]):  # twelve columns would exceed 80 characters

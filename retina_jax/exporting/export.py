@@ -11,7 +11,7 @@ import ml_collections
 
 from retina_jax import parallel
 from retina_jax.config import resolve
-from retina_jax.errors import UserError
+from retina_jax.errors import UserError, check_local
 from retina_jax.exporting import card, program
 from retina_jax.exporting.agreement import Checker
 from retina_jax.exporting.source import read_run
@@ -55,6 +55,7 @@ def export(
     else:
         write, load = program.write, program.load
     trained = read_run(workdir, config)
+    check_local(str(out), "--out")
     out = Path(out).expanduser()
     report.say(f"exporting step {trained.step} of {trained.folder} to {out}")
     checker = Checker(trained)

@@ -7,6 +7,7 @@ computes, whatever the network. Equations of constants alone are computed here.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 from jax.extend import core
 
 from retina_jax.errors import UserError
-from retina_jax.evaluation.predict_step import make_predict_step
+from retina_jax.evaluation.predict_step import check_device_nms, make_predict_step
 from retina_jax.exporting.onnx_graph import Graph, Value, ints
 from retina_jax.exporting.onnx_primitives import RULES
 from retina_jax.exporting.program import Program, input_shapes
@@ -32,6 +33,7 @@ def write(trained: Trained, bucket: tuple[int, int], batch_size: int, path: Path
 
     Raises `UserError` for a network with an operation that ONNX lacks.
     """
+    check_device_nms(trained.config, "--format=onnx")
     step = make_predict_step(trained.model, trained.config)
     shapes = input_shapes(trained, bucket, batch_size)
     traced = jax.make_jaxpr(lambda images, sizes: step(trained.variables, images, sizes))(*shapes)
@@ -112,10 +114,14 @@ def convert(graph: Graph, jaxpr: Any, consts: list[Value], inputs: list[Value]) 
 
 
 def _is_constant(equation: Any, given: list[Value]) -> bool:
-    fixed = all(
-        isinstance(size, (int, np.integer)) for out in equation.outvars for size in out.aval.shape
-    )
-    return fixed and all(isinstance(value, np.ndarray) for value in given)
+    """Whether to compute an equation here; a constant is not repeated into a large one."""
+    if not all(isinstance(value, np.ndarray) for value in given):
+        return False
+    shapes = [out.aval.shape for out in equation.outvars]
+    if not all(isinstance(size, (int, np.integer)) for shape in shapes for size in shape):
+        return False
+    repeats = equation.primitive.name == "broadcast_in_dim"
+    return not repeats or math.prod(shapes[0]) <= max(1024, given[0].size)
 
 
 def suppress(

@@ -16,7 +16,7 @@ from retina_jax.interop.structure import class_outputs
 from retina_jax.models import retinanet
 from retina_jax.training.checkpoint import FOLDER, Checkpoints
 from retina_jax.training.step import variable_shapes
-from retina_jax.training.workdir import read_classes, read_pixel_scale, read_resolved
+from retina_jax.training.workdir import read_classes, read_pixel_scale, read_resolved, workdir_at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ def read_run(workdir: str | Path, config: ml_collections.ConfigDict) -> Trained:
 
     Raises `UserError` for a workdir without checkpoints, or of another network than ``config``'s.
     """
-    folder = Path(workdir).expanduser().absolute()
+    folder = workdir_at(workdir)
     if not (folder / FOLDER).is_dir():
         raise UserError(f"--workdir={workdir} has no checkpoint to export; train it first")
     checkpoints = Checkpoints(folder)

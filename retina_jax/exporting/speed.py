@@ -15,7 +15,7 @@ import numpy as np
 
 from retina_jax import parallel
 from retina_jax.config import resolve
-from retina_jax.evaluation.nms import suppress
+from retina_jax.evaluation.nms import Rule, suppress
 from retina_jax.evaluation.predict_step import make_predict_step
 from retina_jax.exporting import onnx_model, program
 from retina_jax.exporting.source import Trained
@@ -45,7 +45,7 @@ def untrained(config: ml_collections.ConfigDict, classes: int) -> Trained:
 
 def own_program(trained: Trained) -> program.Program:
     """Detection as in evaluation: the network on one device, NMS on the host."""
-    devices, options = parallel.Devices.local(1), trained.config.eval
+    devices, rule = parallel.Devices.local(1), Rule.of(trained.config.eval)
     step = devices.predict_step(make_predict_step(trained.model, trained.config))
     variables = devices.replicate(trained.variables)
 
@@ -53,7 +53,7 @@ def own_program(trained: Trained) -> program.Program:
         outputs = step(variables, *devices.shard((images, sizes)))
         candidates = parallel.join(parallel.fetch(outputs))
         every = (jax.tree.map(lambda x, i=i: x[i], candidates) for i in range(len(images)))
-        return [suppress(one, options.nms_iou, options.max_detections) for one in every]
+        return [suppress(one, rule) for one in every]
 
     return run
 

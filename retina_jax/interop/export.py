@@ -15,7 +15,7 @@ from retina_jax.errors import UserError
 from retina_jax.interop import names
 from retina_jax.interop.fit import reorder_anchors
 from retina_jax.interop.structure import class_outputs, flatten
-from retina_jax.interop.weights import CLASSES, made_for
+from retina_jax.interop.weights import CLASSES, PIXEL_SCALE, made_for
 from retina_jax.ops.anchors import LEVELS, level_sizes
 
 SYSTEMS = ("torchvision", "detectron2", "retina_jax")
@@ -150,7 +150,7 @@ def note_of(
         return {}
     known = {} if classes is None else {CLASSES: [list(pair) for pair in classes]}
     if pixel_scale is not None:
-        known["pixel_scale"] = list(pixel_scale)
+        known[PIXEL_SCALE] = list(pixel_scale)
     return made_for(leaves(config)) | known
 
 

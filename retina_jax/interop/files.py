@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from retina_jax.errors import UserError
-from retina_jax.files import atomic_write
+from retina_jax.files import atomic_write, open_path
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".pkl")
 WRAPPERS = ("model", "state_dict", "model_state", "model_state_dict", "blobs")
@@ -89,7 +89,7 @@ def write_arrays(
 
 
 def _checked(path: str | Path, verb: str) -> Path:
-    path = Path(path).expanduser()
+    path = open_path(path, "weight file")
     if path.suffix not in SUFFIXES:
         raise UserError(
             f"{path}: cannot {verb} {path.suffix or 'a file without suffix'!r}; "

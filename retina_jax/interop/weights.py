@@ -55,6 +55,8 @@ DETECTRON2_ANCHORS = {
 
 CLASSES = "classes"
 """Key of a file's note: ``[[category id, name], …]`` by label."""
+PIXEL_SCALE = "pixel_scale"
+"""Key of a file's note: the 16-bit or float values that map to 0 and 255."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +75,8 @@ class Imported:
     """Config fields with the values that the weights were trained for."""
     classes: tuple[tuple[int, str], ...] | None = None
     """Category id and name of each class, by label; None if not known."""
+    pixel_scale: tuple[float, float] | None = None
+    """The 16-bit or float values that map to 0 and 255; None: no such images, or not known."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,8 +206,16 @@ def import_arrays(
     if of_torchvision and Path(path).name.startswith("retinanet_resnet50_fpn_coco"):
         # torchvision sets eps to 0 after loading this file, which was trained that way
         expects["model.norm_eps"] = 0.0
-    classes = _classes_of(note or {}) if system.name == "retina_jax" else None
-    return Imported(tree, system.name, tuple(ignored), tuple(unknown), expects, classes)
+    own = note or {} if system.name == "retina_jax" else {}
+    return Imported(
+        tree,
+        system.name,
+        tuple(ignored),
+        tuple(unknown),
+        expects,
+        _classes_of(own),
+        _pixel_scale_of(own),
+    )
 
 
 def weights_of_run(
@@ -233,6 +245,15 @@ def _classes_of(note: dict[str, Any]) -> tuple[tuple[int, str], ...] | None:
         return tuple((int(i), str(name)) for i, name in note[CLASSES])
     except (KeyError, TypeError, ValueError):
         return None
+
+
+def _pixel_scale_of(note: dict[str, Any]) -> tuple[float, float] | None:
+    """The scale stored in a file of this program; None if missing or damaged."""
+    try:
+        low, high = map(float, note[PIXEL_SCALE])
+    except (KeyError, TypeError, ValueError):
+        return None
+    return low, high
 
 
 def _checked(fields: dict[str, Any], path: str | Path) -> dict[str, Any]:

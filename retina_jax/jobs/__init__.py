@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def on_all_hosts(parsed: Parsed) -> Iterator[Console]:
-    """For a command that computes: the processes of the run are together while it lasts.
+    """Joins the processes of a run for the duration of a command that computes.
 
-    Yields a console on stderr, quiet in all processes but one. An error leaves at once
-    (`parallel.fail` tells the others).
+    Yields a console on stderr, silent in all processes but one. An error ends all processes at
+    once (`parallel.fail`).
     """
     from rich.console import Console
 
@@ -26,7 +26,7 @@ def on_all_hosts(parsed: Parsed) -> Iterator[Console]:
 
     parallel.start(parsed.flags)
     if parsed.config.train.compilation_cache:
-        keep_compiled_programs()
+        keep_compiled_programs(getattr(parsed.flags, "workdir", ""))
     quiet = not parallel.is_main()
     yield Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
     parallel.finish()

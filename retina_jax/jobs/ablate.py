@@ -6,8 +6,8 @@ usage: retina-jax ablate --config=experiments/shapes.py --study=prior,alpha,foca
 Studies: prior, alpha (Table 1a of arXiv:1708.02002), focal (1b), anchors (1c), ohem (1d), speed
 (1e), boxes (one box for all classes or one per class), losses (five classification losses). Each
 row of a table is one setting of the config fields, trained once per seed in OUT/runs/ROW/seedN;
-rows with the same setting share their runs. Run the same command to resume; reusing OUT with other
-flags is an error. The command also writes tables.md, STUDY.csv and figures to OUT: loss as a
+rows with the same setting share their runs. Run the same command to resume; using OUT again with
+other flags is an error. The command also writes tables.md, STUDY.csv and figures to OUT: loss as a
 function of p_t, cumulative loss, and AP as a function of speed.
 """
 
@@ -20,9 +20,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from retina_jax.config.flags import Flag, Parsed, parse
+from retina_jax.errors import check_local
 
 FLAGS = (
-    Flag("study", "names of studies, separated by commas", [], example="prior,focal"),
+    Flag("study", "studies to run, separated by commas", [], example="prior,focal"),
     Flag("out", "folder for runs, tables and figures", example="runs/ablation"),
     Flag("seeds", "number of runs per row, with seeds 0, 1, …", 3, least=1),
     Flag("only", "regular expression that selects rows by name, for example 'prior|γ [12]'", ""),
@@ -50,6 +51,7 @@ def main(argv: list[str]) -> int:
     from retina_jax.progress import Reporter
 
     flags, report = parsed.flags, Reporter.on_stderr()
+    check_local(flags.out, "--out")
     out = Path(flags.out).expanduser().absolute()
 
     def program(words: Sequence[str], fields: dict[str, object]) -> subprocess.CompletedProcess:

@@ -3,10 +3,11 @@
 usage: retina-jax compile --config=experiments/coco.py --topology=v5e:2x2x1
            [--config.train.batch_size=16 ...]
 
-Prints for every bucket: memory, arithmetic and HBM traffic per device, the images/s that the
-chip's published peaks allow at most, the largest batch that fits, and the largest sources of
-traffic. Nothing runs. One compilation takes minutes; training is compiled --compilations times per
-bucket. Exits with code 2 if a step does not fit. Needs libtpu: pip install 'retina_jax[tpu]'.
+For every bucket, prints memory, arithmetic and HBM traffic per device, an upper bound on images/s
+from the chip's published peaks, the largest batch that fits, and the largest sources of traffic.
+The steps are compiled, not run. A compilation takes minutes, and the training step is compiled
+--compilations times per bucket. Exits with code 2 if a step does not fit. Needs libtpu:
+pip install 'retina_jax[tpu]'.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from retina_jax.config.flags import Flag, parse
 from retina_jax.errors import DONE, UserError
 
 FLAGS = (
-    Flag("topology", "slice, KIND:SHAPE: v4:2x2x1, v5e:2x2x1, v5p:2x2x1, v6e:2x2x1, "
-         "tpu7x:2x2x1; larger ones: v6e:4x4", example="v5e:2x2x1"),
+    Flag("topology", "slice to compile for, as KIND:SHAPE; for example v4:2x2x1, v5e:2x2x1, "
+         "v5p:2x2x1, v6e:2x2x1, tpu7x:2x2x1, or v6e:4x4 for a larger one", example="v5e:2x2x1"),
     Flag("steps", "steps to compile: train, predict or both", ["train", "predict"]),
-    Flag("compilations", "batch sizes of the training step to compile per bucket; 1: only "
-         "train.batch_size; 3: also one more for a line, and the largest one by that line", 3,
-         least=1),
+    Flag("compilations", "number of batch sizes for which the training step is compiled per "
+         "bucket; 1: only train.batch_size; 3: also a second one, and the largest one that should "
+         "fit according to the line through the first two", 3, least=1),
     Flag("classes", "number of classes", 80, least=1),
 )  # fmt: skip
 ENVIRONMENT = {

@@ -14,6 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from retina_jax.config.flags import Flag, parse
+from retina_jax.errors import check_local
 
 OUT = Flag("out", "folder for doctor.html and doctor.json", "doctor")
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
@@ -30,6 +31,7 @@ def main(argv: list[str]) -> int:
     from retina_jax.progress import Reporter
     from retina_jax.runs.doctor import doctor
 
+    check_local(parsed.flags.out, "--out")
     out = Path(parsed.flags.out).expanduser()
     report = doctor(parsed.config, out, Reporter.on_stderr())
     console = Console(highlight=False)
@@ -41,5 +43,5 @@ def main(argv: list[str]) -> int:
         line = Text.assemble((f"{finding.level}: ", _STYLES[finding.level]), finding.message)
         console.print(line, soft_wrap=True)
     counted = pages.count_text(report.findings)
-    console.print(f"{counted}; page: {out / 'doctor.html'}", soft_wrap=True, markup=False)
+    console.print(f"{counted}; report: {out / 'doctor.html'}", soft_wrap=True, markup=False)
     return 2 if report.failed() else 0

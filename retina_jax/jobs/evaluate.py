@@ -10,10 +10,10 @@ values writes to a separate folder whose name lists the differences.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from retina_jax.config.flags import PROCESSES, Flag, parse
+from retina_jax.files import open_path
 from retina_jax.jobs import on_all_hosts
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def run(config: ml_collections.ConfigDict, workdir: str, console: Console) -> in
 def _config_of(workdir: str) -> ml_collections.ConfigDict:
     from retina_jax.training.workdir import read_config
 
-    return read_config(Path(workdir).expanduser())
+    return read_config(open_path(workdir, "--workdir"))
 
 
 def main(argv: list[str]) -> int:

@@ -13,7 +13,6 @@ and TPUs.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from retina_jax.config.flags import Flag, parse
@@ -32,9 +31,9 @@ FLAGS = (
 
 
 def _config_of(workdir: str) -> ml_collections.ConfigDict:
-    from retina_jax.training.workdir import read_config
+    from retina_jax.training.workdir import read_config, workdir_at
 
-    return read_config(Path(workdir).expanduser())
+    return read_config(workdir_at(workdir))
 
 
 def main(argv: list[str]) -> int:

@@ -13,28 +13,28 @@ normalisation) and loads the file.
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 from retina_jax.config.flags import ArgumentParser
+from retina_jax.files import open_path
 
 SYSTEMS = ("torchvision", "detectron2", "retina_jax")
 
 
 def main(argv: list[str]) -> int:
     parser = ArgumentParser(prog="retina-jax export-weights", description=__doc__)
-    parser.add_argument("--workdir", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--workdir", required=True, help="folder of the run")
     parser.add_argument(
         "--to", choices=SYSTEMS, required=True,
         help="target system; retina_jax: this program, which can represent every network",
     )  # fmt: skip
     parser.add_argument(
-        "--out", type=Path, required=True,
+        "--out", required=True,
         help="file to write: .safetensors, .pth (needs torch) or .pkl (Detectron2's format)",
     )  # fmt: skip
     options = parser.parse_args(argv)
     from retina_jax.runs.weights import export_run
 
-    out = options.out.expanduser()
+    out = open_path(options.out, "--out")
     count, lines = export_run(options.workdir, options.to, out)
     print(f"wrote {count} arrays to {out}; load them with:", file=sys.stderr)
     print("\n".join(lines))

@@ -7,22 +7,23 @@ usage: retina-jax launch --kind=gke --image=IMAGE --accelerator=tpu-v6e-slice --
        retina-jax launch --kind=slurm --nodes=2 --gpus-per-node=8 [flags] -- COMMAND
            [command's flags]
 
-After -- comes the command as you would run it at home, such as
+After -- comes the command as you would run it on your own machine, such as
 
     train --config=experiments/coco.py --config.data.dir=DATA --workdir=DIR
 
 --workdir and --data-dir before the -- replace those of the command. The launcher submits the job,
-prints its logs, and deletes it at the end or on Ctrl-C, unless --keep is set. The same launch
-command goes on with a job that still exists. --dry-run prints what would be submitted: the manifest
-for kubectl create -f -, the gcloud commands as a shell script, or the script for sbatch.
+prints its logs, and deletes it at the end or on Ctrl-C, unless --keep is set. If the job still
+exists, the same launch command reattaches to it. --dry-run prints what would be submitted: the
+manifest for kubectl create -f -, the gcloud commands as a shell script, or the script for sbatch.
 
-A command that exits with code 0 is done. Codes 2, 3 and 4 end the job, because a restart would end
-the same way. Any other code, such as 1 (a fault) or 143 (SIGTERM), restarts the command on all
+The job is done if the command exits with code 0. Codes 2, 3 and 4 also end it, because a restart
+would end the same way. Any other code, such as 1 (a fault) or 143 (SIGTERM), restarts it on all
 hosts, at most --max-restarts times; preemptions and maintenance do not count. A training run
-resumes from its workdir, which must therefore outlive the machines: on GKE and TPU VMs it must lie
-below a --mount, on SLURM on a disk that all nodes see. The workdir and the data set are folders:
-launch refuses addresses such as that of a bucket, which GKE mounts with --mount=gs://BUCKET:/PATH.
-scripts/cluster/Dockerfile builds the image.
+resumes from its workdir, which must therefore outlive the machines: gs://BUCKET/FOLDER, or a
+folder, on GKE and TPU VMs below a --mount, on SLURM on a disk that all nodes see.
+--config.data.dir may be in a bucket, too; each host copies the data set to its disk. For gs://
+addresses, the service account of the TPU VMs, or on GKE of the node pool, must have access to the
+bucket. scripts/cluster/Dockerfile builds the image.
 """
 
 from __future__ import annotations
@@ -40,16 +41,17 @@ if TYPE_CHECKING:
 GKE, QUEUED, SLURM = "gke", "queued-resource", "slurm"
 _TYPES = {"number": int, "seconds": int}
 FLAGS = (
-    ("image", "IMAGE", (GKE, QUEUED, SLURM), "container image; with slurm optional (Pyxis)"),
-    ("accelerator", "TYPE", (GKE, QUEUED), "GKE's node label, such as tpu-v6e-slice, tpu7x or "
-     "nvidia-h100-80gb; of a queued resource the accelerator type, such as v6e-8"),
+    ("image", "IMAGE", (GKE, QUEUED, SLURM), "container image; optional with slurm (Pyxis)"),
+    ("accelerator", "TYPE", (GKE, QUEUED), "on gke the accelerator in the node label, such as "
+     "tpu-v6e-slice, tpu7x or nvidia-h100-80gb; for a queued resource the accelerator type, such "
+     "as v6e-8"),
     ("topology", "AxB[xC]", (GKE,), "TPU topology of a slice, such as 4x4"),
-    ("slices", "number", (GKE, QUEUED), "TPU slices (default: 1)"),
-    ("chips-per-host", "number", (GKE,), "TPU chips of a host (default: 4, or all of a smaller "
-     "slice)"),
-    ("nodes", "number", (GKE, SLURM), "GPU nodes (default: 1)"),
-    ("gpus-per-node", "number", (GKE, SLURM), "GPUs of a node (default: 8 on GKE, none on SLURM)"),
-    ("queue", "QUEUE", (GKE,), "Kueue's local queue"),
+    ("slices", "number", (GKE, QUEUED), "number of TPU slices (default: 1)"),
+    ("chips-per-host", "number", (GKE,), "TPU chips per host (default: 4, or all chips of a "
+     "smaller slice)"),
+    ("nodes", "number", (GKE, SLURM), "number of nodes (default: 1)"),
+    ("gpus-per-node", "number", (GKE, SLURM), "GPUs per node (default: 8 on GKE, none on SLURM)"),
+    ("queue", "QUEUE", (GKE,), "local queue of Kueue"),
     ("namespace", "NAMESPACE", (GKE,), "Kubernetes namespace (default: kubectl's)"),
     ("service-account", "ACCOUNT", (GKE, QUEUED), "Kubernetes service account of the pods, or "
      "service account of the TPU VMs; --mount=gs://BUCKET:/PATH needs one that may read and write "
@@ -58,7 +60,8 @@ FLAGS = (
      "persistent volume claim (CLAIM:/PATH) or a bucket with Cloud Storage FUSE "
      "(gs://BUCKET:/PATH), of a queued resource an NFS export such as Filestore "
      "(HOST:/EXPORT:/PATH), on slurm, with --image, a folder (FOLDER:/PATH); may be repeated"),
-    ("runtime-version", "VERSION", (QUEUED,), "TPU software (default: that of the generation)"),
+    ("runtime-version", "VERSION", (QUEUED,), "version of the TPU software (default: the one "
+     "for the TPU generation)"),
     ("reserved", "", (QUEUED,), "use a reservation"),
     ("spot", "", (GKE, QUEUED), "use spot capacity"),
     ("valid-until", "DURATION", (QUEUED,), "give up if there is no capacity within this time, such "
@@ -68,8 +71,8 @@ FLAGS = (
     ("partition", "PARTITION", (SLURM,), "SLURM partition"),
     ("account", "ACCOUNT", (SLURM,), "SLURM account"),
     ("time", "TIME", (SLURM,), "time limit of the job, after which it is queued again"),
-    ("grace-period", "seconds", (GKE, SLURM), "time between SIGTERM and the end, for saving a "
-     "checkpoint (default: 300)"),
+    ("grace-period", "seconds", (GKE, SLURM), "time between SIGTERM and SIGKILL, for saving "
+     "a checkpoint (default: 300)"),
 )  # fmt: skip
 """Flags that only some kinds have: name, metavar, kinds, help."""
 REQUIRED = {
@@ -89,21 +92,21 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--name", help="name of the job (default: retina-jax-HASH, from the command and the flags)"
     )
-    parser.add_argument("--workdir", help="replaces --workdir of the command")
-    parser.add_argument("--data-dir", help="replaces --config.data.dir of the command")
+    parser.add_argument("--workdir", help="replaces the --workdir of the command")
+    parser.add_argument("--data-dir", help="replaces the --config.data.dir of the command")
     parser.add_argument(
         "--max-restarts",
         type=int,
         default=20,
         metavar="NUMBER",
-        help="restarts after faults (default: %(default)s)",
+        help="largest number of restarts after faults (default: %(default)s)",
     )
     parser.add_argument(
         "--poll",
         type=float,
         default=15.0,
         metavar="SECONDS",
-        help="time between two looks at the job (default: %(default)g)",
+        help="seconds between checks of the job (default: %(default)g)",
     )
     for name, metavar, kinds, meaning in FLAGS:
         options = {"help": f"{', '.join(kinds)}: {meaning}"}
@@ -131,7 +134,9 @@ def _check(options: argparse.Namespace) -> None:
         if isinstance(value, int) and value < 1:
             raise UserError(f"--{name}={value} must be at least 1; set --{name}=1 or remove it")
     if options.max_restarts < 0:
-        raise UserError(f"--max-restarts={options.max_restarts} must not be below 0; set 0")
+        raise UserError(
+            f"--max-restarts={options.max_restarts} must be 0 or more; set --max-restarts=0"
+        )
     if not options.poll > 0:
         raise UserError(f"--poll={options.poll:g} must be above 0; set --poll=15")
     for name, example in REQUIRED[options.kind].items():
@@ -141,7 +146,7 @@ def _check(options: argparse.Namespace) -> None:
 
 def _command(options: argparse.Namespace, words: list[str]) -> list[str]:
     """The command to run, with the paths that the flags replace; `UserError` if it is none."""
-    from retina_jax.launch.command import DATA_DIR, WORKDIR, flag_value, refuse_address, with_flag
+    from retina_jax.launch.command import DATA_DIR, WORKDIR, check_address, flag_value, with_flag
     from retina_jax.main import read_command
 
     if words[:1] == ["retina-jax"]:
@@ -151,14 +156,16 @@ def _command(options: argparse.Namespace, words: list[str]) -> list[str]:
         raise UserError(f"the command to run is missing; append it after --, such as {example}")
     name, _ = read_command(words)
     if name in (None, "launch"):
-        raise UserError(f"{' '.join(words)!r} cannot be launched; append a command, as {example}")
+        raise UserError(
+            f"{' '.join(words)!r} cannot be launched; append a command such as {example}"
+        )
     for own, flag in (("workdir", WORKDIR), ("data-dir", DATA_DIR)):
         value = getattr(options, own.replace("-", "_"))
         if value:
-            refuse_address(f"--{own}", value, options.kind)
+            check_address(f"--{own}", value)
             words = with_flag(words, flag, value)
         else:
-            refuse_address(f"--{flag}", flag_value(words, flag) or "", options.kind)
+            check_address(f"--{flag}", flag_value(words, flag) or "")
     return words
 
 

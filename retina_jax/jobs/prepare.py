@@ -8,7 +8,7 @@ usage: retina-jax prepare coco --images DIR --annotations train.json --annotatio
        retina-jax prepare tfds --directory DIR/NAME/VERSION --out DIR   (TFRecord, for example)
 
 COCO: each annotation file becomes one split, named after the file: …train… gives train, …val… gives
-validation, …test… gives test. To choose another split name, write SPLIT=FILE; --split of the other
+validation, …test… gives test. To choose another name, write SPLIT=FILE; --split of the other
 formats takes the same prefix. The result is OUT/NAME/1.0.0. The command reads every record and
 decodes every image. If it is interrupted, run it again: it continues where it stopped.
 
@@ -16,8 +16,8 @@ An unusable record (a truncated JPEG, a missing file, an invalid box) stops the 
 error that names the file and the record, and no data set is written. --on-bad=skip leaves such
 records out instead, provided that their share does not exceed --max-bad. It lists them, with the
 reasons, in left_out.txt in the data set, and exits with code 3. 16-bit and float images are
-converted to 8 bits with one scale for the whole data set, --pixel-range. The data set stores this
-scale for prediction.
+converted to 8 bits with one scale for the whole data set (--pixel-range). The data set stores this
+scale, because prediction needs the same one.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 
 from retina_jax.config.flags import ArgumentParser
 from retina_jax.config.shell import command, field_flag
-from retina_jax.errors import DONE, LEFT_OUT, UserError
+from retina_jax.errors import DONE, LEFT_OUT, UserError, check_local
 from retina_jax.prepare.handling import ADVICE, Handling, RecordError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = ArgumentParser(prog="retina-jax prepare", description=__doc__)
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--out", type=Path, required=True, help="output folder for data sets")
+    shared.add_argument("--out", type=_folder, required=True, help="output folder for data sets")
     shared.add_argument("--name", default="", help="name of the data set (default: the format)")
     shared.add_argument(
         "--on-bad",
@@ -70,48 +70,52 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "for floats)",
     )
     formats = parser.add_subparsers(dest="format", required=True)
-    coco = formats.add_parser("coco", parents=[shared], help="COCO JSON and a folder of images")
+    coco = formats.add_parser("coco", parents=[shared], help="COCO JSON files and image folders")
     coco.add_argument(
         "--images",
         type=Path,
         action="append",
         required=True,
-        help="image folder; one for all annotation files, or one for each, in their order",
+        help="image folder: one for all annotation files, or one for each, in the same order",
     )
     coco.add_argument(
         "--annotations",
         action="append",
         required=True,
-        help="[SPLIT=]FILE; give it once for each split",
+        help="[SPLIT=]FILE; repeat the flag for each split",
     )
-    voc = formats.add_parser("voc", parents=[shared], help="Annotations/, JPEGImages/, ImageSets/")
+    voc = formats.add_parser(
+        "voc", parents=[shared], help="Pascal VOC: Annotations/, JPEGImages/, ImageSets/"
+    )
     voc.add_argument(
         "--split",
         action="append",
         required=True,
-        help="[SPLIT=]LIST in ImageSets/Main, without .txt; give it once for each split",
+        help="[SPLIT=]LIST in ImageSets/Main, without .txt; repeat the flag for each split",
     )
-    yolo = formats.add_parser("yolo", parents=[shared], help="data.yaml, images/, labels/")
+    yolo = formats.add_parser("yolo", parents=[shared], help="YOLO: data.yaml, images/, labels/")
     for tree in (voc, yolo):
         tree.add_argument("--tree", type=Path, required=True, help="folder of the data set")
     for tree in (coco, voc, yolo):
         tree.add_argument(
             "--follow-links", action="store_true", help="follow links that lead outside the folder"
         )
-    catalogue = formats.add_parser("tfds", parents=[shared], help="a TFDS data set")
+    catalogue = formats.add_parser(
+        "tfds", parents=[shared], help="a data set from the TFDS catalogue, or one that TFDS wrote"
+    )
     which = catalogue.add_mutually_exclusive_group(required=True)
     which.add_argument("--catalogue", default="", help="TFDS name, such as voc/2007 or coco/2017")
     which.add_argument(
-        "--directory", type=Path, help="version folder of a TFDS data set; TFRecord is supported"
+        "--directory", type=Path, help="version folder of a TFDS data set (ArrayRecord or TFRecord)"
     )
     catalogue.add_argument(
         "--split",
         action="append",
         default=[],
-        help="SPLIT=TFDS_SPLIT, such as train=train+validation",
+        help="SPLIT=TFDS_SPLIT, such as train=train+validation; repeat the flag for each split",
     )
     catalogue.add_argument(
-        "--catalogue-dir", type=Path, default=None, help="where TFDS stores its copy"
+        "--catalogue-dir", type=Path, default=None, help="folder in which TFDS stores its own copy"
     )
     return parser.parse_args(argv)
 
@@ -154,6 +158,11 @@ def _run(options: argparse.Namespace, handling: Handling, report: Reporter) -> P
     return build.prepare(source, out, name, report, handling)
 
 
+def _folder(text: str) -> Path:
+    check_local(text, "--out")
+    return Path(text)
+
+
 def _pixel_range(text: str) -> tuple[float, float] | None:
     if not text:
         return None
@@ -178,7 +187,7 @@ def main(argv: list[str]) -> int:
                   "train --config=experiments/custom.py --workdir=runs/custom"):  # fmt: skip
         report.say(f"  {command(*words.split())} {' '.join(fields)}")
     if prepared.left_out:
-        report.note(f"{prepared.left_out} records were left out", "warning")
+        report.note(f"records left out: {prepared.left_out}", "warning")
         return LEFT_OUT
     return DONE
 

@@ -1,4 +1,4 @@
-"""Train RetinaNet with periodic evaluation; run the same command to resume.
+"""Train RetinaNet and evaluate it periodically; run the same command to resume.
 
 usage: retina-jax train --config=experiments/shapes.py --workdir=DIR
            [--config.path.to.field=value ...]
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     import ml_collections
     from rich.console import Console
 
-WORKDIR = Flag("workdir", "folder of the run; created if missing", example="runs/first")
+WORKDIR = Flag(
+    "workdir", "folder of the run, or gs://BUCKET/FOLDER; created if missing", example="runs/first"
+)
 
 
 def run(config: ml_collections.ConfigDict, workdir: str, console: Console) -> int:

@@ -55,15 +55,15 @@ def hosts_per_slice(
     sides = topology.split("x")
     if len(sides) != dimensions or not all(re.fullmatch("[1-9][0-9]*", side) for side in sides):
         raise UserError(
-            f"--topology={topology} must have {dimensions} sides for {accelerator}; for example, "
-            f"set --topology={example}"
+            f"--topology={topology} must have {dimensions} dimensions for {accelerator}; for "
+            f"example, set --topology={example}"
         )
     chips = math.prod(map(int, sides))
     per_host = chips_per_host or min(CHIPS_PER_HOST, chips)
     if chips % per_host:
         raise UserError(
-            f"--topology={topology} has {chips} chips, which {per_host} chips per host do not "
-            f"divide; set --chips-per-host to the chips of the node pool's machine type"
+            f"--topology={topology} has {chips} chips, not a multiple of {per_host} chips per "
+            "host; set --chips-per-host to the number of chips of the node pool's machine type"
         )
     return chips // per_host, per_host
 
@@ -75,7 +75,7 @@ def runtime_version(accelerator_type: str) -> str:
         if re.match(r"(tpu)?v?[7-9]", accelerator_type):
             _refuse_newer(accelerator_type)
         raise UserError(
-            f"--accelerator={accelerator_type} is not the type of a Cloud TPU; for example, set "
+            f"--accelerator={accelerator_type} is not a Cloud TPU type; for example, set "
             "--accelerator=v6e-8"
         )
     if generation not in RUNTIME_VERSIONS:

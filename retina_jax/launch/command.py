@@ -1,4 +1,4 @@
-"""The command to run, as a user would type it at home, and its way through other parsers."""
+"""The command to run, as a user would type it, and how it passes other parsers unchanged."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ _MOUNT = {
     "queued-resource": "mount an NFS export with --mount=HOST:/EXPORT:/PATH",
 }
 """How each kind of job gets a shared folder; the nodes of a SLURM cluster have one."""
+_ADDRESS = re.compile(r"gs://[^/]")
+"""An address that the command opens itself (`files.open_path`)."""
 
 
 def flag_value(words: Sequence[str], flag: str) -> str | None:
@@ -56,7 +58,7 @@ def check_workdir(words: Sequence[str], kind: str, mounts: Sequence[str]) -> Non
       mounts: absolute paths of shared folders in the container.
     """
     workdir = flag_value(words, WORKDIR)
-    if workdir is None:
+    if workdir is None or _ADDRESS.match(workdir):
         return
     path = PurePosixPath(posixpath.normpath(workdir))
     if any(path.is_relative_to(mount) for mount in mounts):
@@ -64,23 +66,21 @@ def check_workdir(words: Sequence[str], kind: str, mounts: Sequence[str]) -> Non
     if mounts:
         fix = f"put it below {' or '.join(mounts)}"
     else:
-        fix = f"{_MOUNT[kind]}, and set --workdir=/PATH/FOLDER"
+        fix = f"{_MOUNT[kind]}, and set --workdir=/PATH/FOLDER, or set --workdir=gs://BUCKET/FOLDER"
     raise UserError(f"--workdir={workdir} is lost when the job restarts on another machine; {fix}")
 
 
-def refuse_address(flag: str, value: str, kind: str) -> None:
-    """`UserError` if a folder is an address, such as that of a bucket.
+def check_address(flag: str, value: str) -> None:
+    """`UserError` if ``value`` is an address that the command cannot open.
 
     Args:
       flag: the flag whose value it is, as the user typed it.
     """
-    if "://" not in value:
-        return
-    if kind in _MOUNT:
-        fix = f"{_MOUNT[kind]}, and set {flag}=/PATH/FOLDER"
-    else:
-        fix = f"set {flag} to a folder that all nodes see"
-    raise UserError(f"{flag}={value} is an address, and the command needs a folder; {fix}")
+    if "://" in value and not _ADDRESS.match(value):
+        raise UserError(
+            f"{flag}={value} is an address that the command does not open; set "
+            f"{flag}=gs://BUCKET/FOLDER, or a folder that all hosts see"
+        )
 
 
 def digest(job: object) -> str:

@@ -21,6 +21,7 @@ from retina_jax.errors import DONE, CommandError, RunError, UserError
 from retina_jax.launch import accelerators, codes, mounts, tools
 from retina_jax.launch.command import check_workdir, digest, kubernetes_arguments
 from retina_jax.launch.jobset_status import LAUNCH, Pods, State, exit_code
+from retina_jax.wording import counted
 
 if TYPE_CHECKING:
     from retina_jax.progress import Reporter
@@ -242,7 +243,7 @@ class Job:
             else:
                 tools.run(self._kubectl("create", "-f", "-"), self.dry_run())
                 state = True
-                report.say(f"created JobSet {self.name}: {self.hosts} hosts")
+                report.say(f"created JobSet {self.name}: {counted(self.hosts, 'host')}")
             code = self._follow(report, poll)
         except (KeyboardInterrupt, tools.Terminated):
             self._clean_up(report, keep)
@@ -250,7 +251,7 @@ class Job:
         except CommandError:
             if state:
                 how = self._how_to_delete()
-                report.note(f"JobSet {self.name} is left as it is; {how} deletes it")
+                report.note(f"JobSet {self.name} was not deleted; delete it with {how}")
             raise
         self._clean_up(report, keep)
         return code
@@ -284,7 +285,9 @@ class Job:
             while True:
                 state = State.of(tools.patiently(self._get, poll))
                 if state is None:
-                    raise RunError(f"JobSet {self.name} was deleted; the same command starts anew")
+                    raise RunError(
+                        f"JobSet {self.name} was deleted; run the same command to start it"
+                    )
                 if state.restarts != restarts:
                     restarts = state.restarts
                     report.say(f"JobSet {self.name}: restart {restarts}")

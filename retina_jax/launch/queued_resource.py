@@ -1,7 +1,7 @@
 """Cloud TPU VMs (v6e and older): a queued resource, and the command on each of its workers.
 
 Google deletes preempted spot VMs and leaves the queued resource SUSPENDED. It is then deleted with
-``--force`` and created anew, and the command, which resumes from its workdir, runs again.
+``--force`` and created again, and the command, which resumes from its workdir, runs again.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class Job:
         return "\n".join([*lines, ""])
 
     def run(self, report: Reporter, poll: float, keep: bool) -> int:
-        """Creates the queued resource or goes on with it, follows the logs, deletes it.
+        """Creates the queued resource or reuses it, follows the logs, deletes it.
 
         Returns the exit code of the command.
         """
@@ -179,7 +179,7 @@ class Job:
             state = _ACTIVE
             faults, attempt = faults + 1, attempt + 1
             if faults > self.max_restarts:
-                report.note(f"no more restarts; --max-restarts={self.max_restarts}", "stopped")
+                report.note(f"no restarts left (--max-restarts={self.max_restarts})", "stopped")
                 return code
             report.say(f"exit code {code}: restart {faults} of at most {self.max_restarts}")
 
@@ -207,7 +207,7 @@ class Job:
         return False
 
     def _activate(self, state: str, report: Reporter, poll: float) -> None:
-        """Waits until the queued resource is active; creates it (anew) where it is lost."""
+        """Waits until the queued resource is active; creates it, again if it was lost."""
         shown = None
         if state == _ACTIVE and self._nodes_are_lost():
             state = _LOST[0]

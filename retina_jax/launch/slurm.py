@@ -1,4 +1,4 @@
-"""SLURM: an sbatch script of one process per node, which queues itself again after a preemption."""
+"""SLURM: an sbatch script of one process per node, which requeues itself after a preemption."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from retina_jax.errors import DONE, FAULT, CommandError, RunError, UserError
 from retina_jax.launch import codes, tools
 from retina_jax.launch.command import digest
 from retina_jax.launch.scripts import script
+from retina_jax.wording import counted
 
 if TYPE_CHECKING:
     from retina_jax.progress import Reporter
@@ -44,8 +45,8 @@ class Job:
     def __post_init__(self):
         if not re.fullmatch(r"[\w.-]+", self.name):
             raise UserError(
-                f"--name={self.name} may have letters, digits, -, _ and . only; for example, set "
-                "--name=retina-r50"
+                f"--name={self.name} may contain only letters, digits, -, _ and .; for example, "
+                "set --name=retina-r50"
             )
         if self.mounts and not self.image:
             raise UserError(f"--mount={self.mounts[0]} needs a container; set --image or remove it")
@@ -114,7 +115,7 @@ class Job:
                     report.say(f"cancelled job {number}")
                 raise
             except CommandError:
-                report.note(f"job {number} is left as it is; scancel {number} cancels it")
+                report.note(f"job {number} was not cancelled; cancel it with scancel {number}")
                 raise
             # a failed job exits with 143 where the cluster does not let it queue itself again
             if not (state in _LOST or (state == "FAILED" and code == codes.TERMINATED)):
@@ -135,8 +136,8 @@ class Job:
             if comment.strip() == self._comment:
                 return number
             raise UserError(
-                f"job {number} has this name and another command; set another --name, or cancel it "
-                f"with scancel {number}"
+                f"job {number} has the same name and runs another command; set another --name, or "
+                f"cancel it with scancel {number}"
             )
         return None
 
@@ -146,7 +147,7 @@ class Job:
         if not number.isdigit():
             raise RunError(f"sbatch --parsable printed {printed!r} instead of a job id")
         log = self._log.replace("%j", number)
-        report.say(f"submitted job {number}: {self.nodes} nodes; its log is {log}")
+        report.say(f"submitted job {number}: {counted(self.nodes, 'node')}; its log is {log}")
         return number
 
     def _follow(self, number: str, report: Reporter, poll: float) -> tuple[str, int]:
@@ -179,7 +180,7 @@ def read_state(line: str) -> tuple[str, int]:
 
 
 class Tail:
-    """Prints what a growing file has new."""
+    """Prints what is new in a growing file."""
 
     def __init__(self, path: Path):
         self._path, self._read = path, 0

@@ -163,7 +163,7 @@ def _installed(tool: str) -> Iterator[None]:
 
 
 class Followed:
-    """A tool that runs along: its output is printed, and each line given to ``on_line``."""
+    """A tool in the background: its output is printed, and each line is passed to ``on_line``."""
 
     def __init__(
         self, arguments: Sequence[str], on_line: Callable[[str], object] = lambda line: None
@@ -253,9 +253,9 @@ def printed(arguments: Sequence[str]) -> str:
 
 
 def patiently(ask: Callable[[], T], pause: float, patience: int = 5) -> T:
-    """``ask()``, which may fail ``patience`` times before its error counts.
+    """Calls ``ask``, and raises its error only if it fails more than ``patience`` times.
 
-    Polling for hours meets a network that is away for a moment.
+    During hours of polling, the network may be down for a moment.
     """
     for left in reversed(range(patience + 1)):
         try:

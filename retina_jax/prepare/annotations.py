@@ -15,7 +15,7 @@ from retina_jax.errors import UserError
 from retina_jax.prepare.handling import LeftOut, RecordError
 from retina_jax.prepare.names import clean
 
-TURNED = "boxes with a rotation, stored as the hull of the turned box"
+TURNED = "rotated boxes, stored as their axis-aligned bounding boxes"
 _USED_OF_ANNOTATIONS = set("id image_id category_id bbox area iscrowd ignore attributes".split())
 _USED_OF_IMAGES = set(
     "id file_name width height license coco_url flickr_url date_captured url".split()
@@ -88,7 +88,7 @@ def check(path: Path, content: Any, left_out: LeftOut | None = None) -> Annotati
     if not images:
         raise UserError(f"{path}: none of its images can be used; the first: {left_out.lines[0]}")
     with_boxes = {a["category_id"] for of_image in annotations.values() for a in of_image}
-    counts["classes without a box"] += len(categories.keys() - with_boxes)
+    counts["classes without boxes"] += len(categories.keys() - with_boxes)
     for image in images.values():
         _count_unused("images", image, _USED_OF_IMAGES, counts)
     found = Annotations(

@@ -24,6 +24,7 @@ from retina_jax.prepare.writer import LEFT_OUT_COUNT, REPORT, Rows, check_name, 
 from retina_jax.prepare.yolo_tree import SPLITS as YOLO_SPLITS
 from retina_jax.prepare.yolo_tree import read_yolo
 from retina_jax.progress import Reporter
+from retina_jax.wording import counted
 
 Folders = dict[str, tuple[Annotations, Path]]
 """Maps each split to its annotations and its image folder."""
@@ -100,8 +101,8 @@ def named_splits(
         split, what = _split_of(flag, argument, exists)
         if split in splits:
             raise UserError(
-                f"{flag} {what} and {splits[split]} both become split {split!r}; name one of them: "
-                f"{flag} NAME={what}"
+                f"{flag} {what} and {splits[split]} both become split {split!r}; give one of them "
+                f"another name: {flag} NAME={what}"
             )
         splits[split] = what
     return splits
@@ -113,13 +114,13 @@ def _split_of(flag: str, argument: str, exists: Callable[[str], bool]) -> tuple[
     if equals and names_split and (exists(what) or not exists(argument)):
         return name, what
     if equals and not names_split and not re.search(r"[\\/.]", name) and not exists(argument):
-        raise UserError(f"{flag} {argument}: {name!r} is not a valid split name; try train=")
+        raise UserError(f"{flag} {argument}: {name!r} is not a valid split name; write train=FILE")
     path = Path(argument)
     for text in (path.stem, path.parent.name):  # train/_annotations.coco.json, as Roboflow has it
         for word, split in (("train", "train"), ("val", "validation"), ("test", "test")):
             if word in text.lower():
                 return split, argument
-    raise UserError(f"{flag} {argument}: the name does not show the split; write train={argument}")
+    raise UserError(f"{flag} {argument}: no train, val or test in the name; write train={argument}")
 
 
 def coco_source(
@@ -213,7 +214,9 @@ def _source(kind: str, splits: Folders, follow_links: bool, skip_bad: bool) -> S
         pictures = (name for name in Folder(folder).files if is_picture(name))
         unnamed = [name for name in pictures if str(Path(name)) not in names]
         if unnamed:
-            found_in[f"pictures in {folder.name} that no annotation names, left out"] = len(unnamed)
+            found_in[f"images in {folder.name} that the annotations do not mention, left out"] = (
+                len(unnamed)
+            )
     return Source(
         rows=readers,
         class_names=[categories[i] for i in category_ids],
@@ -263,43 +266,43 @@ def prepare(
             handling,
             source.left_out,
         )  # fmt: skip
-    counted = json.loads((directory / REPORT).read_text())
-    _say(counted, directory, handling, report)
+    reported = json.loads((directory / REPORT).read_text())
+    _say(reported, directory, handling, report)
     indexes = [Index.load(directory, split) for split in source.rows]
     most = max(int(index.box_counts.max(initial=0)) for index in indexes)
-    left_out = sum(counts.get(LEFT_OUT_COUNT, 0) for counts in counted.values())
+    left_out = sum(counts.get(LEFT_OUT_COUNT, 0) for counts in reported.values())
     return Prepared(directory, tuple(source.rows), most, left_out)
 
 
 def _say(
-    counted: Mapping[str, Mapping[str, int]], directory: Path, handling: Handling, report: Reporter
+    reported: Mapping[str, Mapping[str, int]], directory: Path, handling: Handling, report: Reporter
 ) -> None:
     common = default_config().data.max_boxes  # above it, the user must set the field
     few = 0
-    for split, counts in counted.items():
+    for split, counts in reported.items():
         counts = collections.Counter(counts)
         few += counts.pop(FEW_LEVELS, 0)
         if split == "folders":
             report.say(f"{split}:")
         else:
-            report.say(f"{split}: {counts.pop('images')} images, {counts.pop('boxes', 0)} boxes")
+            images, boxes = counts.pop("images"), counts.pop("boxes", 0)
+            report.say(f"{split}: {counted(images, 'image')}, {counted(boxes, 'box')}")
             index = Index.load(directory, split)
             row, most = int(index.box_counts.argmax()), int(index.box_counts.max())
             if most > common:
-                counts[f"boxes on image {index.image_ids[row]}, the maximum; to train on it, set "
-                       f"--config.data.max_boxes={most}"] = most  # fmt: skip
+                counts[f"most boxes on one image (image {index.image_ids[row]}; to train on it, "
+                       f"set --config.data.max_boxes={most})"] = most  # fmt: skip
         for what, count in counts.items():
-            report.say(f"  {count} {what}")
+            report.say(f"  {what}: {count}")
     if handling.pixel_scale:
         low, high = handling.pixel_scale
         report.say(
-            f"scaled values {low:g} to {high:g} of 16-bit and float images to 0 to 255 "
-            "(--pixel-range)"
+            f"values {low:g} to {high:g} of 16-bit and float images become 0 to 255 (--pixel-range)"
         )
     if few:
         low, high = handling.pixel_scale or (0, 0)
         report.note(
-            f"{few} {FEW_LEVELS}: they are nearly black or nearly uniform; if the source range is "
-            f"not {low:g} to {high:g}, set --pixel-range=LOW,HIGH",
+            f"{FEW_LEVELS}: {few}; they are nearly black or nearly uniform; if the source range "
+            f"is not {low:g} to {high:g}, set --pixel-range=LOW,HIGH",
             "warning",
         )

@@ -108,7 +108,7 @@ class CatalogueRows:
         difficult = np.asarray(objects.get("is_difficult", np.zeros(len(xywh))), bool)
         counts["boxes marked difficult, kept as crowds"] += int(difficult.sum())
         groups = np.asarray(objects.get("is_group_of", np.zeros(len(xywh))), bool)
-        counts["boxes marked group of, kept as crowds"] += int(groups.sum())
+        counts["boxes marked as a group, kept as crowds"] += int(groups.sum())
         for field in sorted(set(objects) - _USED_OF_OBJECTS):
             used = np.asarray(objects[field])
             marked = int(used.astype(bool).sum()) if used.dtype == bool else len(xywh)

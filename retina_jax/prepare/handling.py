@@ -8,8 +8,8 @@ import math
 from retina_jax.errors import UserError
 
 ADVICE = (
-    "--on-bad=skip leaves out such records, up to --max-bad=SHARE of all; --allow-truncated keeps "
-    "truncated JPEGs that can be decoded"
+    "set --on-bad=skip to leave out such records, up to --max-bad=SHARE of all, or "
+    "--allow-truncated to keep truncated JPEGs"
 )
 
 

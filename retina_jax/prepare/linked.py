@@ -1,4 +1,4 @@
-"""Links that lead outside a tree: a downloaded data set must not read other files."""
+"""Links that lead outside a tree: a downloaded data set must not expose other files."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ class AnnotationReader:
             and Path(self._files[image["id"]][0]) != Path(image["file_name"])
             for image in self.annotations.images
         )
-        other = "pictures whose name in the annotations is spelt differently from the file's"
+        other = "images whose file name is spelt differently in the annotations"
         return self.annotations.counts + collections.Counter({other: matched})
 
     @functools.cached_property
@@ -236,10 +236,10 @@ def boxes_inside(
         boxes = coco_xywh_to_xyxy(given)
     inside = np.clip(boxes, 0, [width, height, width, height])
     left = (inside[:, 2:] > inside[:, :2]).all(axis=1)
-    counts["boxes of no area, dropped"] += int((~has_area).sum())
-    counts["boxes wholly outside their picture, dropped"] += int((has_area & ~left).sum())
+    counts["boxes without area, dropped"] += int((~has_area).sum())
+    counts["boxes outside their image, dropped"] += int((has_area & ~left).sum())
     # half a pixel: annotation tools round
     cut = has_area & left & (np.abs(inside - boxes).max(axis=1, initial=0) > 0.5)
-    counts["boxes partly outside, cut to their picture"] += int(cut.sum())
+    counts["boxes partly outside their image, clipped"] += int(cut.sum())
     keep = has_area & left
     return inside[keep], [a for a, k in zip(annotations, keep, strict=True) if k]

@@ -15,6 +15,7 @@ import numpy as np
 
 from retina_jax.data.data_set import data_dir, data_sets, find_data_set
 from retina_jax.data.records import Record
+from retina_jax.files import is_address
 from retina_jax.prepare.writer import BusyError, write_data_set
 
 CLASS_NAMES = ("disc", "ring", "bar", "triangle", "cross")
@@ -232,13 +233,13 @@ def build(data_dir: Path, rows: dict[str, int] | None = None, name: str = "shape
 
 
 def open_data_set(config_dir: str, name: str) -> Path:
-    """Returns the directory of a data set; draws ``shapes`` if it does not exist yet.
+    """Returns the directory of a data set; draws ``shapes`` on disk if it does not exist yet.
 
     ``config_dir`` and ``name`` are ``data.dir`` and ``data.name``. Raises `UserError` if the data
     set does not exist.
     """
     directory = data_dir(config_dir)
-    while name == "shapes" and name not in data_sets(directory):
+    while name == "shapes" and not is_address(directory) and name not in data_sets(directory):
         try:
             build(directory)
         except BusyError:  # a run beside this one draws it

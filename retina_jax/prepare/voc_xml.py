@@ -75,7 +75,9 @@ def read_voc(
         lines = _lines(tree, listed)
         if len(splits) == 1 and not path.parent.is_dir():  # Label Studio and FiftyOne write none
             lines = [(i, stem) for i, stem in enumerate(sorted(by_stem), 1)]
-            counts[name]["annotations, all of the tree: it has no ImageSets/Main"] = len(lines)
+            counts[name]["annotation files: all in the tree, because it has no ImageSets/Main"] = (
+                len(lines)
+            )
         for line in lines:
             try:
                 stem = _annotation_of(path, line, by_stem, folder, name)

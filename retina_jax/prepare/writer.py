@@ -42,7 +42,7 @@ ROWS_A_SHARD = 1024
 REPORT = "prepare_report.json"
 LEFT_OUT = "left_out.txt"
 """File in the data set folder with one line for each record that was left out."""
-LEFT_OUT_COUNT = f"records that cannot be used, left out; {LEFT_OUT} lists them"
+LEFT_OUT_COUNT = f"records left out because they cannot be used (listed in {LEFT_OUT})"
 _READERS = max(4, 2 * (os.cpu_count() or 1))
 _READ_AHEAD = 4 * _READERS
 _MOST_FAULTS = 20
@@ -177,8 +177,8 @@ def check_name(name: str) -> None:
         fix = re.sub(r"[^a-z0-9_]+", "_", name.lower()).strip("_0123456789")[:100] or "custom"
         shown = name if len(name) <= 120 else name[:117] + "…"
         raise UserError(
-            f"--name={shown} must be at most 100 lower-case letters, digits and _, a letter first; "
-            f"try --name={fix}"
+            f"--name={shown} must have at most 100 lower-case letters, digits and _, a letter "
+            f"first; try --name={fix}"
         )
 
 
@@ -238,7 +238,7 @@ class _Bad:
         if self.handling.skip_bad:
             first = (
                 f"{self._count} of {self._total} records cannot be used"
-                f"{' (possibly more)' if self.enough else ''}: above "
+                f"{' (possibly more)' if self.enough else ''}, a larger share than "
                 f"--max-bad={self.handling.max_bad:g}; the first: {lines[0]}"
             )
             raise RecordsError([first, *lines[1:_MOST_FAULTS]])

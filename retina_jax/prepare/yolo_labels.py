@@ -14,7 +14,7 @@ from retina_jax.prepare.handling import RecordError
 from retina_jax.prepare.names import BYTE_ORDER_MARK
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(nan|inf)", re.ASCII | re.I)
-HULLS = "polygons or turned boxes, stored as their upright hulls"
+HULLS = "polygons or rotated boxes, stored as their axis-aligned bounding boxes"
 SCORES = "boxes with a score, which is not used"
 KEYPOINTS = "boxes with keypoints, which are not used"
 

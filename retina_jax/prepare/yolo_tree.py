@@ -43,7 +43,7 @@ def read_yolo(
     found = {}
     for key, split in SPLITS.items():
         if key == "test" and found and settings.get(key) and not _has_place(tree, settings, key):
-            lacking = "splits that data.yaml names and the tree does not have (test), left out"
+            lacking = "splits in data.yaml that the tree does not contain (test), left out"
             next(iter(found.values()))[0].counts[lacking] += 1  # as Roboflow's export often is
         elif settings.get(key):
             pictures, complete = _pictures(tree, settings_path, settings, key, follow_links)

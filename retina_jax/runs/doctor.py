@@ -25,7 +25,8 @@ def doctor(
     Raises `UserError` if the data set or the folder cannot be used.
     """
     directory = open_data_set(config.data.dir, config.data.name)
-    splits = [open_split(directory, s) for s in (config.data.train_split, config.data.eval_split)]
+    names = (config.data.train_split, config.data.eval_split)
+    splits = [open_split(directory, name, report=report_to) for name in names]
     for split in splits:
         if not len(split):
             raise UserError(f"{split.label()} is empty; prepare it from annotations with images")

@@ -9,6 +9,7 @@ from retina_jax.data.data_set import open_split
 from retina_jax.errors import UserError
 from retina_jax.evaluation.pictures import draw_split
 from retina_jax.prepare.shapes import open_data_set
+from retina_jax.runs.evaluations import evaluation_folder
 from retina_jax.training.workdir import read_config
 
 
@@ -32,15 +33,7 @@ def draw(
     if count < 1:
         raise UserError(f"--count={count} must be 1 or more")
     config = read_config(workdir)
-    evaluations = [p.parent for p in workdir.glob("eval/*/detections.json")]
-    by_step = {int(folder.name): folder for folder in evaluations if folder.name.isdigit()}
-    if not by_step or (step is not None and step not in by_step):
-        which = "" if step is None else f" of step {step}"
-        available = f" (available: {', '.join(map(str, sorted(by_step)))})" if by_step else ""
-        raise UserError(
-            f"{workdir} has no evaluation{which}{available}; run the evaluate command on it first"
-        )
-    evaluation = by_step[max(by_step) if step is None else step]
+    evaluation = evaluation_folder(workdir, step)
     directory = open_data_set(config.data.dir, config.data.name)
     split = open_split(directory, config.data.eval_split, config.data.labels)
     detections = json.loads((evaluation / "detections.json").read_text())

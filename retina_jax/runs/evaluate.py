@@ -27,7 +27,8 @@ from retina_jax.runs.meaning import (
 from retina_jax.training.checkpoint import FOLDER, Checkpoints
 from retina_jax.training.step import variable_shapes
 from retina_jax.training.stop import StopRequest
-from retina_jax.training.workdir import CONFIG, Classes, read_pixel_scale
+from retina_jax.training.workdir import CONFIG, Classes, read_pixel_scale, workdir_at
+from retina_jax.wording import counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,7 @@ class EvaluationResult:
     """The result of `evaluate`."""
 
     folder: Path
-    """The folder of detections.json, metrics.json and detections.png."""
+    """The folder of detections.json, metrics.json, detections.png and report.html."""
     metrics: dict[str, Any] | None
     """None if a signal stopped the evaluation; then nothing was written."""
     signal: signal.Signals | None = None
@@ -54,11 +55,11 @@ def evaluate(
     devices = parallel.Devices.local()
     devices.check_batch(config.eval.batch_size, "eval.batch_size")
     directory = open_data_set(config.data.dir, config.data.name)
-    split = open_split(directory, config.data.eval_split, config.data.labels)
+    split = open_split(directory, config.data.eval_split, config.data.labels, report)
     check_alike(config, [split], devices)
     model = retinanet.build(config, len(split.class_names))
-    evaluator = Evaluator(model, split, config, devices)
-    folder = Path(workdir).expanduser().absolute()
+    evaluator = Evaluator(model, split, config, devices, report)
+    folder = workdir_at(workdir)
     step = None
     if (folder / FOLDER).is_dir():
         checkpoints = Checkpoints(folder)
@@ -80,15 +81,20 @@ def evaluate(
         check_pixel_scale(read_pixel_scale(folder), split, report)
         for name, (own, now) in changed_score_fields(folder, config).items():
             report.note(f"config.{name} is {own} in the run, {now} in this evaluation")
-    kind = ", averaged weights," if checkpoints.has_average(step) else ""
-    report.say(f"evaluating step {step} of {folder}{kind} on {len(split)} images ({directory})")
+    kind = " (averaged weights)" if checkpoints.has_average(step) else ""
+    images = counted(len(split), "image")
+    report.say(f"evaluating step {step} of {folder}{kind} on {images} ({directory})")
     variables = devices.replicate(variables)
     target = folder / "eval" / evaluation_name(folder, step, config, split)
     for line in evaluator.notices():
         report.note(line)
     advice = f"lower --config.eval.batch_size={config.eval.batch_size}"
-    with StopRequest() as stop, parallel.explain_out_of_memory(advice):
-        metrics = evaluate_variables(evaluator, variables, step, target, stop, report)
+    try:
+        with StopRequest() as stop, parallel.explain_out_of_memory(advice):
+            metrics = evaluate_variables(evaluator, variables, step, target, stop, report)
+        evaluator.finish_report()
+    finally:
+        evaluator.abandon_report()
     checkpoints.close()
     return EvaluationResult(target, metrics, stop.signal)
 

@@ -22,6 +22,7 @@ from retina_jax.training.workdir import (
     read_classes,
     read_resolved,
 )
+from retina_jax.wording import counted
 
 _LONGEST_NAME = 80  # characters of a folder's name
 
@@ -36,7 +37,7 @@ def check_classes(folder: Path, classes: Classes, report: Reporter) -> None:
     if stored is None:
         report.note(
             f"{folder} does not record the classes it was trained on; assuming the data set's "
-            f"{len(classes.names)} classes"
+            f"{counted(len(classes.names), 'class')}"
         )
         return
     difference = stored.difference(classes)
@@ -53,8 +54,8 @@ def check_pixel_scale(trained: tuple[float, float] | None, split: Split, report:
     """Reports a note if 16-bit or float images were scaled differently than for training."""
     if trained != split.pixel_scale:
         report.note(
-            f"{split.label()}: 16-bit or float images were scaled with {split.pixel_scale}, those "
-            f"of training with {trained}; prepare the data set with the same --pixel-range"
+            f"{split.label()}: 16-bit or float images were scaled with {split.pixel_scale}, but "
+            f"with {trained} for training; prepare the data set with the same --pixel-range"
         )
 
 

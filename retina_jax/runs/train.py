@@ -40,6 +40,7 @@ from retina_jax.runs.weights import read_source
 from retina_jax.training import averaging
 from retina_jax.training.checkpoint import Checkpoints
 from retina_jax.training.curves import draw_curves
+from retina_jax.training.error_log import errors_recorded
 from retina_jax.training.lease import Lease
 from retina_jax.training.loop import LoopResult, TrainingLoop
 from retina_jax.training.optimizer import build_optimizer, learning_rate_schedule
@@ -47,6 +48,7 @@ from retina_jax.training.step import init_state, make_train_step, state_shapes
 from retina_jax.training.stop import StopRequest
 from retina_jax.training.workdir import Classes, changed_fields, open_workdir, write_config
 from retina_jax.types import TrainState
+from retina_jax.wording import counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,8 +91,8 @@ def train(
 ) -> TrainingResult:
     """Trains up to ``train.steps`` in ``workdir`` with periodic evaluation; resumes if possible.
 
-    ``may_exit``: whether a signal may end the program where nothing would be lost, instead of
-    being heard later. Every process of a run calls this (`parallel.start`).
+    ``may_exit``: whether a signal may end the program at once when nothing would be lost, rather
+    than at the next step. Every process of a run calls this (`parallel.start`).
 
     Raises `UserError` for errors that the user can fix, before compilation, and
     `NonFiniteLossError` for a non-finite loss.
@@ -116,12 +118,14 @@ def train(
         step_fn = run.devices.train_step(
             make_train_step(run.model, run.optimizer, schedule, config)
         )
-        with _explain_faults(config, run.folder):
+        recorded = errors_recorded(run.folder, parallel.is_main())
+        with recorded, _explain_faults(config, run.folder):
             state = run.devices.replicate(run.state)
             run.devices.check_equal(state, "at the start")
             result = loop.run(state, step_fn, run.loader, run.first_step)
         if result.stopped:
             return TrainingResult(run.folder, signal=stop.signal)
+        run.evaluator.finish_report(lambda: stop.signal is not None)
         return _finished(config, run.folder, result, report)
 
 
@@ -150,8 +154,8 @@ def _begin(
     devices.check_batch(config.train.batch_size, "train.batch_size", config.train.accumulate)
     devices.check_batch(config.eval.batch_size, "eval.batch_size")
     directory = open_data_set(config.data.dir, config.data.name)
-    train_split = open_split(directory, config.data.train_split, config.data.labels)
-    eval_split = open_split(directory, config.data.eval_split, config.data.labels)
+    train_split = open_split(directory, config.data.train_split, config.data.labels, report)
+    eval_split = open_split(directory, config.data.eval_split, config.data.labels, report)
     check_alike(config, [train_split, eval_split], devices)
     loader = TrainLoader(train_split, config, parallel.process_index(), parallel.process_count())
     check_pixel_scale(train_split.pixel_scale, eval_split, report)
@@ -159,7 +163,7 @@ def _begin(
     if findings and findings[0].level == "error":
         raise UserError(f"{findings[0].message} (run the doctor command for details)")
     model = retinanet.build(config, len(train_split.class_names), parallel.AXIS)
-    evaluator = Evaluator(model, eval_split, config, devices)
+    evaluator = Evaluator(model, eval_split, config, devices, report)
     optimizer = build_optimizer(config)
 
     folder, changed = open_workdir(workdir, config)
@@ -170,6 +174,7 @@ def _begin(
     before = changed_fields(folder, config)
     checkpoints = Checkpoints(folder, config.train.keep_checkpoints)
     held.callback(checkpoints.close)  # before the lease ends
+    held.callback(evaluator.abandon_report)
     latest_step = json.loads(
         parallel.group.tell("latest step", json.dumps(checkpoints.latest_step()))
     )
@@ -191,11 +196,7 @@ def _begin(
         if note := averaging.change(config.train.ema, checkpoints.has_average(first_step)):
             report.note(note)
     else:
-        state = init_state(model, optimizer, config)
-    if latest_step == 0:
-        state = _start_from_step_0(state, checkpoints, folder, report)
-    elif latest_step is None and config.model.init_from:
-        state = _start_from(state, config, train_split, report)
+        state = initial_state(model, optimizer, config, checkpoints, folder, train_split, report)
     if parallel.is_main():
         facts = classes.to_json() | {"pixel_scale": train_split.pixel_scale}
         facts |= {"data": data_facts([train_split, eval_split])}
@@ -240,6 +241,25 @@ def _explain_faults(config: ml_collections.ConfigDict, folder: Path) -> Iterator
         ) from error
 
 
+def initial_state(
+    model: retinanet.RetinaNet,
+    optimizer: optax.GradientTransformation,
+    config: ml_collections.ConfigDict,
+    checkpoints: Checkpoints,
+    folder: Path,
+    split: Split,
+    report: Reporter,
+) -> TrainState:
+    """The state before the first step of a run in ``folder``.
+
+    Its weights are those of a checkpoint of step 0, else of ``model.init_from``, else random.
+    """
+    state = init_state(model, optimizer, config)
+    if 0 in checkpoints.steps():
+        return _start_from_step_0(state, checkpoints, folder, report)
+    return _start_from(state, config, split, report) if config.model.init_from else state
+
+
 def _start_from(
     state: TrainState, config: ml_collections.ConfigDict, split: Split, report: Reporter
 ) -> TrainState:
@@ -279,10 +299,11 @@ def _introduce(config, folder, devices, loader, train_split, eval_split, state, 
         f"{config.train.precision} on {devices.describe()}"
     )
     report.say(
-        f"{len(train_split)} training images, {len(eval_split)} evaluation images, "
-        f"{len(train_split.class_names)} classes, {loader.padding_share:.0%} padding "
+        f"{counted(len(train_split), 'training image')}, "
+        f"{counted(len(eval_split), 'evaluation image')}, "
+        f"{counted(len(train_split.class_names), 'class')}, {loader.padding_share:.0%} padding "
         f"({train_split.directory})"
     )
     if loader.left_out:
-        report.say(f"{loader.left_out} images without boxes excluded (data.drop_empty)")
+        report.say(f"images without boxes, excluded (data.drop_empty): {loader.left_out}")
     report.say(f"workdir {folder}")

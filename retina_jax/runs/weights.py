@@ -12,6 +12,7 @@ import ml_collections
 from retina_jax.config import leaves, resolve
 from retina_jax.data.data_set import data_dir, find_data_set, open_split
 from retina_jax.errors import UserError
+from retina_jax.files import on_disk, open_path
 from retina_jax.interop.export import check_expressible, export_weights, how_to_load, note_of
 from retina_jax.interop.files import SUFFIXES, write_arrays
 from retina_jax.interop.fit import COCO_IDS, COCO_SLOTS
@@ -33,6 +34,7 @@ from retina_jax.training.workdir import (
     read_pixel_scale,
     write_config,
 )
+from retina_jax.wording import counted
 
 
 def read_source(source: str, field: str) -> Imported:
@@ -40,7 +42,7 @@ def read_source(source: str, field: str) -> Imported:
 
     Raises `UserError`, naming ``field``, if ``source`` is neither or cannot be read.
     """
-    path = Path(source).expanduser()
+    path = open_path(source, field)
     if (path / FOLDER).is_dir():
         config = path / CONFIG
         fields = leaves(json.loads(config.read_text())) if config.exists() else {}
@@ -52,7 +54,11 @@ def read_source(source: str, field: str) -> Imported:
             f"({', '.join(SUFFIXES)}); set it to the workdir of a run, or to a file of "
             "torchvision, Detectron2 or this program"
         )
-    return read_weights(path)
+    try:
+        with on_disk(path) as copy:
+            return read_weights(copy)
+    except FileNotFoundError as error:
+        raise UserError(f"{field}={source!r} does not exist ({error}); set it to a file") from None
 
 
 def import_weights(
@@ -73,7 +79,7 @@ def import_weights(
     report = report or Reporter()
     if classes < 0:
         raise UserError(f"--classes={classes} must be 1 or more")
-    folder = Path(workdir).expanduser()
+    folder = open_path(workdir, "--out")
     if (folder / FOLDER).exists():
         raise UserError(f"--out={folder} already has checkpoints; use another folder")
     imported = read_source(weights, "--weights")
@@ -96,7 +102,7 @@ def import_weights(
     pairs = imported.classes if imported.classes and len(imported.classes) == count else None
     stored = pairs and Classes(tuple(n for _, n in pairs), tuple(i for i, _ in pairs))
     write_config(folder, config, stored and stored.to_json())
-    report.say(f"{config.model.backbone}-FPN with {count} classes, step 0, in {folder}")
+    report.say(f"{config.model.backbone}-FPN with {counted(count, 'class')}, step 0, in {folder}")
     return folder
 
 
@@ -123,7 +129,8 @@ def _count_classes(
         if not count:
             raise UserError(
                 f"--weights={weights} is a backbone without classes, and data set config.data.name="
-                f"{config.data.name!r} does not exist; set the number, for example --classes=80"
+                f"{config.data.name!r} does not exist; set the number of classes, for example "
+                "--classes=80"
             )
         return count, category_ids
     resolved = resolve(config)
@@ -153,7 +160,7 @@ def export_run(workdir: str | Path, system: str, out: Path) -> tuple[int, list[s
     Returns the number of arrays, and the code (or config lines) that loads them there. Raises
     `UserError` for a network that the system cannot represent.
     """
-    workdir = Path(workdir).expanduser()
+    workdir = open_path(workdir, "--workdir")
     config = read_config(workdir)
     check_expressible(config, system)
     tree = weights_of(workdir)

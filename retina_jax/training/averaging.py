@@ -1,4 +1,4 @@
-"""The moving average of the weights (`train.ema`): kept by the step, used wherever a run is scored.
+"""The moving average of the weights (`train.ema`), which evaluation and export use.
 
 It covers parameters and running statistics, as in YOLO and torchvision's classification reference:
 the activations of averaged weights have averaged statistics, not those of the newest weights.
@@ -20,7 +20,7 @@ def start(params: Any, batch_stats: Any) -> dict[str, Any]:
 
 
 def update(averaged: Any, params: Any, batch_stats: Any, step: jax.Array, ema: float) -> Any:
-    """The average after the step that made ``params``, the first having ``step`` 0; None if none.
+    """The average after the step that made ``params`` (the first is step 0); None if there is none.
 
     The decay of the t-th step is ``min(ema, (1 + t) / (10 + t))``: the warm-up of
     ``tf.train.ExponentialMovingAverage`` and of TF Model Garden, without which the random initial
@@ -48,15 +48,16 @@ def begin(state: TrainState) -> TrainState:
 
 
 def with_weights(state: TrainState, weights: dict[str, Any]) -> TrainState:
-    """``state`` with other weights, from which its average starts anew if it keeps one."""
+    """``state`` with other weights, from which its average, if it keeps one, starts again."""
     state = state.replace(params=weights["params"], batch_stats=weights["batch_stats"])
     return state if state.averaged is None else begin(state)
 
 
 def change(ema: float, stored: bool) -> str:
-    """What ``train.ema`` changes about a checkpoint that holds an average or not; "" if nothing."""
+    """How ``train.ema`` changes the average in a checkpoint, for messages; "" if it does not."""
     if ema and not stored:
-        return f"train.ema={ema}: the checkpoint has no average of the weights; it starts from them"
+        start = "the average starts from its weights"
+        return f"train.ema={ema}: the checkpoint has no averaged weights; {start}"
     if stored and not ema:
-        return "train.ema=0: the average of the weights in the checkpoint is dropped"
+        return "train.ema=0: the averaged weights in the checkpoint are dropped"
     return ""

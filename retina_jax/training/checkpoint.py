@@ -15,6 +15,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from retina_jax import parallel
 from retina_jax.errors import RunError, UserError
+from retina_jax.files import is_address, make_folder, move_folder, open_path
 from retina_jax.training import averaging
 from retina_jax.types import TrainState
 
@@ -39,9 +40,10 @@ class Checkpoints:
                 ),
             ]
         )
-        self._folder = (workdir / FOLDER).absolute()
+        folder = workdir / FOLDER
+        self._folder = folder if is_address(folder) else folder.absolute()
         if parallel.is_main():
-            self._folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self._folder)
         parallel.group.barrier("checkpoints")
         self._manager = ocp.CheckpointManager(
             self._folder,
@@ -54,6 +56,10 @@ class Checkpoints:
                 multiprocessing_options=_among_processes(),
             ),
         )
+
+    def steps(self) -> list[int]:
+        """The steps that have a checkpoint."""
+        return sorted(self._manager.all_steps())
 
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
@@ -160,11 +166,10 @@ class Checkpoints:
         aside = self._folder.with_name(DAMAGED)
         if parallel.is_main():
             for step in damaged:
-                aside.mkdir(exist_ok=True)
                 target = aside / str(step)
                 if target.exists():
                     target = aside / f"{step}-{secrets.token_hex(2)}"
-                (self._folder / str(step)).rename(target)
+                move_folder(self._folder / str(step), target)
         parallel.group.barrier("damaged checkpoints moved")
         if damaged:
             self._manager.reload()
@@ -193,7 +198,7 @@ class Checkpoints:
             raise RunError(
                 f"the checkpoint {self._folder / str(step)} is damaged "
                 f"({type(error).__name__}: {first[:200]}); run the training command again, which "
-                "goes on from the one before"
+                "continues from the previous one"
             ) from error
         weights = restored.get("averaged") or restored
         return {"params": weights["params"], "batch_stats": weights.get("batch_stats") or {}}
@@ -238,7 +243,7 @@ def weights_of(workdir: str | Path) -> dict[str, Any]:
 
     Their average, if the run keeps one.
     """
-    folder = Path(workdir).expanduser()
+    folder = open_path(workdir, "--workdir")
     if not (folder / FOLDER).is_dir():
         raise UserError(f"{str(workdir)!r} is not a workdir with checkpoints; train it first")
     checkpoints = Checkpoints(folder)

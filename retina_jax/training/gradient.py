@@ -21,7 +21,7 @@ from retina_jax.types import Array, Batch, Targets, TrainState
 
 @flax.struct.dataclass
 class LossParts:
-    """The loss of the global batch, or the share that some of its images have in it."""
+    """The loss of the global batch, or the part of it that some of its images contribute."""
 
     loss: Float[Array, ""]
     classification: Float[Array, ""]
@@ -32,7 +32,7 @@ class LossParts:
 
 @flax.struct.dataclass
 class BatchGradient:
-    """What a step needs to know of the global batch; equal on all devices."""
+    """What a step needs from the global batch; equal on all devices."""
 
     gradient: Any
     """With respect to ``state.params``."""

@@ -1,30 +1,31 @@
-"""A workdir belongs to one run: a lease that its program renews while it lives.
+"""A workdir belongs to one run: the run holds a lease, which it renews while it is alive.
 
-File locks do not reach all hosts of a shared disk, and a killed program cannot remove a file. So
-the lease is a file that is renewed every ten seconds, and counts for nothing after sixty without.
+File locks do not work across all hosts of a shared disk, object stores have none, and a killed
+program cannot remove a file. So the lease is a file or an object that is renewed every ten seconds
+and expires after sixty.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
-import platform
 import secrets
-import tempfile
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
-from retina_jax import parallel
+from retina_jax import files, parallel
 from retina_jax.errors import FAULT, UserError
-from retina_jax.files import write_json
 from retina_jax.progress import Reporter
-
-FILE = "lease.json"
-RENEWED_EVERY = 10.0  # seconds
-STALE_AFTER = 60.0  # seconds without renewal
+from retina_jax.training.lease_file import (
+    FILE,
+    RENEWED_EVERY,
+    STALE_AFTER,
+    has_ended,
+    identity,
+    runs_here,
+)
 
 
 class Lease:
@@ -37,7 +38,7 @@ class Lease:
     def __init__(self, folder: Path, report: Reporter):
         self._path = folder / FILE
         self._report = report
-        self._own = {**_identity(), "token": secrets.token_hex(8)}
+        self._own = {**identity(), "token": secrets.token_hex(8)}
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
 
@@ -56,13 +57,7 @@ class Lease:
 
     def _take(self) -> bool:
         """Creates the lease; False if there is one."""
-        try:
-            file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-        except FileExistsError:
-            return False
-        with os.fdopen(file, "w") as lease:
-            json.dump(self._own, lease)
-        return True
+        return files.create(self._path, json.dumps(self._own))
 
     def _wait_for_holder(self) -> None:
         """Removes the lease once it is stale; `UserError` if it is renewed."""
@@ -70,17 +65,18 @@ class Lease:
         if first is None:
             return
         holder = self._read()
-        if _has_ended(holder):
+        if has_ended(holder):
             self._remove(holder)
             return
         who = f"process {holder.get('pid', '?')} on host {holder.get('host', '?')}"
         age = self._now() - first
-        if _runs_here(holder) and age < RENEWED_EVERY:
+        if runs_here(holder) and age < RENEWED_EVERY:
             raise self._refused(who)
         left = STALE_AFTER - age
         if left > 0:
             self._report.note(
-                f"{self._path.parent} was in use by {who}; waiting {left:.0f} s for a sign of life"
+                f"{self._path.parent} was in use by {who}; waiting {left:.0f} s in case it "
+                "still runs"
             )
         while (left := STALE_AFTER - (self._now() - first)) > 0:
             time.sleep(min(left, 1.0))
@@ -99,26 +95,24 @@ class Lease:
 
     def _remove(self, holder: dict[str, Any]) -> None:
         if self._read() == holder:  # not that of a program that was faster
-            self._path.unlink(missing_ok=True)
+            with files.os_errors(self._path):
+                self._path.unlink(missing_ok=True)
 
     def _read(self) -> dict[str, Any]:
         try:
-            content = json.loads(self._path.read_text())
+            with files.os_errors(self._path):
+                content = json.loads(self._path.read_text())
             return content if isinstance(content, dict) else {}
         except (OSError, ValueError):  # not written yet, or cut short
             return {}
 
     def _renewed(self) -> float | None:
         """When the lease was last renewed, by the clock of its disk; None if there is none."""
-        try:
-            return self._path.stat().st_mtime
-        except FileNotFoundError:
-            return None
+        return files.modified(self._path)
 
     def _now(self) -> float:
         """The time by the clock of the disk, which is not this host's."""
-        with tempfile.TemporaryFile(dir=self._path.parent) as file:
-            return os.fstat(file.fileno()).st_mtime
+        return files.clock(self._path.parent)
 
     def _renew(self) -> None:
         while not self._over.wait(RENEWED_EVERY):
@@ -127,50 +121,15 @@ class Lease:
                 if holder.get("token", self._own["token"]) != self._own["token"]:
                     line = (
                         f"stopped: process {holder.get('pid')} on host {holder.get('host')} has "
-                        f"taken over {self._path.parent}, because this one did not answer for "
-                        f"{STALE_AFTER:.0f} s"
+                        f"taken over {self._path.parent}, because this process did not renew its "
+                        f"lease for {STALE_AFTER:.0f} s"
                     )
                     parallel.group.fail(FAULT, [line])
                     parallel.group.leave(FAULT, [line])
-                write_json(self._path, self._own)
+                files.write_json(self._path, self._own)
 
     def _release(self) -> None:
         self._over.set()
-        if self._read().get("token") == self._own["token"]:
-            self._path.unlink(missing_ok=True)
-
-
-def _identity() -> dict[str, Any]:
-    """Host and process, and what tells them from later ones with the same names."""
-    own: dict[str, Any] = {"host": platform.node(), "pid": os.getpid()}
-    with contextlib.suppress(OSError):  # Linux only
-        own["machine"] = _machine()
-        own["started"] = _started(os.getpid())
-    return own
-
-
-def _machine() -> str:
-    """This boot of this machine, and the container, within which process numbers are unique."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-
-
-def _started(pid: int) -> str:
-    """When a process started, in ticks since boot. Raises `OSError` if it does not run."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-
-
-def _runs_here(holder: dict[str, Any]) -> bool:
-    """Whether the holder is a process of this machine that runs."""
-    try:
-        return holder["machine"] == _machine() and holder["started"] == _started(holder["pid"])
-    except (KeyError, OSError):
-        return False
-
-
-def _has_ended(holder: dict[str, Any]) -> bool:
-    """Whether the holder was a process of this machine, and certainly runs no longer."""
-    try:
-        return holder["machine"] == _machine() and not _runs_here(holder)
-    except (KeyError, OSError):
-        return False
+        with contextlib.suppress(ConnectionError), files.os_errors(self._path):
+            if self._read().get("token") == self._own["token"]:
+                self._path.unlink(missing_ok=True)

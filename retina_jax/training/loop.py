@@ -17,9 +17,10 @@ import numpy as np
 from retina_jax import parallel
 from retina_jax.data.loader import TrainLoader
 from retina_jax.errors import CommandError, EvaluationError, NonFiniteLossError
-from retina_jax.files import atomic_write
 from retina_jax.progress import Reporter
+from retina_jax.training import kept_batch
 from retina_jax.training.checkpoint import Checkpoints
+from retina_jax.training.error_log import record_error
 from retina_jax.training.metrics import Meter, MetricsLog
 from retina_jax.training.stop import StopRequest
 from retina_jax.training.watchdog import Watchdog
@@ -93,8 +94,19 @@ class TrainingLoop:
     def _run(
         self, state: TrainState, step_fn: Callable, loader: TrainLoader, first_step: int
     ) -> None:
+        with MetricsLog(self._folder, first_step) as log:
+            self._steps(state, step_fn, loader, first_step, log)
+        self._checkpoints.wait()
+
+    def _steps(
+        self,
+        state: TrainState,
+        step_fn: Callable,
+        loader: TrainLoader,
+        first_step: int,
+        log: MetricsLog,
+    ) -> None:
         config, stop, steps = self._config.train, self._stop, self._config.train.steps
-        log = MetricsLog(self._folder, first_step)
         notes = self._checkpoints.notes(first_step) if first_step else {}
         meter = Meter(loader.image_ids_at, config.max_skipped, notes.get(_INTERVAL))
         result = self._result
@@ -165,26 +177,24 @@ class TrainingLoop:
         if result.stopped:
             self._settle(meter, loader)  # reports a non-finite step before saving
             self._save(state, meter)
-        log.close()
-        self._checkpoints.wait()
 
     def _settle(self, meter: Meter, loader: TrainLoader) -> None:
-        """`Meter.settle`; reports spikes, and keeps the batch of a step that is not finite."""
+        """`Meter.settle`; reports spikes, and keeps the batches of steps that are not finite."""
         try:
             meter.settle(self._config.train.on_nonfinite, self._checkpoints.latest_step())
-        except NonFiniteLossError as error:
-            if parallel.is_main():
-                path = self._folder / "nonfinite" / f"step_{error.step}.npz"
-                with atomic_write(path) as temporary:
-                    np.savez_compressed(temporary, **loader.arrays_at(error.step))
-                self._report.note(f"the batch of step {error.step} is in {path}")
-            raise
+        finally:
+            always = self._config.train.on_nonfinite == "stop"
+            for step in meter.not_finite if parallel.is_main() else ():
+                line = kept_batch.keep(self._folder, step, loader, always)
+                if line:
+                    self._report.note(line)
+            meter.not_finite.clear()
         for line in meter.spikes:
             self._report.note(line)
         meter.spikes.clear()
 
     def _roll_back(self, error: NonFiniteLossError) -> int:
-        """The step of the checkpoint from which training goes on, without the step of ``error``."""
+        """The step of the checkpoint to continue from; leaves out the step of ``error``."""
         self._checkpoints.wait()
         latest = self._checkpoints.latest_step()
         limit, in_a_row = self._config.train.max_skipped, 1
@@ -194,7 +204,8 @@ class TrainingLoop:
             raise error
         self._left_out.add(error.step)
         self._report.note(
-            f"step {error.step} was not finite; back to step {latest}, and on without it"
+            f"the loss or gradient of step {error.step} is not finite; going back to step {latest} "
+            f"and leaving out step {error.step}"
         )
         return latest
 
@@ -220,8 +231,10 @@ class TrainingLoop:
                 reason = repr(error)
                 self._report.say(traceback.format_exc())
             self._report.note(
-                f"the evaluation of step {step} failed ({reason}); the next one tries again"
+                f"the evaluation of step {step} failed ({reason}); the next evaluation tries again"
             )
+            if parallel.is_main():
+                record_error(self._folder, f"the evaluation of step {step} failed ({reason})")
             self._result.failed_evaluations += 1
             self._save(state, meter)
             return
@@ -239,4 +252,4 @@ class TrainingLoop:
 
 def _note(values: dict[str, float]) -> str:
     loss = "skipped" if values["loss"] is None else f"{values['loss']:.3f}"
-    return f"loss {loss} {values['images_per_second']:.1f} images/s"
+    return f"loss {loss}, {values['images_per_second']:.1f} images/s"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import json
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 
 from retina_jax import parallel
 from retina_jax.errors import NonFiniteLossError
-from retina_jax.files import write_text
+from retina_jax.files import is_address, mirror, write_text
 
 _NAMES = (
     "loss", "loss_classification", "loss_box", "foreground_anchors", "gradient_norm",
@@ -38,7 +39,7 @@ class Meter:
         Args:
           ids_at: the image ids of a step, of all processes.
           max_skipped: number of steps skipped in a row that ends training; 0: no limit.
-          interval: `open_interval` of the checkpoint from which the run goes on.
+          interval: `open_interval` of the checkpoint from which the run resumes.
         """
         interval = interval or {}
         self._ids_at = ids_at
@@ -49,6 +50,8 @@ class Meter:
         self._recent: collections.deque[float] = collections.deque(maxlen=_RECENT)
         self.spikes: list[str] = []
         """A line for each step whose loss was far above the recent ones."""
+        self.not_finite: list[int] = []
+        """Settled steps whose loss or gradient was not finite; the reader clears it."""
         self._images = 0
         self._cut_away = int(interval.get("cut_away", 0))
         self._seconds = self._input_wait = 0.0
@@ -101,6 +104,8 @@ class Meter:
             self._names = tuple(values)
             self._skipped_in_a_row = 0 if finite else self._skipped_in_a_row + 1
             limit = self._max_skipped
+            if not finite:
+                self.not_finite.append(step)
             if finite:
                 self._read.append(values)
                 self._look_for_spike(step, values["loss"])
@@ -163,26 +168,29 @@ class MetricsLog:
     """Writes one JSON object per log step to ``metrics.jsonl``, and the same to TensorBoard.
 
     When opened at ``first_step``, drops entries that a killed run logged after its last checkpoint.
-    Of several processes, one writes.
+    Of several processes, one writes. In an object store, both are uploaded whole after each entry.
     """
 
     def __init__(self, workdir: Path, first_step: int):
         self._events = None
+        self._files = None
         if not parallel.is_main():
             return
-        from tensorboardX import SummaryWriter
-
-        self._path = workdir / "metrics.jsonl"
+        before = workdir / "metrics.jsonl"
         kept = []
-        if self._path.exists():
-            for line in self._path.read_text().splitlines():
+        if before.exists():
+            for line in before.read_text().splitlines():
                 try:
                     if json.loads(line)["step"] <= first_step:
                         kept.append(line)
                 except ValueError:
                     break  # the last line, truncated when the run was killed
+        self._files = mirror(workdir)
+        self._is_copied = is_address(workdir)
+        self._path = self._files.local / before.name
         write_text(self._path, "".join(line + "\n" for line in kept))
-        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
+        events = self._files.local / "tensorboard"
+        self._events = _summary_writer()(str(events), purge_step=first_step + 1)
 
     def write(self, step: int, values: dict[str, float | None]) -> None:
         if self._events is None:
@@ -190,6 +198,9 @@ class MetricsLog:
         with self._path.open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         self.scalars("train", step, values)
+        if self._is_copied:
+            self._events.flush()
+        self._files.upload()
 
     def scalars(self, group: str, step: int, values: dict[str, float | None]) -> None:
         for name, value in values.items():
@@ -200,3 +211,27 @@ class MetricsLog:
     def close(self) -> None:
         if self._events is not None:
             self._events.close()
+            self._files.close()
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, _) -> None:
+        try:
+            self.close()
+        except OSError:
+            if error is None:  # else this one follows from it
+                raise
+
+
+def _summary_writer():
+    """tensorboardX's writer, without the second that it takes to import torch where that exists."""
+    absent = "torch" not in sys.modules
+    if absent:
+        sys.modules["torch"] = None
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if absent:
+            del sys.modules["torch"]
+    return SummaryWriter

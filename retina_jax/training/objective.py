@@ -126,7 +126,7 @@ def batch_counts(
 def normalize(
     sums: ImageLosses, counts: BatchCounts, ema: Float[Array, ""], config: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The share that some images have in the classification and box losses, and the next ``ema``.
+    """What some images contribute to the classification and box losses, and the next ``ema``.
 
     Summed over micro-batches and devices, the shares give the loss of the global batch: ``counts``
     are those of the whole batch. ``config`` is the ``loss`` group; ``normalizer`` selects the

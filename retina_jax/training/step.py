@@ -19,9 +19,12 @@ def init_state(
     optimizer: optax.GradientTransformation,
     config: ml_collections.ConfigDict,
 ) -> TrainState:
-    """The state at step 0, with weights initialised from ``config.seed``."""
-    init = jax.jit(lambda key: _init_variables(model, key))
-    return _state_of(init(jax.random.key(config.seed)), optimizer, config)
+    """The state at step 0, with weights initialised from ``config.seed``.
+
+    One program: the optimiser's zeros alone would be one for each shape, too small to be kept for
+    a restart.
+    """
+    return jax.jit(_init(model, optimizer, config))(jax.random.key(config.seed))
 
 
 def state_shapes(
@@ -30,17 +33,19 @@ def state_shapes(
     config: ml_collections.ConfigDict,
 ) -> TrainState:
     """`init_state` as `jax.ShapeDtypeStruct`, without any computation."""
-
-    def init(key):
-        return _state_of(_init_variables(model, key), optimizer, config)
-
-    return jax.eval_shape(init, jax.random.key(config.seed))
+    return jax.eval_shape(_init(model, optimizer, config), jax.random.key(config.seed))
 
 
 def variable_shapes(model: RetinaNet) -> dict[str, Any]:
     """``{"params": …, "batch_stats": …}`` of a network as `jax.ShapeDtypeStruct`."""
     variables = jax.eval_shape(lambda key: _init_variables(model, key), jax.random.key(0))
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+
+
+def _init(
+    model: RetinaNet, optimizer: optax.GradientTransformation, config: ml_collections.ConfigDict
+) -> Callable[[jax.Array], TrainState]:
+    return lambda key: _state_of(_init_variables(model, key), optimizer, config)
 
 
 def _init_variables(model: RetinaNet, key: jax.Array) -> dict[str, Any]:

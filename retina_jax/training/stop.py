@@ -13,13 +13,13 @@ from retina_jax.coordination import Point
 class StopRequest:
     """True after SIGINT or SIGTERM in any process; a second signal ends the program as usual.
 
-    This program handles both signals itself, and not JAX's preemption service, which knows SIGTERM
-    only and looks for it between steps. Python runs handlers in the main thread, between its own
-    instructions: never while XLA compiles. So a thread listens, too; it tells the other processes,
-    and ends the program at once where nothing would have to be saved.
+    This program handles both signals itself instead of using JAX's preemption service, which
+    handles only SIGTERM and only between steps. Python runs handlers in the main thread, between
+    its own instructions, never while XLA compiles. So a thread listens as well; it tells the other
+    processes, and ends the program at once if there is nothing to save.
 
-    Outside the main thread, where Python allows no signal handlers, only other processes' requests
-    are heard.
+    Outside the main thread, where Python allows no signal handlers, only requests of other
+    processes take effect.
     """
 
     def __init__(self, may_exit: bool = False):
@@ -63,7 +63,7 @@ class StopRequest:
 
     @property
     def signal(self) -> signal.Signals | None:
-        """The signal that asked for it, here or in another process."""
+        """The signal that requested the stop, in this or another process."""
         if self._own is None and parallel.group.asked is not None:
             return signal.Signals(parallel.group.asked)
         return self._own
@@ -72,7 +72,7 @@ class StopRequest:
         return self.signal is not None
 
     def before(self, point: Point) -> bool:
-        """Whether to stop before ``point``; alike in all processes, which must all ask.
+        """Whether to stop before ``point``; the same in all processes, which must all call it.
 
         Points only increase: step s is (s, 0), and batch b of the evaluation after it (s, b + 1).
         """
@@ -81,6 +81,6 @@ class StopRequest:
         return parallel.group.must_stop(point)
 
     def nothing_to_save(self, unchanged: bool) -> None:
-        """Says whether anything has changed that a checkpoint would keep."""
+        """Sets whether there is nothing new that a checkpoint would store."""
         if self._may_exit:
             parallel.group.unchanged = unchanged

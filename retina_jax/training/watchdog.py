@@ -1,4 +1,4 @@
-"""Ends a run that makes no progress: nothing else notices a process that lives but is stuck."""
+"""Ends a run that makes no progress: nothing else notices a process that is alive but stuck."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Watchdog:
         self._over.set()
 
     def progress(self, where: str) -> None:
-        """Something was done; ``where`` names it in the message."""
+        """Records progress; ``where`` names it in the message."""
         self._where, self._last = where, time.monotonic()
 
     @contextlib.contextmanager

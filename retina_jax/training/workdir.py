@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,8 @@ from retina_jax.config.values import (
     to_json,
 )
 from retina_jax.data.data_set import Split
-from retina_jax.errors import UserError, check_local
-from retina_jax.files import write_json
+from retina_jax.errors import UserError
+from retina_jax.files import clock, is_address, make_folder, open_path, write_json
 
 CONFIG = "config.json"
 
@@ -84,7 +83,7 @@ def read_classes(folder: Path) -> Classes | None:
 
 def read_resolved(folder: Path) -> dict[str, Any]:
     """What a run stored under "resolved": classes, derived values, fingerprints of its data."""
-    return dict(_read(Path(folder)).get(RESOLVED, {}))
+    return dict(_read(folder).get(RESOLVED, {}))
 
 
 def read_config(folder: Path) -> ml_collections.ConfigDict:
@@ -92,7 +91,7 @@ def read_config(folder: Path) -> ml_collections.ConfigDict:
 
     Fields added since have their defaults; removed fields are dropped.
     """
-    return from_json(_read(Path(folder)))
+    return from_json(_read(folder))
 
 
 def _read(folder: Path) -> dict[str, Any]:
@@ -102,12 +101,18 @@ def _read(folder: Path) -> dict[str, Any]:
         if not isinstance(content, dict):
             raise ValueError("not an object")
     except FileNotFoundError:
-        raise UserError(f"{folder} has no {CONFIG}; set --workdir to that of a run") from None
+        raise UserError(f"{folder} has no {CONFIG}; set --workdir to the folder of a run") from None
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{path} cannot be read ({error}); set --workdir to that of a run"
+            f"{path} cannot be read ({error}); set --workdir to the folder of a run"
         ) from None
     return content
+
+
+def workdir_at(workdir: str | Path, flag: str = "--workdir") -> Path:
+    """The absolute path, or the address, of a workdir that need not exist."""
+    folder = open_path(workdir, flag)
+    return folder if is_address(folder) else folder.absolute()
 
 
 def open_workdir(workdir: str | Path, config: ml_collections.ConfigDict) -> tuple[Path, list[str]]:
@@ -115,12 +120,12 @@ def open_workdir(workdir: str | Path, config: ml_collections.ConfigDict) -> tupl
 
     Raises `UserError` if the folder is not writable.
     """
-    check_local(str(workdir), "--workdir")
-    folder = Path(workdir).expanduser().absolute()
+    folder = workdir_at(workdir)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass  # the folder is writable
+        make_folder(folder)
+        clock(folder)  # the folder is writable
+    except ConnectionError:  # a fault of an object store, not of the user
+        raise
     except (OSError, ValueError) as error:
         raise UserError(f"--workdir={workdir}: {error}; use a writable folder") from None
     changed = changed_fields(folder, config)

@@ -5,7 +5,7 @@
 # Each MOUNT is a value of docker run's --mount.
 #
 # The container runs on its own: if the SSH connection breaks, gcloud starts this script again, and
-# it goes on with the container of RUN instead of starting a second one.
+# it follows the existing container of RUN instead of starting a second one.
 set -euo pipefail
 
 run=$1 image=$2

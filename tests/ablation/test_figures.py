@@ -79,7 +79,7 @@ def test_speed_is_a_line_for_each_backbone_of_mean_ap_by_milliseconds(tmp_path, 
     def row(backbone, milliseconds, *aps):
         outcomes = [Outcome({"AP": ap} if ap else None, "" if ap else "stopped") for ap in aps]
         name = f"{backbone}, {milliseconds} ms"
-        columns = {"ms an image": milliseconds}
+        columns = {"ms per image": milliseconds}
         return Row(name, {"model.backbone": backbone}), outcomes, columns
 
     rows = [

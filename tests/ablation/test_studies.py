@@ -44,7 +44,16 @@ def test_a_table_has_means_spreads_and_what_diverged():
         (two, outcomes, {"anchors": "9"}),
     ]
     header, cells = table_rows(rows)
-    assert header == ["setting", "AP", "AP50", "AP75", "runs", "ms a step", "anchors", "paper's AP"]
+    assert header == [
+        "setting",
+        "AP",
+        "AP50",
+        "AP75",
+        "runs",
+        "ms per step",
+        "anchors",
+        "paper's AP",
+    ]
     assert cells[0] == ["CE, prior 0.5", "–", "–", "–", "0, 2 diverged", "–", "–", "–"]
     assert cells[1][1:] == ["31.0 ± 1.4", "50.0 ± 0.0", "20.0 ± 0.0", "2", "100", "9", "30.2"]
     text = markdown("title", header, cells)

@@ -42,7 +42,7 @@ def test_a_small_step_compiles_and_stays_far_below_the_limit():
     assert rows["fits"] == ["yes", "yes"]
     assert 0 < float(rows["total"][0]) < 1
     # the old state's memory is used for the new one, as in training
-    assert rows["of these reused by outputs"][0] == rows["memory: arguments, GiB"][0]
+    assert rows["of which reused by outputs"][0] == rows["memory: arguments, GiB"][0]
     assert "HBM traffic of train, largest sources:" in done.stdout
     assert "compiling train 64×64, 4 images per device" in done.stderr
 

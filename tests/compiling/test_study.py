@@ -85,7 +85,7 @@ def test_a_program_that_compiles_but_exceeds_the_limit_does_not_fit(made, monkey
     large = Program(4, 15.8 * GIB, flops=1e12, traffic={"other": 10**9})
     monkeypatch.setattr(study, "compile_step", lambda *_: large)
     result = study.study(config_of(4), "v5e:2x2x1", ["train"], 1)
-    assert "needs 15.80 GiB of 15.75 GiB" in study.what_does_not_fit(result, config_of(4))
+    assert "but a device has 15.75 GiB" in study.what_does_not_fit(result, config_of(4))
     assert not result.fits(large)
 
 
@@ -101,7 +101,7 @@ def test_what_does_not_fit_names_the_flags_that_help(made):
     result = study.study(config, "v5e:2x2x1", ["train"])
     assert images_of(made) == [20, 10, 14]
     line = study.what_does_not_fit(result, config)
-    assert "train step at 64×96 with 20 images per device needs 21.00 GiB of 15.75 GiB" in line
+    assert "train step at 64×96 needs 21.00 GiB for 20 images per device, but a" in line
     assert "--config.train.batch_size=56" in line
     assert "--config.model.remat=True" in line
     assert "--config.data.short_side" in line
@@ -137,14 +137,12 @@ def test_the_table_by_hand(made):
     assert rows["limit"] == ["15.75", "15.75"]
     assert rows["arithmetic, GFLOP"] == ["4,000", "4,000"]
     assert rows["HBM traffic, GB"] == ["4.5", "4.5"]
-    assert rows["at least, ms: arithmetic"] == ["20.3"] * 2  # 4 TFLOP at 197 TFLOP/s
-    assert rows["at least, ms: HBM"] == ["5.5"] * 2  # 4.5 GB at 819 GB/s
-    assert rows["at most, images/s of the slice"] == ["788", "788"]  # 16 images in 20.3 ms
+    assert rows["lower bound, ms: arithmetic"] == ["20.3"] * 2  # 4 TFLOP at 197 TFLOP/s
+    assert rows["lower bound, ms: HBM traffic"] == ["5.5"] * 2  # 4.5 GB at 819 GB/s
+    assert rows["upper bound, images/s of the slice"] == ["788", "788"]  # 16 images in 20.3 ms
     assert "  train, 14 images: 15.00 GiB, fits" in shown
-    assert (
-        "largest batch per device of train: 14 compiled; by the line through two of them, 14"
-        in shown
-    )
+    largest = "14 of those compiled, 14 by the line through two compilations"
+    assert f"largest batch per device of train: {largest}" in shown
     assert "    4.00 GB   89 %  class_head, backward" in shown
 
 

@@ -11,7 +11,7 @@ from retina_jax.errors import UserError
 
 
 def test_a_folder_that_is_not_there_says_how_to_prepare(tmp_path):
-    with pytest.raises(UserError, match=r"is not a folder; prepare one with: .*prepare coco"):
+    with pytest.raises(UserError, match=r"is not a folder; prepare a data set with: .* coco"):
         find_data_set(tmp_path / "nowhere", "coco")
 
 

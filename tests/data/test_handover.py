@@ -112,7 +112,7 @@ def test_too_little_shared_memory_is_an_error_with_the_size(monkeypatch):
     with pytest.raises(UserError) as caught:
         handover.check_room(8, 4, 10**6)
     assert str(caught.value) == (
-        "config.data.num_workers=8 needs 2.0 MiB in /dev/shm, but only 0.1 MiB are free; enlarge "
+        "config.data.num_workers=8 needs 2.0 MiB in /dev/shm, but only 0.1 MiB is free; enlarge "
         "it (docker run --shm-size=2m) or set --config.data.num_workers=0"
     )
 
@@ -123,7 +123,7 @@ def test_too_little_memory_is_an_error_with_the_size(monkeypatch):
         handover.check_room(2, 4, 49 * 2**20)
     assert str(caught.value) == (
         "config.data.num_workers=2 needs 392.0 MiB of memory for 4 batches of 49.0 MiB per worker, "
-        "but only 300.0 MiB are free; lower --config.data.num_workers or "
+        "but only 300.0 MiB is free; lower --config.data.num_workers or "
         "--config.train.batch_size"
     )
     patch_free(monkeypatch, memory=393 * 2**20)

@@ -92,10 +92,10 @@ def test_opened_as_it_is_and_prepared_it_has_the_same_crowds(tmp_path):
     for split in (direct, ours):
         assert [bool(split[row].is_crowd[0]) for row in range(ROWS)] == expected
         assert [bool(split.annotations(row).is_crowd[0]) for row in range(ROWS)] == expected
-    assert "  1 boxes marked difficult, kept as crowds" in said
-    assert "  1 boxes marked group of, kept as crowds" in said
-    assert "  2 objects with 'is_truncated', which is not used" in said
-    assert "  3 crowd boxes" in said
+    assert "  boxes marked difficult, kept as crowds: 1" in said
+    assert "  boxes marked as a group, kept as crowds: 1" in said
+    assert "  objects with 'is_truncated', which is not used: 2" in said
+    assert "  crowd boxes: 3" in said
 
 
 @pytest.mark.parametrize("field", ["is_difficult", "is_group_of"])

@@ -202,7 +202,7 @@ def test_no_room_for_workers_is_an_error_before_the_first_step(tiny_config, monk
     monkeypatch.setattr(handover.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     TrainLoader(split, tiny_config)  # without workers none is needed
     tiny_config.data.num_workers = 2
-    with pytest.raises(UserError, match=r"needs 0.5 MiB in /dev/shm, but only 0.0 MiB are free"):
+    with pytest.raises(UserError, match=r"needs 0.5 MiB in /dev/shm, but only 0.0 MiB is free"):
         TrainLoader(split, tiny_config)
     monkeypatch.undo()
     monkeypatch.setattr(handover, "free_memory", lambda: 2**20)

@@ -167,10 +167,10 @@ def test_boxes_that_are_not_as_boxes_should_be(config):
     findings = examined(config, [*healthy(), *odd]).findings
     messages = [f.message for f in findings if f.check == "box_shapes"]
     assert [m.split(", on")[0] for m in messages] == [
-        "train: 1 of 29 boxes are not finite",
-        "train: 2 of 29 boxes are without area",
-        "train: 1 of 29 boxes are completely outside their image",
-        "train: 1 of 29 boxes are partly outside their image",
+        "train: boxes that are not finite: 1 of 29",
+        "train: boxes without area: 2 of 29",
+        "train: boxes completely outside their image: 1 of 29",
+        "train: boxes partly outside their image: 1 of 29",
     ]
     assert "image 71" in messages[1]
     assert all(f.level == "warning" for f in findings if f.check == "box_shapes")
@@ -188,7 +188,7 @@ def test_near_identical_boxes(config):
     message = told(
         examined(config, [*healthy(), twice, other_class, crowd]).findings, "near_identical"
     )
-    assert "1 pairs" in message
+    assert "an IoU above 0.95: 1, on" in message
     assert "[10, 20, 52, 60] on image 80 (train_80.png)" in message
 
 
@@ -226,7 +226,7 @@ def test_classes_without_boxes(config):
     messages = [(f.level, f.message) for f in examined(config, split, evaluation).findings
                 if f.check == "classes"]  # fmt: skip
     assert messages == [
-        ("warning", "train: no boxes of class newt; it cannot be learned"),
-        ("note", "train: fewer than 10 boxes of class dog"),
-        ("note", "validation: no boxes of class dog, newt; AP is undefined"),
+        ("warning", "train: classes without boxes: newt; training cannot learn them"),
+        ("note", "train: classes with fewer than 10 boxes: dog"),
+        ("note", "validation: classes without boxes: dog, newt; their AP is undefined"),
     ]

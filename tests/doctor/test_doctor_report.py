@@ -26,14 +26,14 @@ from retina_jax.doctor.contents import spread_rows
 
 
 def test_what_prepare_reported(config, tmp_path):
-    report = {"train": {"images": 12, "boxes": 24, "grey pictures": 3, "boxes of no area, dropped":
+    report = {"train": {"images": 12, "boxes": 24, "grey images": 3, "boxes without area, dropped":
                         9}, "validation": {"images": 4}}  # fmt: skip
     (tmp_path / "prepare_report.json").write_text(json.dumps(report))
     split = split_of("train", healthy(), directory=tmp_path)
     found = {f.message: f.level for f in examined(config, split).findings if f.check == "prepare"}
     assert found == {
-        "train: prepare reported 3 grey pictures": "note",
-        "train: prepare reported 9 boxes of no area, dropped": "warning",
+        "train: prepare reported grey images: 3": "note",
+        "train: prepare reported boxes without area, dropped: 9": "warning",
     }
     (tmp_path / "prepare_report.json").write_text("[1]")
     assert "cannot be read" in told(examined(config, split).findings, "prepare")
@@ -48,7 +48,7 @@ def test_pictures_in_both_splits(config):
     evaluation = split_of("validation", [*healthy(1000, 4), *copies])
     report = examined(config, healthy(), evaluation)
     exact, alike = [f.message for f in report.findings if f.check == "leaks"]
-    assert exact.startswith("1 of 7 images of validation are also in train, byte for byte: image ")
+    assert exact.startswith("images of validation that are also in train, byte for byte: 1 of 7 (")
     assert "image 2000 (validation_2000.png) = image 3 (train_3.png)" in exact
     assert "2 of 7" in alike
     assert "image 2001 (validation_2001.png) = image 5 (train_5.png)" in alike

@@ -6,42 +6,31 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import prepare_coco
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
 
-def run(*arguments):
+@pytest.fixture
+def run(program):
+    return lambda *arguments: program("doctor", *arguments)
+
+
+def test_the_script_runs_the_command(bccd_data, tmp_path):
     done = subprocess.run(
-        [sys.executable, REPOSITORY / "scripts/doctor.py", *map(str, arguments)],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-    )
-    assert "Traceback" not in done.stderr
-    return done
-
-
-def prepare(images, annotations, out):
-    subprocess.run(
-        [sys.executable, REPOSITORY / "scripts/prepare.py", "coco", "--images", images,
-         *(a for file in annotations for a in ("--annotations", file)), "--out", out],
-        check=True,
-        cwd=REPOSITORY,
-        capture_output=True,
+        [sys.executable, REPOSITORY / "scripts/doctor.py", CUSTOM, "--config.data.max_boxes=27",
+         f"--config.data.dir={bccd_data}", f"--out={tmp_path}"],
+        cwd=REPOSITORY, capture_output=True, text=True,
     )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def bccd_data(bccd, tmp_path_factory):
-    out = tmp_path_factory.mktemp("bccd")
-    prepare(bccd / "images", [bccd / "train.json", bccd / "val.json"], out)
-    return out
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "doctor.html").exists()
 
 
 CUSTOM = "--config=experiments/custom.py"
 
 
-def test_blood_cells_and_the_flags_that_help(bccd_data, tmp_path):
+def test_blood_cells_and_the_flags_that_help(run, bccd_data, tmp_path):
     done = run(CUSTOM, f"--config.data.dir={bccd_data}", f"--out={tmp_path}")
     assert done.returncode == 0, done.stderr
     assert "Platelets" in done.stdout
@@ -70,16 +59,16 @@ def test_blood_cells_and_the_flags_that_help(bccd_data, tmp_path):
     assert not [f for f in after["findings"] if f["check"] == "anchor_recall"]
 
 
-def test_exit_code_2_where_evaluation_is_training(bccd, tmp_path):
+def test_exit_code_2_where_evaluation_is_training(run, bccd, tmp_path):
     files = [f"train={bccd / 'val.json'}", f"validation={bccd / 'val.json'}"]
-    prepare(bccd / "images", files, tmp_path / "data")
+    prepare_coco(bccd / "images", files, tmp_path / "data")
     done = run(CUSTOM, f"--config.data.dir={tmp_path / 'data'}", f"--out={tmp_path}")
     assert done.returncode == 2
     assert "error: every image of validation is also in train" in done.stdout
     assert (tmp_path / "doctor.html").exists()
 
 
-def test_exit_code_2_for_too_many_boxes(bccd_data, tmp_path):
+def test_exit_code_2_for_too_many_boxes(run, bccd_data, tmp_path):
     done = run(CUSTOM, f"--config.data.dir={bccd_data}", f"--out={tmp_path}",
                "--config.data.max_boxes=27")  # fmt: skip
     assert done.returncode == 2
@@ -95,7 +84,7 @@ def test_exit_code_2_for_too_many_boxes(bccd_data, tmp_path):
         ([CUSTOM, "--out=/dev/null/x"], "--out=/dev/null/x"),
     ],
 )
-def test_mistakes_are_one_line(arguments, named):
+def test_mistakes_are_one_line(run, arguments, named):
     done = run(*arguments)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")

@@ -165,5 +165,5 @@ def test_the_evaluator_restores_the_rows_order_and_counts_every_row(tiny_config,
     lacking = dataclasses.replace(split, name="validation")
     object.__setattr__(evaluator, "_split", lacking)
     evaluator._loader = list(evaluator._loader)[1:]
-    with pytest.raises(EvaluationError, match="evaluation saw 14 of 16 rows"):
+    with pytest.raises(EvaluationError, match="evaluation saw 14 of the 16 images"):
         evaluator.detect(devices.replicate(variables))

@@ -184,7 +184,7 @@ def test_a_stop_while_nothing_has_changed_ends_at_once(shapes_dir, tmp_path):
         started = time.monotonic()
         codes, printed = run.end()
     assert codes == [143], printed
-    assert "nothing had changed since the last checkpoint" in printed[0]
+    assert "nothing has changed since the last checkpoint" in printed[0]
     assert time.monotonic() - started < 10
     assert not (tmp_path / lease.FILE).exists()
 

@@ -38,14 +38,24 @@ def config_of():
 def random_weights():
     """Values without meaning, none twice, in the shapes of the network of a config."""
 
+    traced = {}
+
+    def shapes_of(config, classes):
+        key = config.to_json(), classes
+        if key not in traced:
+            model = retinanet.build(config, classes)
+            images = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
+            traced[key] = jax.eval_shape(
+                lambda k, x: model.init(k, x, False), jax.random.key(0), images
+            )
+        return dict(traced[key])
+
     def make(config, classes=3, seed=0):
-        model = retinanet.build(config, classes)
-        images = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
-        shapes = jax.eval_shape(lambda k, x: model.init(k, x, False), jax.random.key(0), images)
         rng = np.random.default_rng(seed)
+        shapes = shapes_of(config, classes)
         return {
             "batch_stats": {},
-            **jax.tree.map(lambda s: rng.uniform(0.5, 1, s.shape).astype(np.float32), dict(shapes)),
+            **jax.tree.map(lambda s: rng.uniform(0.5, 1, s.shape).astype(np.float32), shapes),
         }
 
     return make

@@ -67,24 +67,28 @@ def test_two_steps_a_restart_and_two_more_equal_four_bit_for_bit(tiny_config, tm
 @pytest.mark.slow
 @pytest.mark.optimized
 @pytest.mark.usefixtures("quick_init")
-def test_overfits_four_pictures(tiny_config, tmp_path, quiet):
+def test_overfits_four_pictures(tiny_config, tmp_path, quiet, monkeypatch):
     from retina_jax.prepare import shapes
+
+    one = parallel.Devices(parallel.Devices.local().devices[:1])
+    monkeypatch.setattr(parallel.Devices, "local", lambda: one)
 
     shapes.build(tmp_path / "data", {"train": 4, "validation": 1})
     config = tiny_config
     config.data.dir = str(tmp_path / "data")
     config.data.eval_split = "train"
     config.data.flip = False
+    config.data.short_side = config.data.long_side = 64
     config.model.width = 16
     config.model.fpn_channels = config.model.head_channels = 32
     config.optimizer.learning_rate = 0.2
     config.optimizer.warmup_steps = 30
     config.train.batch_size = 4
-    config.train.steps = 300
+    config.train.steps = 200
     config.train.log_every = 50
-    config.train.checkpoint_every = 300
+    config.train.checkpoint_every = 200
     assert train.run(config, str(tmp_path / "run"), quiet) == 0
-    assert metrics_of(tmp_path / "run", 300)["AP"] > 0.95
+    assert metrics_of(tmp_path / "run", 200)["AP"] > 0.95
 
 
 def test_a_run_leaves_all_that_it_promises(finished_run):
@@ -139,6 +143,7 @@ def compilations():
     logger.removeHandler(handler)
 
 
+@pytest.mark.usefixtures("small_model")
 @pytest.mark.parametrize("buckets", [((128, 128),), ((96, 128), (128, 96))])
 def test_one_program_a_bucket_and_no_more(two_aspects, tiny_config, tmp_path, quiet, compilations,
                                           buckets):  # fmt: skip
@@ -154,6 +159,7 @@ def test_one_program_a_bucket_and_no_more(two_aspects, tiny_config, tmp_path, qu
     assert compilations.count("_fun") == 2 * len(buckets) + 1
 
 
+@pytest.mark.usefixtures("small_model")
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_images(tiny_config, tmp_path, quiet):
     tiny_config.optimizer.learning_rate = 1e30
     tiny_config.optimizer.clip_norm = 0.0

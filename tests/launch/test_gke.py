@@ -317,7 +317,7 @@ def test_each_step_that_fails_is_one_line(step, tools, launch, digest):
     assert words in errors[0]
     assert "Traceback" not in "".join(lines)
     if step == "get pods":
-        assert any("is left as it is; kubectl delete jobset run deletes it" in x for x in lines)
+        assert any("was not deleted; delete it with kubectl delete jobset run" in x for x in lines)
 
 
 def test_a_network_that_is_away_for_a_moment_does_not_end_the_launch(tools, launch, digest):

@@ -122,7 +122,7 @@ def test_faults_end_after_max_restarts(cloud, tools, launch):
     code, _, lines = launch(*FLAGS, "--max-restarts=2", *COMMAND)
     assert code == 1
     assert len(tools.called("ssh")) == 3
-    assert "stopped: no more restarts; --max-restarts=2" in lines
+    assert "stopped: no restarts left (--max-restarts=2)" in lines
 
 
 LOSSES = {

@@ -223,7 +223,7 @@ def test_a_job_of_another_command_is_left_alone(tools, launch):
     tools.says("squeue", "12 (null)\n")
     code, _, (line,) = launch(*FLAGS, *COMMAND)
     assert code == 2
-    assert "job 12 has this name and another command; set another --name" in line
+    assert "job 12 has the same name and runs another command; set another --name" in line
 
 
 STEPS = {
@@ -247,7 +247,7 @@ def test_each_step_that_fails_is_one_line(step, tools, launch):
     assert message in errors[0]
     assert words in errors[0]
     if step == "scontrol show":
-        assert any("job 12 is left as it is; scancel 12 cancels it" in line for line in lines)
+        assert any("job 12 was not cancelled; cancel it with scancel 12" in line for line in lines)
 
 
 def test_an_sbatch_that_prints_no_id(tools, launch):

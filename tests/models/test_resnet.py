@@ -53,6 +53,7 @@ def test_every_backbone_of_the_config_is_there():
     assert tuple(config.BACKBONES) == tuple(PARAMETERS)
 
 
+@pytest.mark.usefixtures("shallow")
 def test_stride_in_1x1_moves_the_halving_and_no_parameter():
     images = jax.random.normal(jax.random.key(0), (1, 64, 64, 3))
     plain, caffe = (network("resnet50", 8, stride_in_1x1=on) for on in (False, True))
@@ -62,6 +63,7 @@ def test_stride_in_1x1_moves_the_halving_and_no_parameter():
     assert not np.allclose(ours[0], theirs[0])
 
 
+@pytest.mark.usefixtures("shallow")
 @pytest.mark.parametrize("backbone", ["resnet18", "resnext50_32x4d"])
 def test_rematerialisation_changes_no_gradient(backbone):
     images = jax.random.normal(jax.random.key(0), (1, 64, 64, 3))
@@ -81,6 +83,7 @@ def test_rematerialisation_changes_no_gradient(backbone):
     assert "checkpoint" in text or "remat" in text
 
 
+@pytest.mark.usefixtures("shallow")
 @pytest.mark.parametrize("stages", [0, 1, 2, 5])
 def test_frozen_stages_get_no_gradient_and_all_others_do(stages):
     images = jax.random.normal(jax.random.key(0), (1, 64, 64, 3))

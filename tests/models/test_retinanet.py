@@ -17,6 +17,7 @@ def small(**changes):
     config.model.backbone = "resnet18"
     config.model.width = 8
     config.model.fpn_channels = config.model.head_channels = 16
+    config.model.head_convs = 1
     config.model.norm = "batch"
     config.train.precision = "float32"
     with config.unlocked():
@@ -50,7 +51,7 @@ def test_outputs_fit_the_anchors_level_by_level(size):
 
 
 def test_every_anchor_begins_near_the_prior():
-    logits, _ = outputs(small(), (64, 64))
+    logits, _ = outputs(small(**{"model.head_convs": 4}), (64, 64))
     probabilities = np.concatenate([jax.nn.sigmoid(x).ravel() for x in logits])
     np.testing.assert_allclose(probabilities, 0.01, rtol=0.1)
 

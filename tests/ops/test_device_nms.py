@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retina_jax.evaluation.nms import clip_to_image, suppress, without_padding
+from retina_jax.evaluation.nms import Rule, clip_to_image, suppress, without_padding
 from retina_jax.ops.nms import cut_to_image, keep_best
 from retina_jax.types import Candidates, Detections
 
@@ -31,7 +31,7 @@ def equal_to_the_host(candidates, threshold, most):
     counts = []
     for i in range(len(candidates.scores)):
         one, ours = (jax.tree.map(lambda x, i=i: x[i], x) for x in (candidates, kept))
-        expected = suppress(one, threshold, most)
+        expected = suppress(one, Rule(threshold, most))
         count = len(expected.scores)
         jax.tree.map(np.testing.assert_array_equal, without_padding(ours), expected)
         for values in (ours.boxes, ours.scores, ours.labels):

@@ -21,7 +21,7 @@ from retina_jax.config.values import resolve, target_arguments
 from retina_jax.data.data_set import open_split
 from retina_jax.data.loader import TrainLoader
 from retina_jax.data.records import Record
-from retina_jax.evaluation.nms import clip_to_image, suppress
+from retina_jax.evaluation.nms import Rule, clip_to_image, suppress
 from retina_jax.evaluation.predict_step import make_predict_step
 from retina_jax.interop.export import export_weights
 from retina_jax.models import retinanet
@@ -247,7 +247,7 @@ class Stages:
         found = self._predict(*outputs, np.asarray(size, np.int32)[None])
         options = self.config.eval
         found = jax.tree.map(lambda x: np.asarray(x)[0], found)
-        kept = suppress(found, options.nms_iou, options.max_detections)
+        kept = suppress(found, Rule.of(options))
         if options.cut_boxes == "after_nms":
             kept = clip_to_image(kept, *size)
         y, x = np.array(original) / size

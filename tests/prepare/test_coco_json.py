@@ -132,14 +132,14 @@ def test_a_wrong_size_is_refused(tree):
 def test_grey_is_read_as_rgb(tree):
     grey = Image.fromarray(np.full((40, 60), 90, np.uint8))
     (record,), counts = tree.add("grey.png", encoded(grey)).read()
-    assert counts["grey pictures, read as RGB"] == 1
+    assert counts["grey images, read as RGB"] == 1
     assert (decode_image(record.image) == 90).all()
 
 
 def test_cmyk_becomes_rgb(tree):
     data = encoded(colours().convert("CMYK"), "JPEG", quality=95)
     (record,), counts = tree.add("cmyk.jpg", data).read()
-    assert counts["pictures of mode CMYK, written as 8-bit RGB"] == 1
+    assert counts["images of mode CMYK, written as 8-bit RGB"] == 1
     left, right = decode_image(record.image)[20, [5, 55]].astype(int)
     assert left[0] > 200 > 60 > left[2]
     assert right[2] > 200 > 60 > right[0]
@@ -162,7 +162,7 @@ def test_exif_rotated_pictures_are_turned_upright_with_their_boxes_frame(tree):
     # stored 60 × 40, shown 40 × 60; 6: turn 90° clockwise, so that red (left) comes on top
     data = with_orientation(colours(), 6)
     (record,), counts = tree.add("turned.jpg", data, size=(40, 60), boxes=[(0, 0, 40, 30)]).read()
-    assert counts["EXIF-rotated pictures, turned upright"] == 1
+    assert counts["EXIF-rotated images, turned upright"] == 1
     image = decode_image(record.image)
     assert image.shape == (60, 40, 3)
     assert image[5, 20, 0] > 200
@@ -171,7 +171,7 @@ def test_exif_rotated_pictures_are_turned_upright_with_their_boxes_frame(tree):
 
 def test_exif_is_ignored_where_the_file_gives_the_stored_size(tree):
     (record,), counts = tree.add("raw.jpg", with_orientation(colours(), 6), size=(60, 40)).read()
-    assert counts["EXIF-rotated pictures left as stored, as their size in the file says"] == 1
+    assert counts["EXIF-rotated images, left as stored to match their annotated size"] == 1
     image = decode_image(record.image)
     assert image.shape == (40, 60, 3)
     assert image[20, 5, 0] > 200
@@ -188,15 +188,15 @@ def test_boxes_of_no_area_are_dropped_and_counted(tree):
     boxes = [(5, 5, 0, 10), (5, 5, 10, -1), (1, 1, 4, 4)]
     (record,), counts = tree.add("a.png", encoded(colours()), boxes=boxes).read()
     np.testing.assert_array_equal(record.boxes, [[1, 1, 5, 5]])
-    assert counts["boxes of no area, dropped"] == 2
+    assert counts["boxes without area, dropped"] == 2
 
 
 def test_boxes_outside_are_cut_or_dropped_and_counted(tree):
     boxes = [(50, 30, 20, 20), (100, 100, 5, 5), (0, 0, 60.3, 40)]
     (record,), counts = tree.add("a.png", encoded(colours()), boxes=boxes).read()
     np.testing.assert_array_equal(record.boxes, [[50, 30, 60, 40], [0, 0, 60, 40]])
-    assert counts["boxes partly outside, cut to their picture"] == 1  # 0.3 px is rounding
-    assert counts["boxes wholly outside their picture, dropped"] == 1
+    assert counts["boxes partly outside their image, clipped"] == 1  # 0.3 px is rounding
+    assert counts["boxes outside their image, dropped"] == 1
 
 
 def test_an_unknown_category_is_refused(tree):
@@ -270,8 +270,8 @@ def test_the_command_writes_a_data_set_and_says_what_it_mended(tree):
     train, val = tree.write("instances_train.json"), tree.write("instances_val.json")
     done = prepare(tree, "--annotations", train, "--annotations", val)
     assert done.returncode == 0, done.stderr
-    assert "train: 2 images, 1 boxes" in done.stderr
-    assert "1 boxes of no area, dropped" in done.stderr
+    assert "train: 2 images, 1 box" in done.stderr
+    assert "boxes without area, dropped: 1" in done.stderr
     split = open_split(tree.root / "out" / "coco" / "1.0.0", "validation")
     assert split.class_names == ("cat", "dog", "owl")
     assert split.category_ids == (1, 3, 7)

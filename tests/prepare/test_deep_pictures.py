@@ -55,13 +55,13 @@ def test_a_dark_frame_stays_dark_beside_a_bright_one(tmp_path):
     pictures = {"a.png": grey(4095), "b.png": grey(250), "c.png": colour(4095)}
     said, split, (bright, dark, red) = prepared_pictures(tmp_path, pictures)
     assert split.pixel_scale == (0.0, 4095.0)
-    assert "scaled values 0 to 4095 of 16-bit and float images to 0 to 255 (--pixel-range)" in said
+    assert "values 0 to 4095 of 16-bit and float images become 0 to 255 (--pixel-range)" in said
     np.testing.assert_array_equal(bright[..., 0], np.round(RAMP * 4095) // 16)
     np.testing.assert_array_equal(dark[..., 1], np.round(RAMP * 250) // 16)
     np.testing.assert_array_equal(red[..., 0], np.round(RAMP * 4095) // 16)
     np.testing.assert_array_equal(red[..., 1], np.round((1 - RAMP) * 4095) // 16)
     assert (red[..., 2] == 128).all()
-    assert "warning: 1 pictures of 16 bits or floats that span fewer than 32 of 256" in said
+    assert "warning: 16-bit or float images that span fewer than 32 of 256 grey levels: 1" in said
 
 
 def test_every_split_has_the_same_scale(tmp_path):
@@ -130,7 +130,7 @@ def test_colours_of_floats(tmp_path, sizes):
     image = decode_image(splits["train"][0].image)
     expected = np.clip(values[..., ::-1].astype(np.float64) * 256, 0, 255).astype(np.uint8)
     np.testing.assert_array_equal(image, expected)
-    assert "1 TIFF pictures of float32 colour, written as 8-bit RGB" in said
+    assert "TIFF images with float32 colour, written as 8-bit RGB: 1" in said
 
 
 @pytest.mark.parametrize("lost", [20, 2000])
@@ -212,7 +212,7 @@ def test_newer_formats_are_read(tmp_path, kind):
     data = encoded(Image.fromarray(smooth), kind)
     name = {"AVIF": "a.avif", "JPEG2000": "a.jp2"}[kind]
     said, _, (image,) = prepared_pictures(tmp_path, {name: data})
-    assert f"1 pictures of format {kind}, written as PNG" in said
+    assert f"images of format {kind}, written as PNG: 1" in said
     np.testing.assert_allclose(image.astype(int), smooth, atol=8)
 
 

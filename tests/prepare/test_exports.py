@@ -43,15 +43,15 @@ def test_cvat_coco(tmp_path):
     }  # fmt: skip
     file = put(root / "annotations" / "instances_default.json", json.dumps(content))
     arguments = ["coco", "--images", root / "images" / "default", "--annotations"]
-    with pytest.raises(UserError, match=r"does not show the split; write train=.*default.json"):
+    with pytest.raises(UserError, match=r"val or test in the name; write train=.*default.json"):
         prepared(tmp_path, [*arguments, file])
     said, splits = prepared(tmp_path, [*arguments, f"train={file}"])
     assert boxes_by_name(splits["train"]) == {
         "frame_000000.PNG": [[10, 8, 40, 32], [13, 5, 37, 35]],
         "frame_000001.PNG": [],
     }
-    assert "1 attributes of annotations with 'occluded', which is not used" in said
-    assert "2 attributes of annotations with 'keyframe', which is not used" in said
+    assert "attributes of annotations with 'occluded', which is not used: 1" in said
+    assert "attributes of annotations with 'keyframe', which is not used: 2" in said
 
 
 def test_cvat_voc(tmp_path):
@@ -76,8 +76,8 @@ def test_cvat_voc(tmp_path):
     )
     said, splits = prepared(tmp_path, ["voc", "--tree", root, "--split", "train=default"])
     assert boxes_by_name(splits["train"]) == {"frame_000000.PNG": [[10, 8, 40, 32]]}
-    assert "1 objects marked truncated, kept as they are" in said
-    assert "1 objects with attribute 'colour', which is not used" in said
+    assert "objects marked truncated, kept as they are: 1" in said
+    assert "objects with attribute 'colour', which is not used: 1" in said
 
 
 def test_cvat_ultralytics(tmp_path):
@@ -93,7 +93,7 @@ def test_cvat_ultralytics(tmp_path):
     assert classes_by_name(splits["train"]) == {
         "images/train/a.png": ["bolt"], "images/train/b c.png": ["nut"]
     }  # fmt: skip
-    assert "1 polygons or turned boxes, stored as their upright hulls" in said
+    assert "polygons or rotated boxes, stored as their axis-aligned bounding boxes: 1" in said
 
 
 def test_cvat_yolo_of_darknet(tmp_path):
@@ -167,7 +167,7 @@ def test_label_studio_voc(tmp_path):
     put(root / "images" / "8f2e-a.jpg", JPEG)
     said, splits = prepared(tmp_path, ["voc", "--tree", root, "--split", "train"])
     assert boxes_by_name(splits["train"]) == {"8f2e-a.jpg": [[10, 8, 40, 32]]}
-    assert "1 annotations, all of the tree: it has no ImageSets/Main" in said
+    assert "annotation files: all in the tree, because it has no ImageSets/Main: 1" in said
 
 
 def test_roboflow_coco(tmp_path):
@@ -197,8 +197,8 @@ def test_roboflow_coco(tmp_path):
         ]
     said, splits = prepared(tmp_path, arguments)
     assert list(splits) == ["train", "validation", "test"]
-    assert said.count("1 classes without a box") == 3
-    assert said.count("1 images with 'extra', which is not used") == 3
+    assert said.count("classes without boxes: 1") == 3
+    assert said.count("images with 'extra', which is not used: 1") == 3
     assert boxes_by_name(splits["test"]) == {"a_jpg.rf.0123abcd.jpg": [[10, 8, 40, 32]]}
 
 
@@ -218,7 +218,7 @@ def test_roboflow_yolo(tmp_path):
     put(root / "data.yaml", settings + more)
     said, splits = prepared(tmp_path, ["yolo", "--tree", root])
     assert list(splits) == ["train", "validation"]
-    assert "1 splits that data.yaml names and the tree does not have (test), left out" in said
+    assert "splits in data.yaml that the tree does not contain (test), left out: 1" in said
     put(root / "data.yaml", settings.replace("../valid", "../val") + more)
     with pytest.raises(UserError, match=r"val: '../val/images' is not a folder inside --tree"):
         prepared(tmp_path, ["yolo", "--tree", root], name="again")
@@ -287,7 +287,7 @@ def test_fiftyone_coco(tmp_path):
     arguments = ["coco", "--images", root / "data", "--annotations", f"train={file}"]
     said, splits = prepared(tmp_path, arguments)
     assert boxes_by_name(splits["train"]) == {"a.jpg": [[10, 8, 40, 32]]}
-    assert "1 annotations with 'confidence', which is not used" in said
+    assert "annotations with 'confidence', which is not used: 1" in said
 
 
 def test_fiftyone_voc_and_yolo(tmp_path):
@@ -306,7 +306,7 @@ def test_fiftyone_voc_and_yolo(tmp_path):
     put(root / "dataset.yaml", "names:\n  0: bolt\npath: .\ntrain: ./images/train/\n")
     said, splits = prepared(tmp_path, ["yolo", "--tree", root], name="five")
     assert boxes_by_name(splits["train"]) == {"a.jpg": [[24, 16, 72, 48]]}
-    assert "1 boxes with a score, which is not used" in said
+    assert "boxes with a score, which is not used: 1" in said
 
 
 def test_supervisely(tmp_path):
@@ -327,7 +327,7 @@ def test_supervisely(tmp_path):
     arguments = ["coco", "--images", root / "ds0" / "images", "--annotations", f"train={file}"]
     said, splits = prepared(tmp_path, arguments)
     assert splits["train"][0].areas.tolist() == [360]
-    assert "1 annotations with 'segmentation', which is not used" in said
+    assert "annotations with 'segmentation', which is not used: 1" in said
     voc = tmp_path / "super_voc"
     xml = (
         f"<annotation><folder>VOC</folder><filename>a.jpeg</filename>{voc_object((11, 9, 40, 32))}"

@@ -34,7 +34,7 @@ def left_out(root, name="made"):
     folder = root / "out" / name / "1.0.0"
     report = json.loads((folder / "prepare_report.json").read_text())
     counts = {
-        split: n for split, c in report.items() for what, n in c.items() if "left out; " in what
+        split: n for split, c in report.items() for what, n in c.items() if "left out bec" in what
     }
     return (folder / "left_out.txt").read_text().splitlines(), counts
 
@@ -62,7 +62,7 @@ def test_what_cannot_be_used_is_left_out_counted_and_listed(spoilt, tmp_path):
     assert boxes_by_name(split)["p10.jpg"] == [[10, 8, 40, 32]]
     lines, counts = left_out(tmp_path)
     assert counts == {"train": 3}
-    assert "3 records that cannot be used, left out; left_out.txt lists them" in said
+    assert "records left out because they cannot be used (listed in left_out.txt): 3" in said
     path = tmp_path / "train.json"
     assert lines[0].startswith(f"train: {path}: annotation 8: bbox [1, 2, None, 4] is not four")
     assert lines[1].startswith(f"train: {path}: image 2 ('p2.jpg'): cannot be decoded: ")
@@ -83,14 +83,14 @@ def test_above_the_share_it_stops_all_the_same(spoilt, tmp_path, share, goes_on)
         prepared(tmp_path, spoilt, *flags)
         return
     with pytest.raises(
-        UserError, match=rf"3 of 10 records cannot be used: above --max-bad={share}"
+        UserError, match=rf"3 of 10 records cannot be used, a larger share than --max-bad={share}"
     ):
         prepared(tmp_path, spoilt, *flags)
     assert not (tmp_path / "out" / "made" / "1.0.0").exists()
 
 
 def test_the_share_is_small_by_default(spoilt, tmp_path):
-    with pytest.raises(UserError, match=r"above --max-bad=0.01"):
+    with pytest.raises(UserError, match=r"a larger share than --max-bad=0.01"):
         prepared(tmp_path, spoilt, "--on-bad=skip")
 
 
@@ -103,7 +103,7 @@ def test_a_share_is_one(spoilt, tmp_path, share):
 def test_the_exit_code_says_that_something_is_left_out(spoilt, tmp_path, capsys):
     words = [*map(str, spoilt), "--out", str(tmp_path / "out"), *SKIP]
     assert command.main(words) == LEFT_OUT == 3
-    assert "3 records were left out" in capsys.readouterr().err
+    assert "records left out: 3" in capsys.readouterr().err
     good = coco_tree(tmp_path, coco_content(2))
     words = [*map(str, good), "--out", str(tmp_path / "out"), "--name", "good", *SKIP]
     assert command.main(words) == 0
@@ -113,7 +113,7 @@ def test_shards_go_on_under_other_flags(spoilt, tmp_path, monkeypatch):
     """What was whole stays; what had gaps is written again where the flags would fill them."""
     monkeypatch.setattr("retina_jax.prepare.writer.ROWS_A_SHARD", 3)
     for flags in ((*SKIP[:1], "--max-bad=0.2"), (*SKIP[:1], "--max-bad=0.1", "--allow-truncated")):
-        with pytest.raises(UserError, match="above --max-bad"):
+        with pytest.raises(UserError, match="a larger share than --max-bad"):
             prepared(tmp_path, spoilt, *flags)
     _, splits = prepared(tmp_path, spoilt, *SKIP, "--allow-truncated")
     assert splits["train"].image_ids.tolist() == [1, 2, 3, 4, 6, 7, 9, 10]
@@ -133,8 +133,8 @@ def test_a_cut_jpeg_is_kept_if_asked(tmp_path, lost, progressive):
     if not progressive:
         np.testing.assert_array_equal(image[:16], decode_image(whole)[:16])
     if lost > 2:
-        assert "1 cut JPEGs, kept as far as they go" in said
-        with pytest.raises(UserError, match=r"--allow-truncated keeps truncated JPEGs"):
+        assert "truncated JPEGs, kept with the missing part in grey: 1" in said
+        with pytest.raises(UserError, match=r"--allow-truncated to keep truncated JPEGs"):
             prepared(tmp_path, arguments, name="again")
 
 

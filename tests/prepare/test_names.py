@@ -25,7 +25,7 @@ from retina_jax.prepare.yolo_tree import read_yolo
 
 NFC, NFD = (unicodedata.normalize(form, "café.png") for form in ("NFC", "NFD"))
 PNG = encoded(picture())
-SPELT = "1 pictures whose name in the annotations is spelt differently from the file's"
+SPELT = "images whose file name is spelt differently in the annotations: 1"
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_a_picture_is_found_by_another_spelling(tmp_path, written, there):
     said, splits = prepared(tmp_path, coco_tree(tmp_path, content, {there: PNG}))
     assert len(splits["train"]) == 1
     assert SPELT in said
-    assert "no annotation names" not in said
+    assert "do not mention" not in said
 
 
 def test_the_exact_name_comes_first(tmp_path):
@@ -181,7 +181,7 @@ def test_what_names_a_split():
     }
     with pytest.raises(UserError, match="'Train' is not a valid split name"):
         named_splits("-", ["Train=x.json"], exists)
-    with pytest.raises(UserError, match="does not show the split; write train="):
+    with pytest.raises(UserError, match="no train, val or test in the name; write train="):
         named_splits("-", ["instances_default.json"], exists)
 
 

@@ -139,7 +139,7 @@ def test_parts_of_an_object_keep_their_boxes_to_themselves(tmp_path):
     part = "<part><name>head</name><bndbox><xmin>1</xmin></bndbox></part>"
     arguments = voc_tree(tmp_path / "voc", {"a": [voc_object("person", BOX, part)]})
     said, splits = prepared(tmp_path, arguments)
-    assert "1 objects with 'part', which is not used" in said
+    assert "objects with 'part', which is not used: 1" in said
     assert boxes_by_name(splits["train"]) == {"a.png": [[10, 8, 40, 32]]}
 
 

@@ -30,8 +30,8 @@ def test_boxes_marked_ignore_are_crowds(tmp_path):
     said, splits = prepared(tmp_path, coco_tree(tmp_path, content))
     expected = {"p1.png": [True], "p2.png": [True], "p3.png": [False], "p4.png": [False]}
     assert crowds(splits["train"]) == expected
-    assert "  2 boxes marked ignore, kept as crowds" in said
-    assert "  2 crowd boxes" in said
+    assert "  boxes marked ignore, kept as crowds: 2" in said
+    assert "  crowd boxes: 2" in said
 
 
 @pytest.mark.parametrize("value", ["1", 2, 0.5, [1], -1])
@@ -58,7 +58,7 @@ def test_a_turned_box_of_cvat_is_its_hull(tmp_path, degrees, box):
     content = coco_content(1, attributes={"occluded": False, "rotation": degrees})
     said, splits = prepared(tmp_path, coco_tree(tmp_path, content))
     np.testing.assert_allclose(splits["train"][0].boxes, [box], atol=1e-3)
-    assert ("1 boxes with a rotation, stored as the hull" in said) == (degrees % 360 != 0)
+    assert ("rotated boxes, stored as their axis-aligned" in said) == (degrees % 360 != 0)
     if degrees % 360:
         assert splits["train"][0].areas.tolist() == [30 * 24]
 
@@ -79,11 +79,11 @@ def test_fields_of_coco_that_are_not_used_are_counted_once(tmp_path):
     content["images"][0]["not_exhaustive_category_ids"] = [1]
     said, _ = prepared(tmp_path, coco_tree(tmp_path, content))
     for field in ("segmentation", "keypoints", "score"):
-        assert said.count(f"3 annotations with {field!r}, which is not used") == 1
+        assert said.count(f"annotations with {field!r}, which is not used: 3") == 1
     for attribute in ("occluded", "colour"):
-        assert said.count(f"3 attributes of annotations with {attribute!r}, which is not used") == 1
-    assert "1 images with 'not_exhaustive_category_ids', which is not used" in said
-    assert "1 classes without a box" in said
+        assert f"attributes of annotations with {attribute!r}, which is not used: 3" in said
+    assert "images with 'not_exhaustive_category_ids', which is not used: 1" in said
+    assert "classes without boxes: 1" in said
     assert not any(word in said for word in ("'extra'", "'note'", "'type'", "'iscrowd'"))
 
 
@@ -95,9 +95,9 @@ def test_difficult_truncated_and_occluded_of_voc(tmp_path):
     ]  # fmt: skip
     said, splits = prepared(tmp_path, voc_tree(tmp_path / "voc", {"x": objects}))
     assert crowds(splits["train"]) == {"x.png": [True, False, False]}
-    assert "  1 boxes marked difficult, kept as crowds" in said
-    assert "  2 objects marked truncated, kept as they are" in said
-    assert "  1 objects marked occluded, kept as they are" in said
+    assert "  boxes marked difficult, kept as crowds: 1" in said
+    assert "  objects marked truncated, kept as they are: 2" in said
+    assert "  objects marked occluded, kept as they are: 1" in said
 
 
 def test_attributes_of_voc_are_read_or_counted(tmp_path):
@@ -112,9 +112,9 @@ def test_attributes_of_voc_are_read_or_counted(tmp_path):
     ]
     said, splits = prepared(tmp_path, voc_tree(tmp_path / "voc", {"x": objects}))
     assert boxes_by_name(splits["train"]) == {"x.png": [[13, 5, 37, 35], [10, 8, 40, 32]]}
-    assert "1 boxes with a rotation, stored as the hull" in said
-    assert "1 objects with attribute 'colour', which is not used" in said
-    assert "1 objects with 'polygon', which is not used" in said
+    assert "rotated boxes, stored as their axis-aligned bounding boxes: 1" in said
+    assert "objects with attribute 'colour', which is not used: 1" in said
+    assert "objects with 'polygon', which is not used: 1" in said
 
 
 def yolo_boxes(root, text, more=""):
@@ -130,13 +130,13 @@ WHOLE = [24, 16, 72, 48]  # 0.25 to 0.75 of 96 × 64
     ("row", "box", "counted"),
     [
         ("0 0.5 0.5 0.5 0.5", WHOLE, None),
-        ("0 0.5 0.5 0.5 0.5 0.93", WHOLE, "1 boxes with a score, which is not used"),
+        ("0 0.5 0.5 0.5 0.5 0.93", WHOLE, "boxes with a score, which is not used: 1"),
         ("0.0 0.5 0.5 0.5 0.5", WHOLE, None),
-        ("0 .25 .25 .75 .25 .75 .75 .25 .75", WHOLE, "1 polygons or turned boxes"),
-        ("0 .5 .25 .75 .5 .5 .75 .25 .5", WHOLE, "1 polygons or turned boxes"),
-        ("0 .5 .25 .75 .75 .25 .5", WHOLE, "1 polygons or turned boxes"),
-        ("0 .5 .25 .75 .75 .25 .5 0.8", WHOLE, "1 boxes with a score"),
-        ("0 .25 .25 .75 .25 .75 .75 .25 .75 0.8", WHOLE, "1 polygons or turned boxes"),
+        ("0 .25 .25 .75 .25 .75 .75 .25 .75", WHOLE, "polygons or rotated boxes"),
+        ("0 .5 .25 .75 .5 .5 .75 .25 .5", WHOLE, "polygons or rotated boxes"),
+        ("0 .5 .25 .75 .75 .25 .5", WHOLE, "polygons or rotated boxes"),
+        ("0 .5 .25 .75 .75 .25 .5 0.8", WHOLE, "boxes with a score"),
+        ("0 .25 .25 .75 .25 .75 .75 .25 .75 0.8", WHOLE, "polygons or rotated boxes"),
     ],
 )
 def test_rows_of_yolo(tmp_path, row, box, counted):
@@ -151,7 +151,7 @@ def test_keypoints_behind_a_box_are_not_a_polygon(tmp_path, numbers):
     score = " 0.7" if numbers == 7 else ""
     said, boxes = yolo_boxes(tmp_path, f"0 0.5 0.5 0.5 0.5{points}{score}\n", "kpt_shape: [2, 3]\n")
     assert boxes == [WHOLE]
-    assert "1 boxes with keypoints, which are not used" in said
+    assert "boxes with keypoints, which are not used: 1" in said
 
 
 def test_a_row_that_is_not_of_the_keypoints_shape_is_refused(tmp_path):

@@ -104,7 +104,7 @@ def test_the_second_of_two_at_once_changes_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--name", "x" * 300], "must be at most 100 lower-case letters, digits and _"),
+        (["--name", "x" * 300], "must have at most 100 lower-case letters, digits and _"),
         (["--name", "My Data"], "try --name=my_data"),
         (["--out", "~nobody_of_that_name/x"], "~nobody_of_that_name/x: "),
     ],

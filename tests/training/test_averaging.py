@@ -14,19 +14,19 @@ from test_step import batch_of
 from retina_jax import parallel
 from retina_jax.evaluation import coco, evaluator
 from retina_jax.jobs import evaluate, train
-from retina_jax.models import retinanet
 from retina_jax.parallel import Devices, fetch
 from retina_jax.training import averaging
 from retina_jax.training.checkpoint import Checkpoints, weights_of
 from retina_jax.training.optimizer import build_optimizer, learning_rate_schedule
 from retina_jax.training.step import init_state, make_train_step, state_shapes
 
+pytestmark = pytest.mark.usefixtures("small_model")
+
 
 @pytest.fixture(autouse=True)
 def two_devices(monkeypatch):
     two = parallel.Devices.local(2)
     monkeypatch.setattr(parallel.Devices, "local", lambda count=None: two)
-    monkeypatch.setattr(retinanet, "build", small_network.build)
 
 
 @pytest.fixture
@@ -35,6 +35,7 @@ def config(tiny_config):
     tiny_config.optimizer.schedule = "step"  # a cosine of two steps is another schedule
     tiny_config.optimizer.learning_rate = 1e-4
     tiny_config.train.ema = 0.5
+    tiny_config.eval.pictures = 0
     return tiny_config
 
 
@@ -146,7 +147,7 @@ def test_an_average_begins_with_the_checkpoint_and_ends_with_the_field(config, t
     shutil.copytree(without, begun)
     config.train.ema, config.train.steps = 0.5, 3
     assert train.run(config, str(begun), console) == 0
-    assert "the checkpoint has no average of the weights; it starts" in printed.getvalue()
+    assert "the checkpoint has no averaged weights; the average starts" in printed.getvalue()
     after = state_of(config, begun, 3)
     expected = jax.tree.map(lambda a, b: a + np.float32(9 / 13) * (b - a),
                             before.params, after.params)  # fmt: skip
@@ -160,7 +161,7 @@ def test_an_average_begins_with_the_checkpoint_and_ends_with_the_field(config, t
     shutil.copytree(begun, ended)
     config.train.ema, config.train.steps = 0.0, 4
     assert train.run(config, str(ended), console) == 0
-    assert "average of the weights in the checkpoint is dropped" in printed.getvalue()
+    assert "averaged weights in the checkpoint are dropped" in printed.getvalue()
     last = state_of(config, ended, 4)
     assert equal(weights_of(ended), {"params": last.params, "batch_stats": last.batch_stats})
 

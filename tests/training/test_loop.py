@@ -8,6 +8,7 @@ import pytest
 
 from retina_jax.errors import EvaluationError, NonFiniteLossError, RunError
 from retina_jax.progress import Reporter
+from retina_jax.training import kept_batch
 from retina_jax.training.loop import TrainingLoop
 from retina_jax.training.stop import StopRequest
 
@@ -152,7 +153,27 @@ def test_a_run_that_goes_on_between_log_lines_logs_the_same_averages(make, tmp_p
 def test_a_step_that_is_not_finite_leaves_its_batch(make, tmp_path):
     with pytest.raises(NonFiniteLossError, match=r"step 5: .* on images 50"):
         make(lambda state, step: SCORES, broken=[5])
-    assert np.load(tmp_path / "nonfinite/step_5.npz")["image_ids"] == [50]
+    with np.load(tmp_path / "nonfinite/step_5.npz") as kept:
+        assert (kept["step"], *kept["image_ids"]) == (5, 50)
+
+
+@pytest.mark.parametrize("kind", ["skip", "rollback"])
+def test_steps_that_a_run_goes_on_without_leave_their_batches(make, tiny_config, tmp_path, kind):
+    tiny_config.train.on_nonfinite = kind
+    _, _, notes, _ = make(lambda state, step: SCORES, broken=[4, 5])
+    kept = sorted(path.name for path in (tmp_path / "nonfinite").iterdir())
+    assert kept == ["step_4.npz", "step_5.npz"]
+    commands = [note.split("replay the step with: ")[1] for note in notes if "replay" in note]
+    assert [command.rpartition("/")[2] for command in commands] == kept
+    assert all(f" replay --workdir={tmp_path} --batch=" in command for command in commands)
+
+
+def test_a_run_that_goes_on_keeps_only_so_many_batches(make, tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(kept_batch, "MOST", 2)
+    tiny_config.train.on_nonfinite = "skip"
+    make(lambda state, step: SCORES, broken=[2, 4, 5, 6])
+    kept = sorted(path.name for path in (tmp_path / "nonfinite").iterdir())
+    assert kept == ["step_2.npz", "step_4.npz"]
 
 
 def test_rollback_goes_on_from_the_last_checkpoint_without_the_step(make, tiny_config):
@@ -164,7 +185,9 @@ def test_rollback_goes_on_from_the_last_checkpoint_without_the_step(make, tiny_c
     assert saved[6][1]["left_out"] == [4, 5]
     assert [line["step"] for line in log] == [2, 4, 6]
     assert log[-1]["skipped_steps"] == 2
-    assert any("step 4 was not finite; back to step 3, and on without it" in x for x in notes)
+    assert any(
+        "step 4 is not finite; going back to step 3 and leaving out step 4" in x for x in notes
+    )
 
 
 def test_rollback_knows_what_it_left_out_after_a_restart(make, tiny_config):

@@ -1,0 +1,128 @@
+"""Detect objects in images and videos with a trained run.
+
+usage: retina-jax predict --workdir=RUN --input=FILE|FOLDER|PATTERN|VIDEO --out=DIR
+           [--threshold=0.5] [--classes=car,person] [--format=coco|yolo|voc|csv] [--no-images]
+           [--tile=800 [--overlap=0.2]] [--nms=soft] [--class-agnostic] [--batch-size=N]
+           [--checkpoint=best|latest]
+
+Writes detections.json (COCO results, with the category ids of the run's data set), images.json (the
+file of each image id) and, in drawn/, the images and videos with their boxes to DIR. The data set
+of the run is not needed. Without --threshold, the files hold every detection that evaluation would
+count, and the drawings show those that score above 0.4.
+
+Run the same command again to go on after a stop. Files that cannot be read are listed and left out;
+the command then exits with code 3.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from retina_jax.config.flags import ArgumentParser
+from retina_jax.errors import DONE, LEFT_OUT, UserError, check_local
+from retina_jax.wording import counted
+
+FORMATS = ("coco", "yolo", "voc", "csv")
+
+
+def parser() -> ArgumentParser:
+    made = ArgumentParser(prog="retina-jax predict", description=__doc__)
+    add = made.add_argument
+    add("--workdir", required=True, help="folder of the run")
+    add(
+        "--input",
+        required=True,
+        action="extend",
+        nargs="+",
+        metavar="PATH",
+        help="file, folder (with its subfolders) or pattern such as 'a/*.jpg': images and videos",
+    )
+    add("--out", required=True, help="folder for the results; new, or of this command")
+    add(
+        "--threshold",
+        type=float,
+        help="smallest score of a detection (default: eval.score_threshold of the run)",
+    )
+    add("--classes", default="", help="names of the classes to keep, separated by commas")
+    add(
+        "--format",
+        choices=FORMATS,
+        default="coco",
+        help="coco: detections.json; yolo: labels/NAME.txt; voc: annotations/NAME.xml; csv: "
+        "detections.csv (default: %(default)s)",
+    )
+    add("--no-images", action="store_true", help="do not draw")
+    add("--batch-size", type=int, help="images per call of the network (default: the run's)")
+    add(
+        "--tile",
+        type=int,
+        metavar="PIXELS",
+        help="for images much larger than the network's input: detect in tiles of this size",
+    )
+    add(
+        "--overlap",
+        type=float,
+        metavar="SHARE",
+        help="share of a tile that its neighbour also shows (default: 0.2)",
+    )
+    add(
+        "--nms",
+        choices=("hard", "soft"),
+        help="drop overlapping boxes, or lower their scores (default: eval.nms of the run)",
+    )
+    add(
+        "--class-agnostic",
+        action="store_true",
+        default=None,
+        help="NMS between boxes of all classes (default: eval.class_agnostic of the run)",
+    )
+    add(
+        "--checkpoint",
+        choices=("best", "latest"),
+        default="best",
+        help="best by AP, or latest (default: %(default)s)",
+    )
+    return made
+
+
+def main(argv: list[str]) -> int:
+    options = parser().parse_args(argv)
+    if options.threshold is not None and not 0 <= options.threshold <= 1:
+        raise UserError(f"--threshold={options.threshold} must lie between 0 and 1; set 0.5")
+    if options.overlap is not None and options.tile is None:
+        raise UserError(f"--overlap={options.overlap} needs tiles; add --tile=800, or remove it")
+    check_local(options.out, "--out")
+    from retina_jax.prediction.predict import Request, predict
+    from retina_jax.progress import Reporter
+
+    report = Reporter.on_stderr()
+    request = Request(
+        workdir=options.workdir,
+        inputs=options.input,
+        out=Path(options.out).expanduser(),
+        checkpoint=options.checkpoint,
+        threshold=options.threshold,
+        classes=[name.strip() for name in options.classes.split(",") if name.strip()],
+        format=options.format,
+        batch_size=options.batch_size,
+        images=not options.no_images,
+        tile=options.tile,
+        overlap=0.2 if options.overlap is None else options.overlap,
+        nms=options.nms,
+        class_agnostic=options.class_agnostic,
+    )
+    result = predict(request, report)
+    images = counted(result.pictures, "image")
+    if result.signal:
+        report.say(
+            f"stopped by {result.signal.name} after {images}; run the same command again to go on"
+        )
+        return 128 + result.signal
+    report.say(f"{counted(result.detections, 'detection')} in {images}: {result.path}")
+    if request.images and result.pictures:
+        shown = f"{result.drawn} of them drawn, those that score above {result.drawn_from:g}"
+        report.say(f"{shown}: {request.out / 'drawn'}")
+    if result.left_out:
+        report.note(f"left out {counted(len(result.left_out), 'file')}, see above", "warning")
+        return LEFT_OUT
+    return DONE

@@ -1,0 +1,1 @@
+"""Detection in any pictures with a trained network, without its data set."""

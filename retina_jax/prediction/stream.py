@@ -1,0 +1,175 @@
+"""Detects in a stream of pictures: reads ahead, fills batches, restores the order."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from retina_jax import parallel
+from retina_jax.config import resolve, validate
+from retina_jax.config.values import placement_rule
+from retina_jax.data.augment import show, whole
+from retina_jax.data.images import PictureError
+from retina_jax.data.loader import decoding_threads
+from retina_jax.data.plan import Placement, place
+from retina_jax.errors import UserError
+from retina_jax.evaluation.detect import make_detect
+from retina_jax.evaluation.nms import Rule
+from retina_jax.models import retinanet
+from retina_jax.prediction.ahead import in_threads
+from retina_jax.prediction.batches import Window, make_batches
+from retina_jax.prediction.network import Network
+from retina_jax.prediction.pictures import Picture
+from retina_jax.prediction.result import ImageDetections
+from retina_jax.prediction.tiles import Tile, Tiling, merge
+from retina_jax.types import Detections
+
+Outcome = ImageDetections | PictureError
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Read:
+    """A picture that was read: its size and its tiles, scaled for the network."""
+
+    size: tuple[int, int]
+    tiles: list[Tile]
+    scaled: list[tuple[Placement, np.ndarray]]
+
+
+@dataclasses.dataclass(eq=False)
+class _Open:
+    """A picture in the stream until all its tiles are detected."""
+
+    picture: Picture
+    read: _Read | PictureError
+    parts: dict[int, Detections] = dataclasses.field(default_factory=dict)
+
+    def is_done(self) -> bool:
+        return isinstance(self.read, PictureError) or len(self.parts) == len(self.read.tiles)
+
+
+class Predictor:
+    """Detects in pictures of any size, with one compiled program per bucket.
+
+    Any number of threads may call `stream`.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        batch_size: int = 1,
+        threshold: float | None = None,
+        tiling: Tiling | None = None,
+        nms: str | None = None,
+        class_agnostic: bool | None = None,
+    ):
+        """Puts the network on the devices: as many of this host as ``batch_size`` can be shared by.
+
+        Args:
+          batch_size: images (or tiles) per call of the network.
+          threshold: smallest score of a detection; None: ``eval.score_threshold`` of the config.
+          tiling: how to cut pictures; None: not at all.
+          nms: "hard" or "soft"; None: ``eval.nms`` of the config.
+          class_agnostic: whether boxes of all classes compete; None: as the config says.
+
+        Raises `UserError` for a value out of range.
+        """
+        if batch_size < 1:
+            raise UserError(f"--batch-size={batch_size} must be 1 or more")
+        if threshold is not None:
+            check_threshold(threshold)
+        self.network = network
+        self.config = config = network.config.copy_and_resolve_references().unlock()
+        config.eval.batch_size = batch_size
+        if threshold is not None:
+            config.eval.score_threshold = float(threshold)
+        if nms is not None:
+            config.eval.nms = nms
+        if class_agnostic is not None:
+            config.eval.class_agnostic = class_agnostic
+        validate(config)
+        config.lock()
+        here = len(parallel.Devices.local())
+        shared = max(n for n in range(1, here + 1) if batch_size % n == 0)
+        devices = parallel.Devices.local(shared)
+        model = retinanet.build(config, len(network.classes.names))
+        self._detect = make_detect(model, config, devices)
+        self._variables = devices.replicate(network.variables)
+        self._tiling = tiling
+
+    def stream(self, pictures: Iterable[Picture]) -> Iterator[tuple[Picture, Outcome]]:
+        """Each picture, in order, with its detections, or the reason why it cannot be read.
+
+        Reads a few batches ahead; memory does not grow with the number of pictures. Raises
+        `UserError` if the device's memory is too small.
+        """
+        options, rule = self.config.eval, Rule.of(self.config.eval)
+        pending: collections.deque[_Open] = collections.deque()
+        owner: dict[int, tuple[_Open, int]] = {}
+
+        def windows() -> Iterator[Window]:
+            number = 0
+            for picture, read in in_threads(self._read, pictures, decoding_threads(0)):
+                entry = _Open(picture, read)
+                pending.append(entry)
+                if isinstance(read, PictureError):
+                    continue
+                for i, (placement, pixels) in enumerate(read.scaled):
+                    tile = read.tiles[i]
+                    owner[number] = entry, i
+                    yield Window(number, placement, (tile.height, tile.width), pixels)
+                    number += 1
+                read.scaled.clear()
+
+        def done() -> Iterator[tuple[Picture, Outcome]]:
+            while pending and pending[0].is_done():
+                entry = pending.popleft()
+                yield entry.picture, self._outcome(entry, rule)
+
+        batches = make_batches(windows(), resolve(self.config).buckets, options.batch_size)
+        advice = f"lower the batch size (--batch-size={options.batch_size})"
+        with parallel.explain_out_of_memory(advice):
+            for number, detections in self._detect(self._variables, batches):
+                entry, part = owner.pop(number)
+                entry.parts[part] = detections
+                yield from done()
+            yield from done()
+
+    def _outcome(self, entry: _Open, rule: Rule) -> Outcome:
+        if isinstance(entry.read, PictureError):
+            return entry.read
+        parts = [entry.parts[i] for i in range(len(entry.parts))]
+        size, network = entry.read.size, self.network
+        merged = merge(entry.read.tiles, parts, size, rule)
+        return ImageDetections.of(merged, size, network.classes, entry.picture, network.pixel_scale)
+
+    def _read(self, picture: Picture) -> _Read | PictureError:
+        try:
+            pixels = picture.pixels(self.network.pixel_scale)
+        except PictureError as error:
+            return error
+        size = pixels.shape[:2]
+        tiles = self._tiling.tiles(*size) if self._tiling else [Tile(0, 0, *size)]
+        scaled = [
+            self._scaled(pixels[t.top : t.top + t.height, t.left : t.left + t.width]) for t in tiles
+        ]
+        return _Read(size, tiles, scaled)
+
+    def _scaled(self, image: np.ndarray) -> tuple[Placement, np.ndarray]:
+        """What the evaluation's loader writes into a batch."""
+        data = self.config.data
+        placement = place(*image.shape[:2], **placement_rule(self.config))
+        kind = np.float32 if data.float_pixels else np.uint8
+        out = np.zeros((placement.height, placement.width, 3), kind)
+        image = np.ascontiguousarray(image, kind)
+        show(image, whole(placement), data.antialias, False, out)
+        return placement, out
+
+
+def check_threshold(threshold: float, named: str = "--threshold") -> None:
+    """Raises `UserError` for a threshold outside 0 to 1."""
+    if not 0 <= threshold <= 1:
+        raise UserError(f"{named}={threshold} must lie between 0 and 1; set {named}=0.5")
