@@ -125,7 +125,7 @@ def test_help_lists_every_command(capsys):
     assert "usage: retina-jax COMMAND" in shown
 
 
-WITHOUT_CONFIG = ("prepare", "draw", "compare", "status", "export_weights", "launch")
+WITHOUT_CONFIG = ("prepare", "predict", "draw", "compare", "status", "export_weights", "launch")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
