@@ -41,6 +41,8 @@ def run(config: ml_collections.ConfigDict, workdir: str, console: Console) -> in
     print_table(console, result.metrics)
     if config.eval.pictures:
         report.say(f"detections: {result.evaluation / 'detections.png'}")
+    if config.eval.report:
+        report.say(f"report:     {result.evaluation / 'report.html'}")
     if result.curves:
         report.say(f"curves:     {result.curves}")
     report.say(f"results:    {result.folder} (checkpoints, eval, metrics.jsonl, tensorboard)")
