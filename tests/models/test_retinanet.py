@@ -1,5 +1,7 @@
 """The whole network: shapes that fit the anchors, the prior, normalisation, precision."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,6 +31,23 @@ def initial(model, size=(64, 64)):
     """Compiled: operation by operation it takes several times as long."""
     images = jnp.zeros((2, *size, 3))
     return jax.jit(lambda x: model.init(jax.random.key(1), x, train=False))(images)
+
+
+def drawn(model):
+    """Weights and statistics without meaning, which need no compilation."""
+    images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
+    shapes = jax.eval_shape(lambda x: model.init(jax.random.key(1), x, train=False), images)
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        name, fan_in = path[-1].key, max(1, math.prod(leaf.shape[:-1]))
+        if name in ("scale", "var"):
+            return rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
+        return rng.normal(0, fan_in**-0.5 if name == "kernel" else 0.1, leaf.shape).astype(
+            np.float32
+        )
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def images_of(size):
@@ -96,7 +115,7 @@ def test_p6_takes_its_source(source):
 def test_bfloat16_is_near_float32(norm, head_norm):
     changes = {"model.norm": norm, "model.head_norm": head_norm}
     config = small(**changes)
-    variables = initial(retinanet.build(config, 4))
+    variables = drawn(retinanet.build(config, 4))
     full, _ = outputs(config, (64, 64), variables=variables)
     config.train.precision = "bfloat16"
     half, _ = outputs(config, (64, 64), variables=variables)

@@ -99,7 +99,7 @@ def plain(tiny_config):
     ("norm", "counts"),
     [
         ("frozen", (2,)),
-        pytest.param("batch", (2, 8), marks=pytest.mark.optimized),
+        pytest.param("batch", (8,), marks=pytest.mark.optimized),
         ("group", (8,)),
     ],
 )
