@@ -65,16 +65,17 @@ def _set_in_process(quick):
     jax.config.update("jax_disable_most_optimizations", quick)
     if not _HAS_FUSIONS:
         return
-    # XLA has read its flags once and for all, and pmap takes no compiler options
+    # XLA has read its flags once and for all, of whichever kind the first test was, and pmap takes
+    # no compiler options
     if _plain_options is None:
         _plain_options = compiler.get_compile_options
 
-    def with_fusions(*arguments, **options):
+    def with_option(*arguments, **options):
         made = _plain_options(*arguments, **options)
-        made.env_option_overrides = [*made.env_option_overrides, (_FUSIONS, True)]
+        made.env_option_overrides = [*made.env_option_overrides, (_FUSIONS, not quick)]
         return made
 
-    compiler.get_compile_options = _plain_options if quick else with_fusions
+    compiler.get_compile_options = with_option
 
 
 _plain_options = None
