@@ -50,8 +50,7 @@ def read_run(workdir: str | Path, config: ml_collections.ConfigDict) -> Trained:
     if not (folder / FOLDER).is_dir():
         raise UserError(f"--workdir={workdir} has no checkpoint to export; train it first")
     checkpoints = Checkpoints(folder)
-    step = checkpoints.best_step()
-    step = checkpoints.latest_step() if step is None else step
+    step = checkpoints.best_or_latest_step()
     if step is None:
         raise UserError(f"--workdir={workdir} has no complete checkpoint; train it first")
     weights, averaged = checkpoints.restore_weights(step), checkpoints.has_average(step)

@@ -7,9 +7,17 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import ml_collections
     from rich.console import Console
 
     from retina_jax.config.flags import Parsed
+
+
+def config_of_run(workdir: str) -> ml_collections.ConfigDict:
+    """The config of the run in ``--workdir``, for commands that need no ``--config``."""
+    from retina_jax.training.workdir import read_config, workdir_at
+
+    return read_config(workdir_at(workdir))
 
 
 @contextlib.contextmanager

@@ -13,8 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from retina_jax.config.flags import PROCESSES, Flag, parse
-from retina_jax.files import open_path
-from retina_jax.jobs import on_all_hosts
+from retina_jax.jobs import config_of_run, on_all_hosts
 
 if TYPE_CHECKING:
     import ml_collections
@@ -39,14 +38,8 @@ def run(config: ml_collections.ConfigDict, workdir: str, console: Console) -> in
     return 0
 
 
-def _config_of(workdir: str) -> ml_collections.ConfigDict:
-    from retina_jax.training.workdir import read_config
-
-    return read_config(open_path(workdir, "--workdir"))
-
-
 def main(argv: list[str]) -> int:
-    parsed = parse(argv, __doc__, [WORKDIR, *PROCESSES], config_of_run=_config_of)
+    parsed = parse(argv, __doc__, [WORKDIR, *PROCESSES], config_of_run=config_of_run)
     if parsed is None:
         return 0
     with on_all_hosts(parsed) as console:

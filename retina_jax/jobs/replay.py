@@ -15,12 +15,8 @@ steps in between on the run's data. Field flags change the step (and those repea
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from retina_jax.config.flags import Flag, parse
-
-if TYPE_CHECKING:
-    import ml_collections
+from retina_jax.jobs import config_of_run
 
 FLAGS = (
     Flag("workdir", "folder of the run", example="runs/first"),
@@ -31,14 +27,8 @@ FLAGS = (
 )  # fmt: skip
 
 
-def _config_of(workdir: str) -> ml_collections.ConfigDict:
-    from retina_jax.training.workdir import read_config, workdir_at
-
-    return read_config(workdir_at(workdir))
-
-
 def main(argv: list[str]) -> int:
-    parsed = parse(argv, __doc__, FLAGS, config_of_run=_config_of)
+    parsed = parse(argv, __doc__, FLAGS, config_of_run=config_of_run)
     if parsed is None:
         return 0
     from retina_jax.program_cache import keep_compiled_programs

@@ -85,8 +85,8 @@ def from_workdir(
     step = None
     if (folder / FOLDER).is_dir():
         checkpoints = Checkpoints(folder)
-        step = checkpoints.best_step() if checkpoint == "best" else None
-        step = checkpoints.latest_step() if step is None else step
+        best = checkpoint == "best"
+        step = checkpoints.best_or_latest_step() if best else checkpoints.latest_step()
     if step is None:
         raise UserError(f"--workdir={workdir} has no checkpoint to predict with; train it first")
     weights = checkpoints.restore_weights(step)

@@ -68,6 +68,11 @@ class Checkpoints:
         """The step with the highest AP; None if no checkpoint was evaluated."""
         return self._manager.best_step()
 
+    def best_or_latest_step(self) -> int | None:
+        """The best step, or the latest if none was evaluated."""
+        best = self.best_step()
+        return self.latest_step() if best is None else best
+
     def save(
         self,
         state: TrainState,
@@ -247,8 +252,7 @@ def weights_of(workdir: str | Path) -> dict[str, Any]:
     if not (folder / FOLDER).is_dir():
         raise UserError(f"{str(workdir)!r} is not a workdir with checkpoints; train it first")
     checkpoints = Checkpoints(folder)
-    step = checkpoints.best_step()
-    step = checkpoints.latest_step() if step is None else step
+    step = checkpoints.best_or_latest_step()
     if step is None:
         raise UserError(f"{str(workdir)!r} has no complete checkpoint; train it first")
     weights = checkpoints.restore_weights(step)
