@@ -63,8 +63,8 @@ def evaluate(
     step = None
     if (folder / FOLDER).is_dir():
         checkpoints = Checkpoints(folder)
-        step = checkpoints.best_step() if config.eval.checkpoint == "best" else None
-        step = checkpoints.latest_step() if step is None else step
+        best = config.eval.checkpoint == "best"
+        step = checkpoints.best_or_latest_step() if best else checkpoints.latest_step()
     if step is None:
         raise UserError(f"--workdir={workdir} has no checkpoint to evaluate; train it first")
     weights = checkpoints.restore_weights(step)

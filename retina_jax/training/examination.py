@@ -19,7 +19,7 @@ from retina_jax.models.retinanet import RetinaNet, anchors_for, normalize_images
 from retina_jax.ops.anchors import LEVELS
 from retina_jax.ops.targets import assign_targets
 from retina_jax.training import objective
-from retina_jax.training.gradient import LossParts, make_gradient
+from retina_jax.training.gradient import LossParts, image_losses_of, make_gradient
 from retina_jax.types import Array, Batch, TrainState
 
 
@@ -88,20 +88,10 @@ def make_examination(
             batch.ground_truth
         )
         with nn.intercept_methods(listen):
-            (logits, deltas), updated = network.apply(
-                {"params": params, "batch_stats": batch_stats},
-                images,
-                train=True,
-                mutable=["batch_stats"],
+            sums, updated = image_losses_of(
+                network, config, params, batch_stats, images, targets, anchors
             )
-        sums = objective.image_losses(
-            jnp.concatenate(logits, axis=1),
-            jnp.concatenate(deltas, axis=1),
-            targets,
-            anchors,
-            config,
-        )
-        return updated.get("batch_stats", {}), (sums, spread(images), outputs)
+        return updated, (sums, spread(images), outputs)
 
     def examine(state: TrainState, batch: Batch) -> tuple[TrainState, Examination]:
         anchors = np.concatenate(anchors_for(config, batch.images.shape[-3:-1]))

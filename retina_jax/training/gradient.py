@@ -43,6 +43,35 @@ class BatchGradient:
     """The next ``state.batch_stats``."""
 
 
+def image_losses_of(
+    model: RetinaNet,
+    config: ml_collections.ConfigDict,
+    params: Any,
+    batch_stats: Any,
+    images: Array,
+    targets: Targets,
+    anchors: np.ndarray,
+) -> tuple[objective.ImageLosses, Any]:
+    """A forward pass in training: the sums of the losses by image, and the next statistics.
+
+    Takes normalised images ``[n, h, w, 3]``, their targets and the anchors of all levels.
+    """
+    (logits, deltas), updated = model.apply(
+        {"params": params, "batch_stats": batch_stats},
+        images,
+        train=True,
+        mutable=["batch_stats"],
+    )
+    sums = objective.image_losses(
+        jnp.concatenate(logits, axis=1),
+        jnp.concatenate(deltas, axis=1),
+        targets,
+        anchors,
+        config,
+    )
+    return sums, updated.get("batch_stats", {})
+
+
 def make_gradient(
     model: RetinaNet, config: ml_collections.ConfigDict
 ) -> Callable[[TrainState, Batch], BatchGradient]:
@@ -68,22 +97,6 @@ def make_gradient(
             batch.ground_truth
         )
 
-    def losses_of(params, batch_stats, images, targets: Targets, anchors):
-        (logits, deltas), updated = model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            images,
-            train=True,
-            mutable=["batch_stats"],
-        )
-        sums = objective.image_losses(
-            jnp.concatenate(logits, axis=1),
-            jnp.concatenate(deltas, axis=1),
-            targets,
-            anchors,
-            config,
-        )
-        return sums, updated.get("batch_stats", {})
-
     def share(
         state: TrainState,
         batch: Batch,
@@ -100,7 +113,9 @@ def make_gradient(
             targets = targets_of(batch, anchors)
 
         def share_of_loss(params):
-            sums, batch_stats = losses_of(params, state.batch_stats, images, targets, anchors)
+            sums, batch_stats = image_losses_of(
+                model, config, params, state.batch_stats, images, targets, anchors
+            )
             whole = counts
             if whole is None:
                 whole = objective.batch_counts(sums.foreground, sums.selected, over_devices)
@@ -138,7 +153,9 @@ def make_gradient(
                 return targets, foreground, jnp.zeros_like(foreground)
             # the selection depends on the logits, so OHEM costs one more forward pass
             images = normalize_images(batch.images, batch.sizes, config.data)
-            sums, _ = losses_of(state.params, state.batch_stats, images, targets, anchors)
+            sums, _ = image_losses_of(
+                model, config, state.params, state.batch_stats, images, targets, anchors
+            )
             return targets, foreground, sums.selected
 
         numbers = jnp.arange(count)
