@@ -98,6 +98,24 @@ def compiled_quickly():
         _set(before)
 
 
+def events_in(folder):
+    """TensorBoard's values in a folder: tag to {step: number or encoded image}."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found = {}
+    for path in sorted(folder.glob("events*")):
+        content, at = path.read_bytes(), 0
+        while at < len(content):  # length, its checksum, the event, its checksum
+            end = at + 12 + int.from_bytes(content[at : at + 8], "little")
+            event = Event.FromString(content[at + 12 : end])
+            at = end + 4
+            for value in event.summary.value:
+                image = value.HasField("image")
+                shown = value.image.encoded_image_string if image else value.simple_value
+                found.setdefault(value.tag, {})[event.step] = shown
+    return found
+
+
 def prepare_coco(images, annotations, out):
     """The command, in this process; what it prints goes to stderr."""
     from retina_jax.main import main

@@ -22,6 +22,7 @@ from retina_jax.data.data_set import open_split
 from retina_jax.data.loader import TrainLoader
 from retina_jax.data.records import Record
 from retina_jax.prepare.writer import write_data_set
+from retina_jax.training.memory import own_processes
 
 SIZE = (480, 640)
 SCALED = (800, 1067)
@@ -139,22 +140,10 @@ def _torchvision_decoder() -> Callable | None:
     return decode
 
 
-def _processes() -> Iterator[Path]:
-    """The folders in /proc of this process and all its descendants."""
-    pending = [os.getpid()]
-    while pending:
-        folder = Path(f"/proc/{pending.pop()}")
-        with contextlib.suppress(OSError):  # the process has ended
-            for task in (folder / "task").iterdir():
-                with contextlib.suppress(OSError):  # a thread of it has ended
-                    pending += map(int, (task / "children").read_text().split())
-        yield folder
-
-
 def cpu_seconds() -> float:
     """CPU time so far of this process and all its descendants, seconds."""
     ticks = 0
-    for folder in _processes():
+    for folder in own_processes():
         with contextlib.suppress(OSError):
             fields = (folder / "stat").read_text().rpartition(")")[2].split()
             ticks += int(fields[11]) + int(fields[12])
@@ -225,7 +214,7 @@ def time_input(config: ml_collections.ConfigDict, runs: int, batches: int) -> It
 def resident_mebibytes() -> float:
     """Memory of this process and its workers; shared pages count once."""
     total = 0
-    for folder in _processes():
+    for folder in own_processes():
         with contextlib.suppress(OSError, StopIteration):
             lines = (folder / "smaps_rollup").read_text().splitlines()
             total += int(next(line for line in lines if line.startswith("Pss:")).split()[1])

@@ -166,6 +166,11 @@ class TrainPlan:
             epoch += 1
         return epoch
 
+    def bucket_at(self, step: int) -> int:
+        """Bucket of a step, from 0."""
+        epoch = self.epoch_of(step)
+        return self._schedule(epoch)[step - sum(self._batches_before(epoch))][0]
+
     def batch_at(self, step: int) -> tuple[int, list[Draw]]:
         """Bucket and draws of a step, from 0; O(1) in ``step``."""
         epoch = self.epoch_of(step)

@@ -10,6 +10,7 @@ from typing import Any
 
 import ml_collections
 import numpy as np
+from PIL import Image
 
 from retina_jax import parallel
 from retina_jax.config.shell import field_flag
@@ -18,7 +19,7 @@ from retina_jax.data.loader import EvaluationLoader
 from retina_jax.errors import EvaluationError
 from retina_jax.evaluation import coco
 from retina_jax.evaluation.detect import make_detect
-from retina_jax.evaluation.pictures import draw_split
+from retina_jax.evaluation.pictures import draw_pairs, write_sheet
 from retina_jax.evaluation.report_writer import ReportWriter
 from retina_jax.files import write_json
 from retina_jax.models.retinanet import RetinaNet
@@ -26,6 +27,8 @@ from retina_jax.progress import Reporter
 from retina_jax.types import Batch, Detections
 
 _SCORING_WITHIN = 3600.0  # seconds that the other processes wait for the one that scores
+_SHOWN = 8
+"""Largest number of `Evaluator.drawn`."""
 _GATHERED_AT_ONCE = 1024  # images of each process
 
 
@@ -49,6 +52,7 @@ class Evaluator:
             split, config, parallel.process_index(), parallel.process_count()
         )
         self._truth: dict[str, Any] | None = None
+        self._drawn: list[tuple[int, Image.Image]] = []
         self._pages = ReportWriter(split, self._report.note)
 
     def __len__(self) -> int:
@@ -161,12 +165,23 @@ class Evaluator:
         metrics["limits"] = list(options.limits)
         write_json(folder / "detections.json", detections)
         if options.pictures:
-            draw_split(self._split, detections, folder / "detections.png", options.pictures)
+            note = self._report.note
+            pairs = draw_pairs(self._split, detections, options.pictures, note=note)
+            write_sheet(pairs, self._split.class_names, folder / "detections.png")
+            self._drawn = pairs[:: -(-len(pairs) // _SHOWN) or 1]
         write_json(folder / "metrics.json", metrics)  # last: marks the evaluation as complete
         if options.report:
             own = evaluation if options.engine == "hotcoco" else None
             self._pages.start(folder, truth, detections, metrics, own)
         return metrics
+
+    def drawn(self) -> list[tuple[int, Image.Image]]:
+        """Of the last `run`: image ids, and pictures of ground truth and detections.
+
+        At most eight, the same at each evaluation; none without ``eval.pictures``, and in processes
+        that do not score.
+        """
+        return self._drawn
 
     def finish_report(self, stops: Callable[[], bool] = lambda: False) -> None:
         """Waits for the report of the last `run`, if there is one; no longer if ``stops()``."""

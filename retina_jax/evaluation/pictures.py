@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from retina_jax.data.data_set import Split
+from retina_jax.data.data_set import Example, Split
 from retina_jax.data.images import decode_image
 from retina_jax.draw import CAPTION_COLOUR, draw_boxes, draw_legend
 from retina_jax.files import atomic_write
@@ -21,11 +22,13 @@ _TITLE = 22
 
 
 def _pair(
-    split: Split, row: int, found: list[dict[str, Any]], label_of: dict[int, int]
+    split: Split,
+    example: Example,
+    image: np.ndarray,
+    found: list[dict[str, Any]],
+    label_of: dict[int, int],
 ) -> Image.Image:
     """Ground truth on the left, detections on the right."""
-    example = split[row]
-    image = decode_image(example.image)
     scale = _PANEL / max(image.shape[:2])
     truth_names = [
         split.class_names[label] + (" (crowd)" if crowd else "")
@@ -57,17 +60,18 @@ def _pair(
     return panel
 
 
-def draw_split(
+def draw_pairs(
     split: Split,
     detections: list[dict[str, Any]],
-    path: Path,
     count: int,
     min_score: float = 0.4,
-) -> None:
-    """Draws ``count`` images, evenly spread over the split, to ``path`` (PNG).
+    note: Callable[[str], None] | None = None,
+) -> list[tuple[int, Image.Image]]:
+    """Draws ``count`` images, evenly spread over the split: their ids and pictures, 648 px wide.
 
-    Each image appears twice: with ground truth and with detections. ``detections`` are COCO
-    results; those that score below ``min_score`` are not drawn.
+    Each picture shows an image twice: with ground truth and with detections. ``detections`` are
+    COCO results; those that score below ``min_score`` are not drawn. An image that cannot be read
+    is left out, with a ``note``; without ``note``, raises what reading it raised.
     """
     count = min(count, len(split))
     rows = [int(i) for i in np.linspace(0, len(split) - 1, count).round()]
@@ -76,11 +80,35 @@ def draw_split(
         if detection["score"] >= min_score:
             by_image.setdefault(detection["image_id"], []).append(detection)
     label_of = {category_id: i for i, category_id in enumerate(split.category_ids)}
-    pairs = [_pair(split, r, by_image.get(int(split.image_ids[r]), []), label_of) for r in rows]
+    pairs = []
+    for row in rows:
+        image_id = int(split.image_ids[row])
+        try:
+            example = split[row]
+            image = decode_image(example.image)
+            if image is None:
+                raise ValueError("it cannot be decoded")
+        except Exception as error:  # whatever ArrayRecord and OpenCV make of damaged files
+            if note is None:
+                raise
+            note(f"image {image_id} is left out of the pictures: {error}")
+            continue
+        found = by_image.get(image_id, [])
+        pairs.append((image_id, _pair(split, example, image, found, label_of)))
+    return pairs
+
+
+def write_sheet(
+    pairs: Sequence[tuple[int, Image.Image]], class_names: Sequence[str], path: Path
+) -> None:
+    """Writes the pictures of `draw_pairs` to ``path`` (PNG), below a legend; nothing if none."""
+    if not pairs:
+        return
+    pairs = [picture for _, picture in pairs]
     columns = min(2, len(pairs))
     cell_width = max(p.width for p in pairs) + 2 * _GAP
     cell_height = max(p.height for p in pairs) + _GAP
-    legend = draw_legend(split.class_names, cell_width * columns)
+    legend = draw_legend(class_names, cell_width * columns)
     lines = math.ceil(len(pairs) / columns)
     sheet = Image.new("RGB", (cell_width * columns, legend.height + cell_height * lines), "white")
     sheet.paste(legend, (0, 0))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from retina_jax.config.flags import PROCESSES, Flag, parse
 from retina_jax.errors import LEFT_OUT
 from retina_jax.jobs import on_all_hosts
+from retina_jax.training.profiled_steps import ProfiledSteps
 
 if TYPE_CHECKING:
     import ml_collections
@@ -20,15 +21,25 @@ WORKDIR = Flag(
     "workdir", "folder of the run, or gs://BUCKET/FOLDER; created if missing", example="runs/first"
 )
 
+PROFILE = Flag(
+    "profile", "record steps with jax.profiler in WORKDIR/profile: 10 for ten steps after warm-up, "
+    "100:110 for steps 100 to 110; compilation and evaluation are left out"
+)  # fmt: skip
 
-def run(config: ml_collections.ConfigDict, workdir: str, console: Console) -> int:
+
+def run(
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    console: Console,
+    profile: ProfiledSteps | None = None,
+) -> int:
     """Trains, then prints the table; returns the exit code."""
     from retina_jax.evaluation.report import print_table
     from retina_jax.progress import Reporter
     from retina_jax.runs.train import train
 
     report = Reporter(console)
-    result = train(config, workdir, report, may_exit=True)
+    result = train(config, workdir, report, may_exit=True, profile=profile)
     if result.signal:
         report.say(
             f"stopped by {result.signal.name}; checkpoint saved in {result.folder}; "
@@ -53,8 +64,10 @@ def run(config: ml_collections.ConfigDict, workdir: str, console: Console) -> in
 
 
 def main(argv: list[str]) -> int:
-    parsed = parse(argv, __doc__, [WORKDIR, *PROCESSES])
+    parsed = parse(argv, __doc__, [WORKDIR, PROFILE, *PROCESSES])
     if parsed is None:
         return 0
+    profile = parsed.flags.profile
+    steps = None if profile is None else ProfiledSteps.parse(profile)
     with on_all_hosts(parsed) as console:
-        return run(parsed.config, parsed.flags.workdir, console)
+        return run(parsed.config, parsed.flags.workdir, console, steps)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from retina_jax.data.data_set import open_split
 from retina_jax.errors import UserError
-from retina_jax.evaluation.pictures import draw_split
+from retina_jax.evaluation.pictures import draw_pairs, write_sheet
 from retina_jax.prepare.shapes import open_data_set
 from retina_jax.runs.evaluations import evaluation_folder
 from retina_jax.training.workdir import read_config
@@ -38,5 +38,5 @@ def draw(
     split = open_split(directory, config.data.eval_split, config.data.labels)
     detections = json.loads((evaluation / "detections.json").read_text())
     path = out or evaluation / "detections.png"
-    draw_split(split, detections, path, count, min_score)
+    write_sheet(draw_pairs(split, detections, count, min_score), split.class_names, path)
     return path

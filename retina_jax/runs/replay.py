@@ -24,6 +24,7 @@ from retina_jax.training import kept_batch
 from retina_jax.training.checkpoint import FOLDER, Checkpoints
 from retina_jax.training.examination import Examination, call_names, make_examination
 from retina_jax.training.kept_batch import KeptBatch
+from retina_jax.training.metrics import by_name
 from retina_jax.training.optimizer import build_optimizer, learning_rate_schedule
 from retina_jax.training.step import make_train_step, state_shapes
 from retina_jax.training.workdir import read_classes, workdir_at
@@ -115,7 +116,7 @@ def replay(
         state, examination = devices.train_step(examine)(state, sharded)
         examination = parallel.fetch(examination)
         _, metrics = step_fn(state, sharded)
-        metrics = {name: float(value) for name, value in parallel.fetch(metrics).items()}
+        metrics = by_name(parallel.fetch(metrics))
     return Replay(kept, first + repeated, metrics, began_with, call_names(names), examination)
 
 

@@ -44,6 +44,7 @@ from retina_jax.training.error_log import errors_recorded
 from retina_jax.training.lease import Lease
 from retina_jax.training.loop import LoopResult, TrainingLoop
 from retina_jax.training.optimizer import build_optimizer, learning_rate_schedule
+from retina_jax.training.profiled_steps import ProfiledSteps
 from retina_jax.training.step import init_state, make_train_step, state_shapes
 from retina_jax.training.stop import StopRequest
 from retina_jax.training.workdir import Classes, changed_fields, open_workdir, write_config
@@ -88,11 +89,13 @@ def train(
     workdir: str | Path,
     report: Reporter | None = None,
     may_exit: bool = False,
+    profile: ProfiledSteps | None = None,
 ) -> TrainingResult:
     """Trains up to ``train.steps`` in ``workdir`` with periodic evaluation; resumes if possible.
 
     ``may_exit``: whether a signal may end the program at once when nothing would be lost, rather
-    than at the next step. Every process of a run calls this (`parallel.start`).
+    than at the next step. ``profile``: steps to record in ``profile/``. Every process of a run
+    calls this (`parallel.start`).
 
     Raises `UserError` for errors that the user can fix, before compilation, and
     `NonFiniteLossError` for a non-finite loss.
@@ -100,6 +103,8 @@ def train(
     report = report or Reporter()
     with contextlib.ExitStack() as held, StopRequest(may_exit) as stop:
         stop.nothing_to_save(True)  # until the loop has taken a step
+        if profile:
+            profile.check(config.train.steps)
         run = _begin(config, workdir, held, report)
 
         def evaluate(state: TrainState, step: int) -> dict[str, Any] | None:
@@ -112,8 +117,9 @@ def train(
             return run.devices.replicate(run.checkpoints.restore(shapes, step))
 
         loop = TrainingLoop(
-            config, run.folder, run.devices, evaluate, run.checkpoints, restore, stop, report
-        )
+            config, run.folder, run.devices, evaluate, run.checkpoints, restore, stop, report,
+            profile, run.evaluator.drawn,
+        )  # fmt: skip
         schedule = learning_rate_schedule(config)
         step_fn = run.devices.train_step(
             make_train_step(run.model, run.optimizer, schedule, config)

@@ -109,8 +109,8 @@ def make_examination(
             x = x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
             return jax.lax.all_gather(x, axis, tiled=True) if axis else x
 
-        own = jax.tree.map(lambda x: x.swapaxes(0, 1).ravel(), by_image[0])
-        counts = objective.batch_counts(own.foreground, own.selected, over_devices)
+        own = by_image[0]
+        counts = objective.batch_counts(own.foreground.ravel(), own.selected.ravel(), over_devices)
         sums, pixels, outputs = jax.tree.map(of_all, by_image)
         classification, box, _ = jax.vmap(
             lambda image: objective.normalize(image, counts, state.loss_normalizer, config.loss)

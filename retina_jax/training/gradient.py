@@ -14,6 +14,7 @@ from jaxtyping import Float
 
 from retina_jax.config.values import target_arguments
 from retina_jax.models.retinanet import RetinaNet, anchors_for, normalize_images
+from retina_jax.ops.anchors import LEVELS
 from retina_jax.ops.targets import assign_targets
 from retina_jax.training import objective
 from retina_jax.types import Array, Batch, Targets, TrainState
@@ -28,6 +29,9 @@ class LossParts:
     box: Float[Array, ""]
     foreground: Float[Array, ""]
     """Number of foreground anchors."""
+    by_level: Float[Array, "3 levels"]
+    """``classification``, ``box`` and ``foreground`` of each pyramid level: one array, so that the
+    sum over devices is one more, not one for each."""
 
 
 @flax.struct.dataclass
@@ -68,6 +72,7 @@ def image_losses_of(
         targets,
         anchors,
         config,
+        [level.shape[1] for level in logits],
     )
     return sums, updated.get("batch_stats", {})
 
@@ -123,7 +128,8 @@ def make_gradient(
                 sums, whole, state.loss_normalizer, config.loss
             )
             loss = classification + config.loss.box_weight * box
-            parts = LossParts(loss, classification, box, sums.foreground.sum())
+            by_level = objective.normalize_levels(sums, whole, state.loss_normalizer, config.loss)
+            parts = LossParts(loss, classification, box, sums.foreground.sum(), by_level)
             return loss, (parts, loss_normalizer, batch_stats)
 
         (_, (parts, loss_normalizer, batch_stats)), gradient = jax.value_and_grad(
@@ -175,7 +181,7 @@ def make_gradient(
 
         nothing = BatchGradient(
             gradient=jax.tree.map(jnp.zeros_like, state.params),
-            parts=LossParts(*[jnp.zeros(())] * 4),
+            parts=LossParts(*[jnp.zeros(())] * 4, jnp.zeros((3, len(LEVELS)))),
             loss_normalizer=state.loss_normalizer,
             batch_stats=state.batch_stats,
         )

@@ -13,25 +13,34 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
+from PIL import Image
 
 from retina_jax import parallel
+from retina_jax.config import resolve
 from retina_jax.data.loader import TrainLoader
 from retina_jax.errors import CommandError, EvaluationError, NonFiniteLossError
 from retina_jax.progress import Reporter
 from retina_jax.training import kept_batch
 from retina_jax.training.checkpoint import Checkpoints
 from retina_jax.training.error_log import record_error
-from retina_jax.training.metrics import Meter, MetricsLog
+from retina_jax.training.memory import memory_in_use
+from retina_jax.training.metrics import Meter, MetricsLog, weight_norm
+from retina_jax.training.profiled_steps import ProfiledSteps
+from retina_jax.training.profiler import Profiler
 from retina_jax.training.stop import StopRequest
 from retina_jax.training.watchdog import Watchdog
 from retina_jax.types import TrainState
 
 Evaluate = Callable[[TrainState, int], dict[str, Any] | None]
 """``(state, step)`` to COCO metrics; None after a stop request."""
+Drawn = list[tuple[int, Image.Image]]
+"""Image ids, and pictures with detections."""
 _INTERVAL = "log_interval"
 """Note of a checkpoint: the steps since the last line of the log."""
 _LEFT_OUT = "left_out"
 """Note of a checkpoint: steps that ``train.on_nonfinite=rollback`` leaves out."""
+_MOST_CLASSES = 100
+"""With more classes, TensorBoard has no curve for each."""
 
 
 @dataclasses.dataclass
@@ -58,8 +67,16 @@ class TrainingLoop:
         restore: Callable[[int], TrainState],
         stop: StopRequest,
         report: Reporter,
+        profile: ProfiledSteps | None = None,
+        drawn: Callable[[], Drawn] = list,
     ):
-        """``restore``: the replicated state of a checkpoint, by step."""
+        """Takes what it calls and writes to.
+
+        Args:
+          restore: the replicated state of a checkpoint, by step.
+          profile: steps to record.
+          drawn: pictures of the last evaluation.
+        """
         self._config = config
         self._folder = folder
         self._devices = devices
@@ -68,6 +85,8 @@ class TrainingLoop:
         self._restore = restore
         self._stop = stop
         self._report = report
+        self._profile = profile
+        self._drawn = drawn
 
     def run(
         self, state: TrainState, step_fn: Callable, loader: TrainLoader, first_step: int
@@ -108,7 +127,9 @@ class TrainingLoop:
     ) -> None:
         config, stop, steps = self._config.train, self._stop, self._config.train.steps
         notes = self._checkpoints.notes(first_step) if first_step else {}
-        meter = Meter(loader.image_ids_at, config.max_skipped, notes.get(_INTERVAL))
+        meter = Meter(
+            loader.image_ids_at, config.max_skipped, notes.get(_INTERVAL), config.batch_size
+        )
         result = self._result
         evaluated = (self._folder / "eval" / str(first_step) / "metrics.json").exists()
         if first_step and self._evaluation_due(first_step) and not evaluated:  # it was interrupted
@@ -124,6 +145,7 @@ class TrainingLoop:
             contextlib.closing(batches),
             self._report.progress("training", steps, first_step) as bar,
             Watchdog(config.watchdog) as watchdog,
+            self._profiler(loader, first_step) as profiler,
         ):
             bar.advance("compiling …", by=0)
             done = first_step
@@ -131,6 +153,7 @@ class TrainingLoop:
                 if stop.before((done + 1, 0)):
                     result.stopped = True
                     break
+                profiler.before(done + 1)
                 started = time.perf_counter()
                 cut_away, batch = next(batches)
                 waited = time.perf_counter() - started
@@ -148,6 +171,8 @@ class TrainingLoop:
                         state, step_metrics = step_fn(state, batch)
                         if first:
                             jax.block_until_ready(step_metrics)
+                            if parallel.is_main():
+                                weight_norm(state.params)  # compiles
                             stop.nothing_to_save(False)
                     meter.add(done, cut_away, step_metrics)
                     seconds = time.perf_counter() - started
@@ -156,6 +181,10 @@ class TrainingLoop:
                         self._report.say(f"first step after {seconds:.1f} s, compilation included")
                     else:
                         meter.time(config.batch_size, seconds, waited)
+                with watchdog.paused():  # it may write what it recorded
+                    profiler.after(done, state)
+                if profiler.is_over:
+                    self._profile = None
                 watchdog.progress(f"step {done}")
                 log_due = done % config.log_every == 0 or done == steps
                 save_due = done % config.checkpoint_every == 0 or done == steps
@@ -166,7 +195,10 @@ class TrainingLoop:
                 note = None
                 if log_due:
                     values = meter.read()
-                    log.write(done, values)
+                    if parallel.is_main():
+                        values["weight_norm"] = weight_norm(state.params)
+                        log.write(done, values)
+                        log.scalars("memory", done, memory_in_use(self._devices.devices))
                     note = _note(values)
                 bar.advance(note)
                 if self._evaluation_due(done):
@@ -177,6 +209,24 @@ class TrainingLoop:
         if result.stopped:
             self._settle(meter, loader)  # reports a non-finite step before saving
             self._save(state, meter)
+
+    def _profiler(self, loader: TrainLoader, first_step: int) -> Profiler:
+        """Records the steps of ``--profile``; does nothing without it."""
+        steps, note = range(0), ""
+        if self._profile:
+            buckets = resolve(self._config).buckets
+            steps, note = self._profile.place(
+                first_step,
+                self._config.train.steps,
+                lambda step: buckets[loader.plan.bucket_at(step - 1)],
+                self._evaluation_due,
+                {shape[-3:-1] for shape in self._shapes},
+            )
+        if note:
+            self._report.note(note)
+        if not steps:
+            self._profile = None
+        return Profiler(self._folder, steps, self._report)
 
     def _settle(self, meter: Meter, loader: TrainLoader) -> None:
         """`Meter.settle`; reports spikes, and keeps the batches of steps that are not finite."""
@@ -245,6 +295,10 @@ class TrainingLoop:
         self._save(state, meter, metrics["AP"])  # AP is None without ground truth
         scores = {name: value for name, value in metrics.items() if isinstance(value, float)}
         log.scalars("eval", step, scores)
+        by_class = metrics.get("per_class", {})
+        if len(by_class) <= _MOST_CLASSES:
+            log.scalars("eval_AP_of_class", step, by_class)
+        log.pictures(step, self._drawn())
         shown = ("–" if metrics[n] is None else f"{metrics[n]:.3f}" for n in ("AP", "AP50"))
         self._report.say("step {}: AP {}, AP50 {}".format(step, *shown))
         self._result.metrics = metrics

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import collections
+import io
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import optax
+from PIL import Image
 
 from retina_jax import parallel
 from retina_jax.errors import NonFiniteLossError
 from retina_jax.files import is_address, mirror, write_text
+from retina_jax.ops.anchors import LEVELS
 
+_BY_LEVEL = {
+    name: [f"{name}_P{level}" for level in LEVELS]
+    for name in ("loss_classification", "loss_box", "foreground_anchors")
+}
+"""Names of the values in ``by_level`` of a step's metrics."""
 _NAMES = (
     "loss", "loss_classification", "loss_box", "foreground_anchors", "gradient_norm",
     "learning_rate",
@@ -23,6 +32,26 @@ _NAMES = (
 """Metrics of a step, for an interval in which none was taken."""
 _RECENT = 100  # steps to which a loss is compared
 _SPIKE = 5.0  # times their median
+
+
+def by_name(metrics: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """A step's metrics (`make_train_step`) as numbers; those by pyramid level each have a name."""
+    values = {name: float(value) for name, value in metrics.items() if name != "by_level"}
+    if "by_level" in metrics:
+        for names, row in zip(_BY_LEVEL.values(), metrics["by_level"], strict=True):
+            values |= {name: float(value) for name, value in zip(names, row, strict=True)}
+    return values
+
+
+def weight_norm(params: Any) -> float:
+    """The L2 norm of all weights, from the first device's copy of the replicated ``params``.
+
+    A program of its own, run only at log steps: in the step, every step would read all weights.
+    """
+    return float(_norm(jax.tree.map(lambda x: x.addressable_shards[0].data, params)))
+
+
+_norm = jax.jit(optax.tree.norm)
 
 
 class Meter:
@@ -33,6 +62,7 @@ class Meter:
         ids_at: Callable[[int], list[int]],
         max_skipped: int = 0,
         interval: Mapping[str, Any] | None = None,
+        batch_size: int | None = None,
     ):
         """Starts without steps, or with those of an open interval.
 
@@ -40,10 +70,12 @@ class Meter:
           ids_at: the image ids of a step, of all processes.
           max_skipped: number of steps skipped in a row that ends training; 0: no limit.
           interval: `open_interval` of the checkpoint from which the run resumes.
+          batch_size: images per step, of all processes; None: no counts per image.
         """
         interval = interval or {}
         self._ids_at = ids_at
         self._max_skipped = max_skipped
+        self._batch_size = batch_size
         self._skipped_in_a_row = int(interval.get("skipped_in_a_row", 0))
         self._pending: list[tuple[int, dict[str, jax.Array]]] = []
         self._read: list[dict[str, float]] = list(interval.get("read", []))
@@ -99,7 +131,7 @@ class Meter:
         last of ``max_skipped`` in a row.
         """
         for step, metrics in self._pending:
-            values = {name: float(value) for name, value in parallel.fetch(metrics).items()}
+            values = by_name(parallel.fetch(metrics))
             finite = values.pop("finite")
             self._names = tuple(values)
             self._skipped_in_a_row = 0 if finite else self._skipped_in_a_row + 1
@@ -147,8 +179,12 @@ class Meter:
         if not self._names:  # no step was taken since the start
             self._names = tuple(self._read[0]) if self._read else _NAMES
         values: dict[str, float | None] = dict.fromkeys(self._names)  # None: all steps skipped
-        if self._read:
-            values = {n: float(np.mean([m[n] for m in self._read])) for n in self._names}
+        for name in self._names if self._read else ():
+            # steps that an earlier version left in a checkpoint lack some
+            known = [m[name] for m in self._read if name in m]
+            values[name] = float(np.mean(known)) if known else None
+        if self._batch_size and values.get("foreground_anchors") is not None:
+            values["foreground_per_image"] = values["foreground_anchors"] / self._batch_size
         if not self._images:
             self._images, self._seconds = self._compiling
         seconds = self._seconds or 1.0  # 0: all steps were left out
@@ -190,14 +226,16 @@ class MetricsLog:
         self._path = self._files.local / before.name
         write_text(self._path, "".join(line + "\n" for line in kept))
         events = self._files.local / "tensorboard"
-        self._events = _summary_writer()(str(events), purge_step=first_step + 1)
+        self._events = _tensorboard().SummaryWriter(str(events), purge_step=first_step + 1)
 
     def write(self, step: int, values: dict[str, float | None]) -> None:
         if self._events is None:
             return
         with self._path.open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
-        self.scalars("train", step, values)
+        levels = [name for names in _BY_LEVEL.values() for name in names if name in values]
+        self.scalars("levels", step, {name: values[name] for name in levels})
+        self.scalars("train", step, {n: v for n, v in values.items() if n not in levels})
         if self._is_copied:
             self._events.flush()
         self._files.upload()
@@ -207,6 +245,21 @@ class MetricsLog:
             if value is None or self._events is None:
                 continue
             self._events.add_scalar(f"{group}/{name}", value, step)
+
+    def pictures(self, step: int, pictures: Iterable[tuple[int, Image.Image]]) -> None:
+        """Writes pictures of detections to TensorBoard, by image id; as JPEG, to stay small."""
+        for image_id, picture in pictures if self._events is not None else ():
+            encoded = io.BytesIO()
+            picture.save(encoded, format="JPEG", quality=85)
+            Summary = _tensorboard().proto.summary_pb2.Summary
+            image = Summary.Image(
+                encoded_image_string=encoded.getvalue(),
+                width=picture.width,
+                height=picture.height,
+                colorspace=3,
+            )
+            value = Summary.Value(tag=f"detections/image_{image_id}", image=image)
+            self._events.file_writer.add_summary(Summary(value=[value]), step)
 
     def close(self) -> None:
         if self._events is not None:
@@ -224,14 +277,14 @@ class MetricsLog:
                 raise
 
 
-def _summary_writer():
-    """tensorboardX's writer, without the second that it takes to import torch where that exists."""
+def _tensorboard():
+    """tensorboardX, without the second that it takes to import torch where that exists."""
     absent = "torch" not in sys.modules
     if absent:
         sys.modules["torch"] = None
     try:
-        from tensorboardX import SummaryWriter
+        import tensorboardX
     finally:
         if absent:
             del sys.modules["torch"]
-    return SummaryWriter
+    return tensorboardX

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,6 +10,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 from jaxtyping import Float
 
 from retina_jax.config.fields import BOX_LOSSES, CLASSIFICATION_LOSSES
@@ -28,6 +29,8 @@ class ImageLosses:
     """Number of foreground anchors."""
     selected: Float[Array, "*n"]
     """Number of anchors that OHEM selected; 0 without OHEM."""
+    by_level: Float[Array, "*n 3 levels"]
+    """``classification``, ``box`` and ``foreground`` of each pyramid level; for the log alone."""
 
 
 def classification_function(loss: Any) -> Callable[[Array, Array], Array]:
@@ -86,17 +89,29 @@ def image_losses(
     targets: Targets,
     anchors: Float[Array, "a 4"],
     config: ml_collections.ConfigDict,
+    level_sizes: Sequence[int] | None = None,
 ) -> ImageLosses:
-    """Both losses of each image of a batch, not normalised."""
+    """Both losses of each image of a batch, not normalised.
+
+    ``level_sizes``: number of anchors of each pyramid level; None: all are of one.
+    """
+    ends = np.cumsum(level_sizes or [len(anchors)])
+
+    def by_level(*of_anchors):
+        # the losses are summed by themselves, so that their bits do not depend on what is logged
+        rows = jax.lax.stop_gradient(jnp.stack(of_anchors))
+        return jnp.stack([level.sum(axis=1) for level in jnp.split(rows, ends[:-1], 1)], axis=1)
 
     def one_image(logits, deltas, targets):
         classification, selected = classification_loss(logits, targets, anchors, config.loss)
         box = box_loss(deltas, targets, anchors, config)
+        foreground = targets.foreground.astype(jnp.float32)
         return ImageLosses(
             classification=classification.sum(),
             box=box.sum(),
             foreground=targets.foreground.sum(dtype=jnp.float32),
             selected=selected,
+            by_level=by_level(classification, box, foreground),
         )
 
     return jax.vmap(one_image)(logits, deltas, targets)
@@ -123,6 +138,27 @@ def batch_counts(
     return BatchCounts(*over_devices(jax.tree.map(jnp.sum, counts)))
 
 
+def _divisors(
+    sums: ImageLosses, counts: BatchCounts, ema: Float[Array, ""], config: Any
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Of the classification and the box losses (for each image, or for all), and the next ``ema``.
+
+    See `normalize`.
+    """
+    foreground = counts.foreground
+    if config.normalizer == "per_image":
+        divisor = jnp.maximum(sums.foreground, 1) * counts.images
+    elif config.normalizer == "foreground_plus_1":
+        divisor = foreground + 1
+    elif config.normalizer == "ema":
+        momentum = config.ema_momentum
+        divisor = ema = momentum * ema + (1 - momentum) * jnp.maximum(foreground, 1)
+    else:
+        divisor = jnp.maximum(foreground, 1)
+    of_classes = jnp.maximum(counts.selected, 1) if config.classification == "ohem" else divisor
+    return of_classes, divisor, ema
+
+
 def normalize(
     sums: ImageLosses, counts: BatchCounts, ema: Float[Array, ""], config: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -140,15 +176,18 @@ def normalize(
 
     OHEM's classification loss is the mean over the selected anchors, as in Fast R-CNN.
     """
-    foreground = counts.foreground
-    if config.normalizer == "per_image":
-        divisor = jnp.maximum(sums.foreground, 1) * counts.images
-    elif config.normalizer == "foreground_plus_1":
-        divisor = foreground + 1
-    elif config.normalizer == "ema":
-        momentum = config.ema_momentum
-        divisor = ema = momentum * ema + (1 - momentum) * jnp.maximum(foreground, 1)
-    else:
-        divisor = jnp.maximum(foreground, 1)
-    of_classes = jnp.maximum(counts.selected, 1) if config.classification == "ohem" else divisor
+    of_classes, divisor, ema = _divisors(sums, counts, ema, config)
     return (sums.classification / of_classes).sum(), (sums.box / divisor).sum(), ema
+
+
+def normalize_levels(
+    sums: ImageLosses, counts: BatchCounts, ema: Float[Array, ""], config: Any
+) -> Float[Array, "3 levels"]:
+    """The shares of each pyramid level in both losses of `normalize`, and its foreground anchors.
+
+    Summed over levels, they are the losses up to rounding.
+    """
+    of_classes, divisor, _ = _divisors(sums, counts, ema, config)
+    ones = jnp.ones_like(sums.foreground)
+    divisors = jnp.stack([of_classes * ones, divisor * ones, ones], axis=-1)
+    return (sums.by_level / divisors[..., None]).reshape(-1, *sums.by_level.shape[-2:]).sum(0)

@@ -78,7 +78,8 @@ def make_train_step(
 
     Quantities are summed over devices before they are divided (`objective.normalize`), so the
     result does not depend on the number of devices. If the loss or gradient is not finite, weights,
-    their average and statistics are unchanged and ``metrics["finite"]`` is False.
+    their average and statistics are unchanged and ``metrics["finite"]`` is False. The metrics are
+    scalars, except ``by_level`` (`gradient.LossParts`); `metrics.by_name` names its values.
     """
     gradient_of = make_gradient(model, config)
 
@@ -107,6 +108,7 @@ def make_train_step(
             "loss_classification": parts.classification,
             "loss_box": parts.box,
             "foreground_anchors": parts.foreground,
+            "by_level": parts.by_level,
             "gradient_norm": gradient_norm,
             "learning_rate": learning_rate,
             "finite": finite,

@@ -6,7 +6,7 @@ from PIL import Image
 
 from retina_jax.data.data_set import open_split
 from retina_jax.draw import colour, draw_boxes
-from retina_jax.evaluation.pictures import draw_split
+from retina_jax.evaluation.pictures import draw_pairs, write_sheet
 
 
 @pytest.fixture
@@ -28,7 +28,9 @@ def test_a_box_is_drawn_in_its_colour_and_scaled_place():
 
 @pytest.mark.parametrize("count", [1, 3, 99])
 def test_sheets_without_detections_open(split, tmp_path, count):
-    draw_split(split, [], tmp_path / "sheet.png", count)
+    pairs = draw_pairs(split, [], count)
+    write_sheet(pairs, split.class_names, tmp_path / "sheet.png")
+    assert len(pairs) == min(count, len(split))
     width, height = Image.open(tmp_path / "sheet.png").size
     assert width > 600
     assert height > 300
@@ -42,7 +44,8 @@ def test_detections_change_the_sheet_and_weak_ones_do_not(split, tmp_path):
             "bbox": [20.0, 20.0, 60.0, 60.0],
             "score": score,
         }
-        draw_split(split, [found], tmp_path / "sheet.png", 1)
-        return np.asarray(Image.open(tmp_path / "sheet.png"))
+        ((image_id, picture),) = draw_pairs(split, [found], 1)
+        assert image_id == split.image_ids[0]
+        return np.asarray(picture)
 
     assert not np.array_equal(sheet(0.9), sheet(0.1))

@@ -1,5 +1,6 @@
 """The whole program: it learns, resumes bit for bit, stops when told, compiles what it must."""
 
+import io
 import json
 import logging
 import re
@@ -10,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from support import events_in
 
 from retina_jax import parallel
 from retina_jax.errors import RunError, UserError
@@ -110,6 +112,35 @@ def test_a_run_leaves_all_that_it_promises(finished_run):
     assert list((finished_run / "tensorboard").glob("events*"))
     for picture in ("eval/4/detections.png", "curves.png"):
         assert Image.open(finished_run / picture).size > (300, 100)
+
+
+def test_tensorboard_shows_the_run_by_level_and_its_detections(finished_run):
+    events = events_in(finished_run / "tensorboard")
+    entry = json.loads((finished_run / "metrics.jsonl").read_text().splitlines()[-1])
+    for name in ("loss_classification", "loss_box", "foreground_anchors"):
+        levels = [events[f"levels/{name}_P{level}"][4] for level in range(3, 8)]
+        assert sum(levels) == pytest.approx(events[f"train/{name}"][4], rel=1e-5)
+        assert entry[name] == pytest.approx(events[f"train/{name}"][4])
+    assert events["train/foreground_per_image"][4] == entry["foreground_anchors"] / 8
+    weights = jax.tree.leaves(last_state(finished_run)["params"])
+    norm = np.sqrt(sum(np.square(w, dtype=np.float64).sum() for w in weights))
+    assert entry["weight_norm"] == pytest.approx(norm, rel=1e-5)
+    assert events["memory/host_gib"].keys() == {1, 2, 3, 4}
+    assert events["eval/AP75"].keys() == events["eval_AP_of_class/ring"].keys() == {4}
+    pictures = [values for tag, values in events.items() if tag.startswith("detections/image_")]
+    assert [set(values) for values in pictures] == [{4}, {4}]
+    with Image.open(io.BytesIO(pictures[0][4])) as shown:
+        assert shown.size > (600, 300)
+
+
+def test_steps_to_profile_that_make_no_sense_are_a_mistake(program, tmp_path):
+    flags = ("--config=experiments/shapes.py", f"--workdir={tmp_path}/run")
+    ended = program("train", *flags, "--profile=9:3")
+    assert ended.returncode == 2
+    assert "--profile=9:3 names no steps" in ended.stderr
+    ended = program("train", *flags, "--profile=9:30", "--config.train.steps=20")
+    assert ended.returncode == 2
+    assert "--profile=9:30 goes beyond config.train.steps=20" in ended.stderr
 
 
 def test_a_finished_run_trained_or_evaluated_again_gives_the_same(tiny_config, copied_run, quiet):

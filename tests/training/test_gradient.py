@@ -70,6 +70,10 @@ def test_three_steps_in_micro_batches_equal_those_of_the_whole_batch(
     batches = [batch_of(seed) for seed in range(3)]
     whole, metrics = steps(config, batches)
     assert metrics["loss_box"] > 0
+    names = ("loss_classification", "loss_box", "foreground_anchors")
+    np.testing.assert_allclose(
+        metrics["by_level"].sum(axis=1), [metrics[name] for name in names], rtol=1e-5
+    )
     own, own_metrics = steps(config, batches, devices, accumulate)
     assert_equal_to_1e_6((own, own_metrics), (whole, metrics))
 
@@ -114,21 +118,22 @@ def plain_step(model, optimizer, schedule, config):
             )
             sums = objective.image_losses(
                 jnp.concatenate(logits, axis=1), jnp.concatenate(deltas, axis=1),
-                targets, anchors, config,
+                targets, anchors, config, [x.shape[1] for x in logits],
             )  # fmt: skip
             counts = objective.batch_counts(sums.foreground, sums.selected, over_devices)
             classification, box, ema = objective.normalize(
                 sums, counts, state.loss_normalizer, config.loss
             )
             loss = classification + config.loss.box_weight * box
-            foreground = sums.foreground.sum()
-            return loss, ((classification, box, foreground), ema, updated.get("batch_stats", {}))
+            levels = objective.normalize_levels(sums, counts, state.loss_normalizer, config.loss)
+            parts = classification, box, sums.foreground.sum(), levels
+            return loss, (parts, ema, updated.get("batch_stats", {}))
 
         (loss, (parts, normalizer, batch_stats)), gradient = jax.value_and_grad(
             share_of_loss, has_aux=True
         )(state.params)
         gradient = over_devices(gradient)
-        loss, (classification, box, foreground) = over_devices((loss, parts))
+        loss, (classification, box, foreground, levels) = over_devices((loss, parts))
         directions, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         rate = schedule(state.step)
         params = jax.tree.map(lambda p, d: p - rate * d, state.params, directions)
@@ -139,8 +144,8 @@ def plain_step(model, optimizer, schedule, config):
         new_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, kept)
         metrics = {
             "loss": loss, "loss_classification": classification, "loss_box": box,
-            "foreground_anchors": foreground, "gradient_norm": norm, "learning_rate": rate,
-            "finite": finite,
+            "foreground_anchors": foreground, "by_level": levels, "gradient_norm": norm,
+            "learning_rate": rate, "finite": finite,
         }  # fmt: skip
         return new_state, metrics
 

@@ -1,15 +1,21 @@
 """The loop between steps, with a step, data and checkpoints that cost nothing."""
 
+import io
 import json
 import types
+from typing import ClassVar
 
 import numpy as np
 import pytest
+from PIL import Image
+from support import events_in
 
 from retina_jax.errors import EvaluationError, NonFiniteLossError, RunError
 from retina_jax.progress import Reporter
-from retina_jax.training import kept_batch
+from retina_jax.training import kept_batch, loop
 from retina_jax.training.loop import TrainingLoop
+from retina_jax.training.profiled_steps import ProfiledSteps
+from retina_jax.training.profiler import Profiler
 from retina_jax.training.stop import StopRequest
 
 
@@ -44,6 +50,8 @@ class Notes(Reporter):
 class State(int):
     """A state that is only its step."""
 
+    params: ClassVar = {}
+
     def replace(self, step):
         return State(step)
 
@@ -60,13 +68,17 @@ def make(tiny_config, tmp_path):
     loader = types.SimpleNamespace(
         batches=lambda first, last: iter([batch] * (last - first)),
         image_ids_at=lambda step: [10 * step],
+        plan=types.SimpleNamespace(bucket_at=lambda step: 0),
         arrays_at=lambda step: {"image_ids": np.array([10 * step])},
     )
     devices = types.SimpleNamespace(
-        shard=lambda b: b, replicate=lambda x: x, check_equal=lambda state, when: None
+        shard=lambda b: b,
+        replicate=lambda x: x,
+        check_equal=lambda state, when: None,
+        devices=(),
     )
 
-    def make(evaluate, first_step=0, checkpoints=None, broken=()):
+    def make(evaluate, first_step=0, checkpoints=None, broken=(), **more):
         def step(state, batch):
             taken.append(int(state) + 1)
             values = dict.fromkeys(("loss", "loss_box", "gradient_norm"), float(state))
@@ -74,10 +86,11 @@ def make(tiny_config, tmp_path):
 
         taken.clear()
         checkpoints, report = checkpoints or Saved(), Notes()
-        loop = TrainingLoop(
-            tiny_config, tmp_path, devices, evaluate, checkpoints, State, StopRequest(), report
-        )
-        result = loop.run(State(first_step), step, loader, first_step)
+        training = TrainingLoop(
+            tiny_config, tmp_path, devices, evaluate, checkpoints, State, StopRequest(), report,
+            **more,
+        )  # fmt: skip
+        result = training.run(State(first_step), step, loader, first_step)
         lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
         return result, checkpoints.saved, report.lines, [json.loads(line) for line in lines]
 
@@ -211,3 +224,31 @@ def test_a_loss_far_above_the_recent_ones_is_noted_with_its_images(make, tiny_co
     tiny_config.train.steps = 120
     _, _, notes, _ = make(lambda state, step: SCORES)
     assert notes == []
+
+
+def test_tensorboard_gets_the_scores_of_each_evaluation_and_its_pictures(make, tmp_path):
+    scores = SCORES | {"per_class": {"disc": 0.25, "ring": None}}
+    picture = Image.new("RGB", (4, 3), "red")
+    make(lambda state, step: scores, drawn=lambda: [(42, picture)])
+    events = events_in(tmp_path / "tensorboard")
+    assert events["eval/AP50"] == pytest.approx({2: 0.6, 4: 0.6, 6: 0.6})
+    assert events["eval_AP_of_class/disc"] == {2: 0.25, 4: 0.25, 6: 0.25}
+    assert events["detections/image_42"].keys() == {2, 4, 6}
+    with Image.open(io.BytesIO(events["detections/image_42"][2])) as shown:
+        assert (shown.size, shown.format) == ((4, 3), "JPEG")
+    assert events["memory/host_gib"][2] > 0.05
+
+
+def test_a_profile_has_its_steps_and_no_evaluation(make, monkeypatch, tmp_path):
+    made = []
+
+    def profiler(folder, steps, report):
+        made.append((folder, steps))
+        return Profiler(folder, range(0), report)
+
+    monkeypatch.setattr(loop, "Profiler", profiler)
+    make(lambda state, step: SCORES, profile=ProfiledSteps(2))
+    assert made == [(tmp_path, range(5, 7))]  # the last: the run is too short for ten before
+    _, _, notes, _ = make(lambda state, step: SCORES, profile=ProfiledSteps(3))
+    assert made[1][1] == range(0)
+    assert "no 3 steps in a row without" in notes[0]

@@ -29,8 +29,9 @@ def targets(labels, ignore=()):
 
 
 def sums(classification, box, foreground, selected=(0, 0)):
-    return objective.ImageLosses(*(jnp.array(x, jnp.float32) for x in
-                                   (classification, box, foreground, selected)))  # fmt: skip
+    sums = [jnp.array(x, jnp.float32) for x in (classification, box, foreground, selected)]
+    by_level = jnp.stack(sums[:3], axis=1)[..., None] * jnp.array([0.75, 0.25])
+    return objective.ImageLosses(*sums, by_level)
 
 
 def shares(normalizer, foreground, **loss):
@@ -39,6 +40,9 @@ def shares(normalizer, foreground, **loss):
     given = sums([6.0, 2.0], [3.0, 0.0], foreground, (4, 2))
     counts = objective.batch_counts(given.foreground, given.selected, lambda x: x)
     parts = objective.normalize(given, counts, jnp.array(100.0), config)
+    levels = objective.normalize_levels(given, counts, jnp.array(100.0), config)
+    whole = jnp.array([*parts[:2], given.foreground.sum()])
+    np.testing.assert_allclose(levels, whole[:, None] * np.array([0.75, 0.25]), rtol=1e-6)
     return tuple(float(x) for x in parts)
 
 
@@ -73,6 +77,19 @@ def test_ignored_anchors_and_background_boxes_take_no_part():
     gradient = jax.grad(box_sum)(deltas)[0]
     assert (gradient[0] != 0).any()
     assert (gradient[1:] == 0).all()
+
+
+def test_the_losses_of_levels_are_those_of_their_anchors():
+    config = default_config()
+    config.loss.classification = "cross_entropy"
+    logits = jnp.array([[[0.0], [1.0], [2.0], [3.0]]])
+    deltas = jnp.ones((1, 4, 1, 4))
+    batched = jax.tree.map(lambda x: x[None], targets([0, -1, 0, 0], ignore=[1]))
+    found = objective.image_losses(logits, deltas, batched, ANCHORS, config, [2, 1, 1])
+    expected = np.log1p(np.exp(-logits[0, :, 0])) * np.array([1, 0, 1, 1])  # the second is ignored
+    np.testing.assert_allclose(found.by_level[0, 0], [expected[0], *expected[2:]], rtol=1e-6)
+    np.testing.assert_allclose(found.by_level[0, 1].sum(), found.box[0], rtol=1e-6)
+    assert found.by_level[0, 2].tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize("kind", ["smooth_l1", "l1", "giou", "diou", "ciou"])

@@ -1,0 +1,42 @@
+"""Memory in use, on the host and on its devices."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+
+def own_processes() -> Iterator[Path]:
+    """The folders in /proc of this process and, after it, all its descendants."""
+    pending = [os.getpid()]
+    while pending:
+        folder = Path(f"/proc/{pending.pop()}")
+        with contextlib.suppress(OSError):  # the process has ended
+            for task in (folder / "task").iterdir():
+                with contextlib.suppress(OSError):  # a thread of it has ended
+                    pending += map(int, (task / "children").read_text().split())
+        yield folder
+
+
+def memory_in_use(devices: Iterable[Any]) -> dict[str, float]:
+    """GiB of this host's memory and of its fullest device: now, and at most since the start.
+
+    ``host_gib`` is that of this process and of its loader workers, without pages that they share
+    with it. What cannot be known is left out: CPU devices, for example, have no memory of their
+    own.
+    """
+    pages = 0
+    for number, folder in enumerate(own_processes()):
+        with contextlib.suppress(OSError):
+            resident, shared = map(int, (folder / "statm").read_text().split()[1:3])
+            pages += resident - (shared if number else 0)
+    found = {"host_gib": pages * os.sysconf("SC_PAGE_SIZE") / 2**30} if pages else {}
+    statistics = [device.memory_stats() or {} for device in devices]
+    for name, key in (("device_gib", "bytes_in_use"), ("device_peak_gib", "peak_bytes_in_use")):
+        values = [of_device[key] for of_device in statistics if key in of_device]
+        if values:
+            found[name] = max(values) / 2**30
+    return found

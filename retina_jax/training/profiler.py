@@ -1,0 +1,96 @@
+"""Records some steps of a run with ``jax.profiler``, for TensorBoard (xprof) and Perfetto."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from retina_jax import parallel
+from retina_jax.files import mirror
+from retina_jax.progress import Reporter
+from retina_jax.training.profiled_steps import named
+
+FOLDER = "profile"
+
+
+class Profiler:
+    """Records ``steps`` of the loop to ``profile/`` of a workdir; a fault of it ends no run.
+
+    Of several processes, one records: all run the same program in step, and hosts that it waits for
+    show as time in its collectives. Use as a context manager, which ends an open recording.
+    """
+
+    def __init__(self, folder: Path, steps: range, report: Reporter):
+        self._folder = folder / FOLDER
+        self._steps = steps if parallel.is_main() else range(0)
+        self._report = report
+        self._files: Any = None
+        self._annotation: Any = None
+        self._reached = 0
+        self.is_over = False
+        """Whether the steps have been recorded, or could not be."""
+
+    def __enter__(self) -> Profiler:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._finish()
+
+    def before(self, step: int) -> None:
+        """Call it before the batch of a step is awaited."""
+        if step not in self._steps:
+            return
+        if step == self._steps[0]:
+            self._start()
+        if self._files is not None:
+            self._reached = step
+            self._annotation = jax.profiler.StepTraceAnnotation("train", step_num=step)
+            self._annotation.__enter__()
+
+    def after(self, step: int, outputs: Any) -> None:
+        """Call it when a step is dispatched; after the last, waits for ``outputs`` and writes."""
+        if self._annotation is None:
+            return
+        self._annotation.__exit__(None, None, None)
+        self._annotation = None
+        if step == self._steps[-1]:
+            jax.block_until_ready(outputs)
+            self._finish()
+
+    def _start(self) -> None:
+        options = jax.profiler.ProfileOptions()
+        options.python_tracer_level = 0  # each call of Python would slow the loop down, and fill it
+        self._files = mirror(self._folder)
+        try:
+            # Perfetto cannot read the file that TensorBoard reads
+            jax.profiler.start_trace(
+                self._files.local, create_perfetto_trace=True, profiler_options=options
+            )
+        except Exception as error:  # of a driver that forbids it, for example
+            self._fail(error)
+
+    def _finish(self) -> None:
+        if self._files is None:
+            return
+        if self._annotation is not None:
+            self._annotation.__exit__(None, None, None)
+            self._annotation = None
+        try:
+            jax.profiler.stop_trace()
+            self._files.close()
+        except Exception as error:
+            self._fail(error)
+            return
+        self._files, self.is_over = None, True
+        recorded = range(self._steps[0], self._reached + 1)
+        self._report.say(
+            f"profile of {named(recorded)} in {self._folder}; open it with "
+            f"tensorboard --logdir={self._folder} (pip install tensorboard xprof), or the "
+            "perfetto_trace.json.gz in it at https://ui.perfetto.dev"
+        )
+
+    def _fail(self, error: Exception) -> None:
+        self._files, self._steps, self.is_over = None, range(0), True
+        self._report.note(f"the profile could not be recorded ({error}); training goes on")
