@@ -67,7 +67,9 @@ def main(argv: list[str]) -> int:
     parsed = parse(argv, __doc__, [WORKDIR, PROFILE, *PROCESSES])
     if parsed is None:
         return 0
-    profile = parsed.flags.profile
-    steps = None if profile is None else ProfiledSteps.parse(profile)
+    profile = None
+    if parsed.flags.profile is not None:
+        profile = ProfiledSteps.parse(parsed.flags.profile)
+        profile.check(parsed.config.train.steps)
     with on_all_hosts(parsed) as console:
-        return run(parsed.config, parsed.flags.workdir, console, steps)
+        return run(parsed.config, parsed.flags.workdir, console, profile)

@@ -103,8 +103,6 @@ def train(
     report = report or Reporter()
     with contextlib.ExitStack() as held, StopRequest(may_exit) as stop:
         stop.nothing_to_save(True)  # until the loop has taken a step
-        if profile:
-            profile.check(config.train.steps)
         run = _begin(config, workdir, held, report)
 
         def evaluate(state: TrainState, step: int) -> dict[str, Any] | None:

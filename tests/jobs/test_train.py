@@ -133,16 +133,6 @@ def test_tensorboard_shows_the_run_by_level_and_its_detections(finished_run):
         assert shown.size > (600, 300)
 
 
-def test_steps_to_profile_that_make_no_sense_are_a_mistake(program, tmp_path):
-    flags = ("--config=experiments/shapes.py", f"--workdir={tmp_path}/run")
-    ended = program("train", *flags, "--profile=9:3")
-    assert ended.returncode == 2
-    assert "--profile=9:3 names no steps" in ended.stderr
-    ended = program("train", *flags, "--profile=9:30", "--config.train.steps=20")
-    assert ended.returncode == 2
-    assert "--profile=9:30 goes beyond config.train.steps=20" in ended.stderr
-
-
 def test_a_finished_run_trained_or_evaluated_again_gives_the_same(tiny_config, copied_run, quiet):
     metrics = metrics_of(copied_run, 4)
     assert train.run(tiny_config, str(copied_run), quiet) == 0

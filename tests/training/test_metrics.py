@@ -150,3 +150,28 @@ def test_a_run_from_its_beginning_keeps_nothing_of_an_older_log(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
     MetricsLog(tmp_path, 0).close()
     assert logged(tmp_path) == []
+
+
+def test_numbers_by_level_have_a_name_each():
+    values = numbers.by_name(
+        step(1.0) | {"by_level": np.arange(15, dtype=np.float32).reshape(3, 5)}
+    )
+    assert (values["loss"], values["finite"]) == (1, 1)
+    assert [values[f"loss_classification_P{level}"] for level in range(3, 8)] == [0, 1, 2, 3, 4]
+    assert (values["loss_box_P3"], values["foreground_anchors_P7"]) == (5, 14)
+
+
+def test_an_interval_that_an_earlier_version_began_has_no_numbers_by_level():
+    begun = {"read": [{"loss": 1.0, "gradient_norm": 1.0}]}
+    more = {"by_level": np.ones((3, 5)), "foreground_anchors": np.float32(12)}
+    meter = Meter(ids_at, interval=begun, batch_size=8)
+    meter.add(2, 0, step(3.0) | more)
+    meter.settle("stop", None)
+    values = meter.read()
+    assert (values["loss"], values["loss_box_P4"], values["foreground_per_image"]) == (2, 1, 1.5)
+    meter = Meter(ids_at, interval=begun, batch_size=8)
+    meter.add(2, 0, step(np.nan, False) | more)
+    meter.settle("skip", None)
+    values = meter.read()
+    assert (values["loss"], values["loss_box_P4"]) == (1, None)
+    assert "foreground_per_image" not in values

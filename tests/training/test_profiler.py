@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from retina_jax.files import open_path
 from retina_jax.progress import Reporter
 from retina_jax.training import profiler
 from retina_jax.training.profiler import Profiler
@@ -110,6 +111,18 @@ def test_other_processes_record_nothing(calls, tmp_path, monkeypatch):
     monkeypatch.setattr(profiler.parallel, "is_main", lambda: False)
     run(tmp_path, range(3, 5), Lines())
     assert calls == []
+
+
+def test_a_recording_in_a_bucket_is_uploaded(calls, bucket, monkeypatch):
+    def start(folder, **_):
+        (folder / "plugins").mkdir()
+        (folder / "plugins/host.xplane.pb").write_text("x")
+
+    monkeypatch.setattr(profiler.jax.profiler, "start_trace", start)
+    report = Lines()
+    run(open_path("gs://bucket/runs/a", "--workdir"), range(3, 5), report)
+    assert bucket.names() == ["runs/a/profile/plugins/host.xplane.pb"]
+    assert "open it with tensorboard --logdir=gs://bucket/runs/a/profile (" in report.lines[0]
 
 
 def test_tensorboard_and_perfetto_find_the_steps(tmp_path):
