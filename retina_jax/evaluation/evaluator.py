@@ -168,7 +168,8 @@ class Evaluator:
             note = self._report.note
             pairs = draw_pairs(self._split, detections, options.pictures, note=note)
             write_sheet(pairs, self._split.class_names, folder / "detections.png")
-            self._drawn = pairs[:: -(-len(pairs) // _SHOWN) or 1]
+            shown = np.linspace(0, len(pairs) - 1, min(len(pairs), _SHOWN)).round()
+            self._drawn = [pairs[int(i)] for i in shown]
         write_json(folder / "metrics.json", metrics)  # last: marks the evaluation as complete
         if options.report:
             own = evaluation if options.engine == "hotcoco" else None

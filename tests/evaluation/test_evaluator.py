@@ -62,13 +62,20 @@ def test_the_truth_scores_one_and_is_written(make, split, tmp_path):
     assert Image.open(tmp_path / "eval/7/detections.png").size > (300, 100)
 
 
-def test_boxes_elsewhere_score_nothing(make, tmp_path):
-    assert make(shifted).run("weights", 7, tmp_path)["AP"] < 0.1
+def test_boxes_elsewhere_score_nothing(make, split, tmp_path, monkeypatch):
+    own = make(shifted)
+    assert own.run("weights", 7, tmp_path)["AP"] < 0.1
+    assert [image_id for image_id, _ in own.drawn()] == split.image_ids[[0, -1]].tolist()
+    monkeypatch.setattr(evaluator, "_SHOWN", 1)
+    own.run("weights", 7, tmp_path)
+    assert [image_id for image_id, _ in own.drawn()] == split.image_ids[:1].tolist()
 
 
 def test_no_pictures_are_drawn_where_none_are_asked_for(make, tiny_config, tmp_path):
     tiny_config.eval.pictures = 0
-    make(truth).run("weights", 7, tmp_path)
+    own = make(truth)
+    own.run("weights", 7, tmp_path)
+    assert own.drawn() == []
     assert {p.name for p in tmp_path.iterdir()} == {"detections.json", "metrics.json"}
 
 

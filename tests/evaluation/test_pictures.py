@@ -1,5 +1,7 @@
 """Pictures that open, with boxes where they belong."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -49,3 +51,26 @@ def test_detections_change_the_sheet_and_weak_ones_do_not(split, tmp_path):
         return np.asarray(picture)
 
     assert not np.array_equal(sheet(0.9), sheet(0.1))
+
+
+@pytest.mark.parametrize("content", [b"no image", b""])
+def test_an_image_that_cannot_be_read_is_named_and_left_out(split, tmp_path, content):
+    class Damaged:
+        def __getattr__(self, name):
+            return getattr(split, name)
+
+        def __len__(self):
+            return len(split)
+
+        def __getitem__(self, row):
+            return split[row] if row else dataclasses.replace(split[0], image=content)
+
+    notes = []
+    pairs = draw_pairs(Damaged(), [], 2, note=notes.append)
+    assert [image_id for image_id, _ in pairs] == [split.image_ids[-1]]
+    (note,) = notes
+    assert note.startswith(f"image {split.image_ids[0]} is left out of the pictures: ")
+    with pytest.raises(Exception, match=r"."):
+        draw_pairs(Damaged(), [], 1)
+    write_sheet([], split.class_names, tmp_path / "sheet.png")
+    assert not (tmp_path / "sheet.png").exists()
