@@ -64,7 +64,7 @@ class Profiler:
         options.python_tracer_level = 0  # each call of Python would slow the loop down, and fill it
         self._files = mirror(self._folder)
         try:
-            # Perfetto cannot read the file that TensorBoard reads
+            # a second file for Perfetto, which cannot read TensorBoard's
             jax.profiler.start_trace(
                 self._files.local, create_perfetto_trace=True, profiler_options=options
             )
@@ -87,7 +87,7 @@ class Profiler:
         recorded = range(self._steps[0], self._reached + 1)
         self._report.say(
             f"profile of {named(recorded)} in {self._folder}; open it with "
-            f"tensorboard --logdir={self._folder} (pip install tensorboard xprof), or the "
+            f"tensorboard --logdir={self._folder.parent} (pip install tensorboard xprof), or the "
             "perfetto_trace.json.gz in it at https://ui.perfetto.dev"
         )
 
