@@ -16,6 +16,7 @@ COMMANDS = {
     "train": "train a model and evaluate it periodically; the same command resumes",
     "evaluate": "evaluate a checkpoint with the COCO metrics",
     "predict": "detect objects in images and videos; draw them, write COCO, YOLO, VOC or CSV",
+    "serve": "detect objects over HTTP: a JSON API and a local page",
     "replay": "repeat a step whose loss was not finite; show where that begins",
     "prepare": "convert COCO, VOC, YOLO or TFDS annotations and images to a data set",
     "compile": "compile for a TPU slice, without a TPU: memory, arithmetic, largest batch",

@@ -87,14 +87,27 @@ def document(
     )
     return "\n".join(
         [
-            '<!doctype html><html lang="en"><head><meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{escape(title)}</title><style>{_file('report.css')}</style></head><body>",
+            head(title),
             f'{intro}<nav aria-label="sections">{links}</nav><main>{body}</main>',
             *(embedded(name, value) for name, value in data.items()),
             f"<script>{_file('report.js')}</script></body></html>\n",
         ]
+    )
+
+
+def head(title: str, style: str = "", policy: str = _POLICY) -> str:
+    """The start of a page, up to and with its <body> tag, in the style of reports.
+
+    Args:
+      title: plain text.
+      style: CSS to add.
+      policy: what the page may load and send.
+    """
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{_file('report.css')}{style}</style></head><body>"
     )
 
 

@@ -61,17 +61,17 @@ class Network:
 
 
 def from_workdir(
-    workdir: str | Path, checkpoint: str = "best", note: Note = lambda line: None
+    workdir: str | Path, checkpoint: str | int = "best", note: Note = lambda line: None
 ) -> Network:
     """The network of a run. Reads the run's config, never its data set.
 
     Args:
-      checkpoint: "best" by AP (the latest if none was evaluated), or "latest".
+      checkpoint: "best" by AP (the latest if none was evaluated), "latest", or a step.
       note: called with each warning.
 
     Raises `UserError` for a folder without a run or without a checkpoint.
     """
-    if checkpoint not in CHECKPOINTS:
+    if checkpoint not in CHECKPOINTS and not isinstance(checkpoint, int):
         raise UserError(f"checkpoint={checkpoint!r} must be one of {', '.join(CHECKPOINTS)}")
     folder = workdir_at(workdir)
     if not folder.is_dir():
@@ -85,8 +85,7 @@ def from_workdir(
     step = None
     if (folder / FOLDER).is_dir():
         checkpoints = Checkpoints(folder)
-        best = checkpoint == "best"
-        step = checkpoints.best_or_latest_step() if best else checkpoints.latest_step()
+        step = _step_of(checkpoints, checkpoint, workdir)
     if step is None:
         raise UserError(f"--workdir={workdir} has no checkpoint to predict with; train it first")
     weights = checkpoints.restore_weights(step)
@@ -97,6 +96,20 @@ def from_workdir(
         classes = _numbered(_count_classes(config, weights, source), source, note)
     variables = _fitted(config, len(classes.names), weights, source)
     return Network(config, classes, variables, read_pixel_scale(folder), source)
+
+
+def _step_of(checkpoints: Checkpoints, checkpoint: str | int, workdir: str | Path) -> int | None:
+    if isinstance(checkpoint, int):
+        steps = checkpoints.steps()
+        if steps and checkpoint not in steps:
+            available = ", ".join(map(str, steps))
+            raise UserError(
+                f"--workdir={workdir} has no checkpoint of step {checkpoint}; choose from: "
+                f"{available}"
+            )
+        return checkpoint if steps else None
+    best = checkpoint == "best"
+    return checkpoints.best_or_latest_step() if best else checkpoints.latest_step()
 
 
 def from_weights(

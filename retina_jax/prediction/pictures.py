@@ -30,8 +30,8 @@ class Picture:
 
     name: str
     """For messages and output files: a path, or "picture 3"."""
-    source: Path | np.ndarray | Image.Image
-    """A file; an array (`data.images.array_pixels`); or an opened image."""
+    source: Path | bytes | np.ndarray | Image.Image
+    """A file; its content; an array (`data.images.array_pixels`); or an opened image."""
 
     def pixels(self, pixel_scale: PixelScale | None) -> np.ndarray:
         """RGB uint8 ``[h, w, 3]``, treated as `prepare` and training would.
@@ -41,6 +41,8 @@ class Picture:
         """
         if isinstance(self.source, Image.Image):
             return picture_pixels(self.source, pixel_scale)
+        if isinstance(self.source, bytes):
+            return read_upright(self.source, pixel_scale)
         if not isinstance(self.source, Path):
             return array_pixels(self.source, pixel_scale)
         try:

@@ -31,12 +31,14 @@ Outcome = ImageDetections | PictureError
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Read:
+class Read:
     """A picture that was read: its size and its tiles, scaled for the network."""
 
     size: tuple[int, int]
+    """Height and width, pixels."""
     tiles: list[Tile]
     scaled: list[tuple[Placement, np.ndarray]]
+    """Of each tile: where it is placed, and its pixels; `Predictor.detect` takes them out."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -44,7 +46,7 @@ class _Open:
     """A picture in the stream until all its tiles are detected."""
 
     picture: Picture
-    read: _Read | PictureError
+    read: Read | PictureError
     parts: dict[int, Detections] = dataclasses.field(default_factory=dict)
 
     def is_done(self) -> bool:
@@ -54,7 +56,7 @@ class _Open:
 class Predictor:
     """Detects in pictures of any size, with one compiled program per bucket.
 
-    Any number of threads may call `stream`.
+    Any number of threads may call `stream`, `read` and `detect`.
     """
 
     def __init__(
@@ -106,13 +108,19 @@ class Predictor:
         Reads a few batches ahead; memory does not grow with the number of pictures. Raises
         `UserError` if the device's memory is too small.
         """
+        return self.detect(in_threads(self.read, pictures, decoding_threads(0)))
+
+    def detect(
+        self, pictures: Iterable[tuple[Picture, Read | PictureError]]
+    ) -> Iterator[tuple[Picture, Outcome]]:
+        """`stream`, for pictures that `read` has read; each is used once."""
         options, rule = self.config.eval, Rule.of(self.config.eval)
         pending: collections.deque[_Open] = collections.deque()
         owner: dict[int, tuple[_Open, int]] = {}
 
         def windows() -> Iterator[Window]:
             number = 0
-            for picture, read in in_threads(self._read, pictures, decoding_threads(0)):
+            for picture, read in pictures:
                 entry = _Open(picture, read)
                 pending.append(entry)
                 if isinstance(read, PictureError):
@@ -146,7 +154,8 @@ class Predictor:
         merged = merge(entry.read.tiles, parts, size, rule)
         return ImageDetections.of(merged, size, network.classes, entry.picture, network.pixel_scale)
 
-    def _read(self, picture: Picture) -> _Read | PictureError:
+    def read(self, picture: Picture) -> Read | PictureError:
+        """Decodes and scales a picture as evaluation does; or the reason why it cannot be read."""
         try:
             pixels = picture.pixels(self.network.pixel_scale)
         except PictureError as error:
@@ -156,7 +165,7 @@ class Predictor:
         scaled = [
             self._scaled(pixels[t.top : t.top + t.height, t.left : t.left + t.width]) for t in tiles
         ]
-        return _Read(size, tiles, scaled)
+        return Read(size, tiles, scaled)
 
     def _scaled(self, image: np.ndarray) -> tuple[Placement, np.ndarray]:
         """What the evaluation's loader writes into a batch."""
