@@ -70,6 +70,15 @@ def parser() -> ArgumentParser:
     return made
 
 
+def check_packages(what: str) -> None:
+    """Raises `UserError` if ``what`` needs packages that are not installed."""
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"{what} needs {', '.join(missing)}; install with: pip install 'retina_jax[serve]'"
+        )
+
+
 def main(argv: list[str]) -> int:
     options = parser().parse_args(argv)
     if not 0 <= options.port <= 65535:
@@ -79,11 +88,7 @@ def main(argv: list[str]) -> int:
     threshold = options.score_threshold
     if threshold is not None and not 0 <= threshold <= 1:
         raise UserError(f"--score-threshold={threshold} must lie between 0 and 1; set 0.5")
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(
-            f"serve needs {', '.join(missing)}; install with: pip install 'retina_jax[serve]'"
-        )
+    check_packages("serve")
     from retina_jax.serving.limits import Limits
     from retina_jax.serving.server import bind, serve
 
