@@ -75,13 +75,13 @@ class Detector:
 
     @classmethod
     def from_workdir(
-        cls, workdir: str | Path, *, checkpoint: str = "best", **options: Any
+        cls, workdir: str | Path, *, checkpoint: str | int = "best", **options: Any
     ) -> Detector:
         """A detector from a run's workdir; its data set is not needed.
 
         Args:
           workdir: the folder that ``retina-jax train --workdir`` wrote.
-          checkpoint: "best" by AP (the latest if none was evaluated), or "latest".
+          checkpoint: "best" by AP (the latest if none was evaluated), "latest", or a step.
           options: of the constructor, such as ``batch_size``.
 
         Raises `UserError` for a folder without a trained run.

@@ -115,11 +115,11 @@ def main(argv: list[str]) -> int:
         name = workdir_at(options.workdir).name
         engine = NetworkEngine(network, name, options.batch_size, threshold)
         report.say(f"model: {network.source}")
-        number, is_idle = serve(engine, limits, bound, report, options.log_requests)
+        number, has_ended = serve(engine, limits, bound, report, options.log_requests)
     if number is None:
         return DONE
     report.say(f"stopped by {number.name}")
-    if not is_idle:  # XLA cannot be interrupted, nor does it survive the end of Python
+    if not has_ended:  # XLA cannot be interrupted, nor does it survive the end of Python
         sys.stdout.flush()
         os._exit(128 + number)
     return 128 + number

@@ -27,11 +27,11 @@
   const plural = (n, noun) => `${n.toLocaleString("en")} ${noun}${n === 1 ? "" : "s"}`;
 
   // ---- drawing
-  const picture = (item) => {
+  const picture = (item, letters) => { // letters: font sizes that the long side is long
     const { width, height } = item.answer, found = shown(item.answer);
     const svg = draw("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${item.file.name}: ${plural(found.length, "detection")}` });
     svg.append(draw("image", { href: item.url, width, height, preserveAspectRatio: "none" }));
-    const size = Math.max(Math.max(width, height) / 30, 4);
+    const size = Math.max(Math.max(width, height) / letters, 4);
     const boxes = [...found].reverse(); // the best last, on top
     const placed = boxes.map(({ box: [x1, y1, x2, y2], ...rest }) => ({ x: x1, y: y1, width: Math.max(0, x2 - x1), height: Math.max(0, y2 - y1), ...rest }));
     for (const { x, y, width, height, label, score, name } of placed) {
@@ -42,7 +42,7 @@
     }
     if (found.length <= 30) for (const { x, y, score, name } of placed) {
       const text = `${name} ${score.toFixed(2)}`;
-      const left = Math.max(0, Math.min(x, width - text.length * size * 0.58));
+      const left = Math.max(0, Math.min(x, width - text.length * size * 0.66));
       svg.append(draw("text", { class: "caption", x: left + size * 0.15, y: Math.max(size, y - size * 0.3), style: `font-size:${size}px` }, text));
     }
     return svg;
@@ -57,7 +57,7 @@
       return;
     }
     const about = `${answer.width}×${answer.height} · ${plural(shown(answer).length, "detection")}`;
-    card.replaceChildren(picture(item), make("div", { className: "about" }, name, ` · ${about}`));
+    card.replaceChildren(picture(item, 30), make("div", { className: "about" }, name, ` · ${about}`));
   };
   const done = () => items.filter((item) => item.answer);
   const summary = () => {
@@ -175,7 +175,7 @@
     });
     const heads = ["class", "score", "x1", "y1", "x2", "y2"].map((text) => make("th", { textContent: text, scope: "col" }));
     const table = make("table", {}, make("thead", {}, make("tr", {}, ...heads)), make("tbody", {}, ...rows));
-    by("enlarged-body").replaceChildren(picture(item), make("div", { className: "wide" }, table));
+    by("enlarged-body").replaceChildren(picture(item, innerWidth > 640 ? 55 : 30), make("div", { className: "wide" }, table));
     if (!dialog.open) dialog.showModal();
   };
   const step = (by_) => {

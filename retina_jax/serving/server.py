@@ -116,6 +116,8 @@ class Server(uvicorn.Server):
         self._signal: signal.Signals | None = None
         self._end = float("inf")
         self._warm = threading.Event()
+        self.has_ended = False
+        """Whether no thread computes any more; else, the process should not wait for it."""
 
     def serve_on(self, bound: socket.socket) -> signal.Signals | None:
         """Runs until a signal, and returns it. Raises the error that kept it from starting."""
@@ -124,15 +126,11 @@ class Server(uvicorn.Server):
             self.run(sockets=[bound])
         finally:
             bound.close()
-            self.service.close(_SENDING)
+            patience = _SENDING if time.monotonic() < self._end else 0.5
+            self.has_ended = self.service.close(patience) and self._warm.is_set()
         if self._fault is not None:
             raise self._fault
         return self._signal
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether no thread computes; else, the process must not wait for it."""
-        return self._warm.is_set()
 
     def stop(self, number: int = signal.SIGTERM) -> None:
         """Stops as a signal does."""
@@ -203,4 +201,4 @@ def serve(
             note=report.say if log_requests else None,
         )
         number = server.serve_on(bound)
-    return number, server.is_idle
+    return number, server.has_ended

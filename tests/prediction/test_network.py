@@ -33,6 +33,17 @@ def test_exported_weights_are_the_networks(network, finished_run, tmp_path):
         from_weights(file, tmp_path / "none.py")
 
 
+def test_a_checkpoint_is_chosen_by_its_step(finished_run):
+    from retina_jax.training.checkpoint import Checkpoints
+
+    checkpoints = Checkpoints(finished_run)
+    step = checkpoints.steps()[0]
+    checkpoints.close()
+    assert from_workdir(finished_run, step).source.startswith(f"checkpoint of step {step} in ")
+    with pytest.raises(UserError, match=rf"no checkpoint of step 99; choose from: .*\b{step}\b"):
+        from_workdir(finished_run, 99)
+
+
 def test_weights_that_name_no_classes_have_numbers_for_names(network, finished_run, tmp_path):
     """Those of other systems name none."""
     from retina_jax.interop.files import read_file, write_arrays

@@ -134,9 +134,3 @@ def test_a_mistake_is_one_line(program, flags, text):
     assert done.returncode == MISTAKE
     (line,) = done.stderr.splitlines()
     assert text in line
-
-
-def test_a_step_without_checkpoint_names_those_there_are(program, finished_run):
-    done = program("serve", f"--workdir={finished_run}", "--port=0", "--step=3")
-    assert done.returncode == MISTAKE
-    assert "has no checkpoint of step 3; choose from: " in done.stderr
