@@ -19,6 +19,8 @@ from retina_jax.prediction.stream import Predictor, Read
 from retina_jax.prediction.tiles import Tile
 from retina_jax.training.workdir import Classes
 
+_MEASURING, _MOST_RUNS = 2.0, 10
+"""Seconds after which a bucket's programs are no longer timed, and most runs of each."""
 Ready = tuple[Picture, Read]
 """An image that was read and scaled; its picture holds the name alone."""
 
@@ -95,15 +97,26 @@ class NetworkEngine:
         return self._pays_from.get(bucket, 2)
 
     def warm_up(self, done: Callable[[str], None]) -> None:
+        sizes = sorted({1, self.batch_size})
         for bucket, (height, width) in enumerate(self.buckets):
-            seconds = {}
-            for count in sorted({1, self.batch_size}):
+            for count in sizes:
                 self._timed(bucket, count)  # compiles
-                seconds[count] = min(self._timed(bucket, count) for _ in range(2))
-                done(f"{height}×{width}, batch {count}: {1000 * seconds[count]:.0f} ms")
-            of_batch = seconds[self.batch_size]
-            least = math.ceil(of_batch / seconds[1])
+                done(f"{height}×{width}, batch {count}")
+            seconds = self._seconds(bucket, sizes)
+            least = math.ceil(seconds[self.batch_size] / seconds[1])
             self._pays_from[bucket] = max(2, min(least, self.batch_size))
+
+    def _seconds(self, bucket: int, sizes: Sequence[int]) -> dict[int, float]:
+        """The time of each program; they take turns, and the least disturbed run counts."""
+        least, spent = dict.fromkeys(sizes, math.inf), 0.0
+        for _ in range(_MOST_RUNS):
+            for count in sizes:
+                taken = self._timed(bucket, count)
+                least[count] = min(least[count], taken)
+                spent += taken
+            if spent > _MEASURING:
+                break
+        return least
 
     def _timed(self, bucket: int, count: int) -> float:
         started = time.perf_counter()

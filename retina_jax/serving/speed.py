@@ -165,8 +165,8 @@ def time_serving(
             stack.callback(servers[-1].stop)
         images = images_of(tuple(servers[0].wait_until_ready()["buckets"][0]))
         cases = [(server, count) for count in dict.fromkeys((1, clients)) for server in servers]
+        health = {server: server.wait_until_ready() for server in servers}
         for server in servers:  # the first requests fill pools of memory and of threads
-            server.wait_until_ready()
             load(server.address.hostname, server.address.port, images, clients, 4 * clients)
         before = {server: server.resident_mebibytes() for server in servers}
         results: dict[Any, list[Any]] = {case: [] for case in cases}
@@ -190,6 +190,7 @@ def time_serving(
             yield {
                 "timed": "serve",
                 "batch_size": server.batch_size,
+                "batched_from": health[server]["batched_from"],
                 "clients": count,
                 "requests": len(latencies),
                 "lost_or_wrong": len(wrong),
