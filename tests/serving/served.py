@@ -29,6 +29,7 @@ class NumberedEngine:
 
     def __init__(self, seconds=0.0):
         self.seconds, self.batches = seconds, []
+        self.entered = 0  # batches that have begun
         self.go = threading.Event()
         self.go.set()
         self.fails = lambda numbers: False
@@ -43,6 +44,7 @@ class NumberedEngine:
         return bucket, (name, number)
 
     def run(self, bucket, images):
+        self.entered += 1
         assert self.go.wait(30)
         time.sleep(self.seconds)
         numbers = [number for _, number in images]

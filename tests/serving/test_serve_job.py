@@ -53,7 +53,7 @@ def test_a_signal_stops_it_with_its_code(program, engine, number, code, host, no
         engine.go.clear()
         client = threading.Thread(target=lambda: outcomes.append(detect(port, numbered(1))))
         client.start()
-        wait_until(lambda: ask(port)[2]["waiting"] == 0 and engine.batches == [])
+        wait_until(lambda: engine.entered)
         os.kill(os.getpid(), number)
         wait_until(lambda: ask(port)[2]["status"] == "stopping")
         engine.go.set()

@@ -89,8 +89,7 @@ REFUSED = {
                          {"Content-Type": "image/png", "Content-Encoding": "gzip"}], {}, 415,
                    "Content-Encoding=gzip is not supported"),
     "nothing": (ask, ["POST", "/detect", b"", {"Content-Type": "image/png"}], {}, 400, "is empty"),
-    "a broken form": (ask, ["POST", "/detect", b"--other\r\n", FORM], {}, 400,
-                      "the form cannot be read"),
+    "a broken form": (ask, ["POST", "/detect", b"--other\r\n", FORM], {}, 400, "the form "),
     "a form without boundary": (ask, ["POST", "/detect", b"x",
                                       {"Content-Type": "multipart/form-data"}], {}, 400,
                                 "the form cannot be read: Missing boundary"),
@@ -217,7 +216,7 @@ def test_a_full_queue_is_429_with_a_time_to_wait():
         engine.go.clear()
         sending = Sending(site.port)
         sending.send(0)
-        wait_until(lambda: site.service.open and not site.service.waiting)  # it runs
+        wait_until(lambda: engine.entered)
         sending.send(1)
         wait_until(lambda: site.service.waiting == 1)
         sending.send(2)
@@ -231,9 +230,10 @@ def test_a_full_queue_is_429_with_a_time_to_wait():
         assert detect(site.port, numbered(3), numbered(4))[0] == 200
 
         engine.go.clear()  # few requests, but many images
+        engine.entered = 0
         sending = Sending(site.port)
         sending.send(5)
-        wait_until(lambda: site.service.open and not site.service.waiting)
+        wait_until(lambda: engine.entered)
         threading.Thread(target=detect, args=(site.port, numbered(6), numbered(7))).start()
         wait_until(lambda: site.service.waiting == 2)
         status, _, content = detect(site.port, numbered(8), numbered(9))
@@ -261,7 +261,7 @@ def test_a_request_that_takes_too_long_is_504_and_gives_up_its_place():
         engine.go.clear()
         sending = Sending(site.port)
         sending.send(0)
-        wait_until(lambda: site.service.open and not site.service.waiting)
+        wait_until(lambda: engine.entered)
         sending.send(1)
         outcomes = sending.wait()
         assert [outcomes[k][0] for k in (0, 1)] == [504, 504]
@@ -289,7 +289,7 @@ def test_a_client_that_goes_gives_up_its_place():
         engine.go.clear()
         sending = Sending(site.port)
         sending.send(0)
-        wait_until(lambda: site.service.open and not site.service.waiting)
+        wait_until(lambda: engine.entered)
         with socket.create_connection(("127.0.0.1", site.port), timeout=30) as connection:
             connection.sendall(
                 b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
@@ -337,7 +337,7 @@ def test_a_stop_answers_what_waits_and_refuses_what_comes():
         engine.go.clear()
         sending = Sending(site.port)
         sending.send(0)
-        wait_until(lambda: site.service.open and not site.service.waiting)  # it runs
+        wait_until(lambda: engine.entered)
         for number in range(1, 6):
             sending.send(number)
         wait_until(lambda: len(site.service.open) == 6 and site.service.waiting == 5)
@@ -361,7 +361,7 @@ def test_a_stop_does_not_wait_for_ever(twice):
         engine.go.clear()
         sending = Sending(site.port)
         sending.send(0)
-        wait_until(lambda: site.service.open)
+        wait_until(lambda: engine.entered)
         started = time.monotonic()
         site.server.stop(signal.SIGINT)
         if twice:
