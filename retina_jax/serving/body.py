@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+from python_multipart.exceptions import FormParserError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
@@ -81,6 +82,8 @@ async def _of_form(request: Request, limits: Limits) -> list[tuple[str, bytes]]:
                 413, f"the request has more than {limits.images} images; send them in several"
             ) from None
         raise Refusal(400, f"the form cannot be read: {error.message}") from None
+    except FormParserError:  # of earlier versions of starlette
+        raise Refusal(400, "the form cannot be read: Invalid multipart data.") from None
     try:
         images = []
         for number, (_, value) in enumerate(form.multi_items(), 1):
