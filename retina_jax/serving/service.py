@@ -119,10 +119,12 @@ class Service:
                 f"threshold={threshold:g} is below the server's, {least:g}; restart it with "
                 f"--score-threshold={threshold:g}",
             )
-        names = [name for text in classes or () for name in text.split(",") if name.strip()]
+        known, names = self.engine.classes, []
+        for text in classes or ():
+            names += [text] if text in known.names else map(str.strip, text.split(","))
+        names = [name for name in names if name]
         try:
-            known = self.engine.classes
-            labels = labels_of([n.strip() for n in names], known, "classes") if names else None
+            labels = labels_of(names, known, "classes") if names else None
         except UserError as error:
             raise Refusal(422, str(error)) from None
         return max(least, threshold or 0.0), labels
@@ -154,6 +156,7 @@ class Service:
         images = await read_images(request, self.limits)
         has_body.set()
         read = await self._read(images)
+        del images  # what waits is the network's input alone
         try:
             futures = self._batcher.submit(read)
         except Full as full:

@@ -24,7 +24,7 @@ class NumberedEngine:
     """Detects in the image ``number:bucket`` one box at that number."""
 
     name, threshold, batch_size = "numbered", 0.1, 4
-    classes = Classes(("cat", "dog"), (1, 7))
+    classes = Classes(("cat", "dog", "fox, red"), (1, 7, 9))
     buckets = ((64, 96), (96, 64))
 
     def __init__(self, seconds=0.0):

@@ -54,6 +54,8 @@ def test_an_image_may_be_the_body_itself(site):
         ("?classes=cat,%20dog", ["dog", "cat"]),
         ("?classes=cat&classes=dog", ["dog", "cat"]),
         ("?classes=dog&threshold=0.2", ["dog"]),
+        ("?classes=fox,%20red", []),
+        ("?classes=", ["dog", "cat"]),
     ],
 )
 def test_threshold_and_classes_select(site, query, names):
@@ -150,7 +152,7 @@ def test_health_counts(site):
     detect(site.port, ("a", b"?"))
     after = Health.model_validate(ask(site.port)[2])
     assert after.status == "ready"
-    assert after.classes == ["cat", "dog"]
+    assert after.classes == ["cat", "dog", "fox, red"]
     assert after.figures.images == before.figures.images + 2
     assert after.figures.answers["422"] == before.figures.answers.get("422", 0) + 1
     assert set(after.figures.latency_ms) == {"p50", "p95", "p99"}
