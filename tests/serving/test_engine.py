@@ -30,8 +30,9 @@ def engine(finished_run):
         patch.setattr(parallel.Devices, "local", lambda count=None: one)
         shallow = dataclasses.replace(BACKBONES["resnet18"], blocks=(1, 1, 1, 1))
         patch.setitem(BACKBONES, "resnet18", shallow)
-        made = NetworkEngine(from_workdir(finished_run), "tiny", 4)
-        made.detector = Detector.from_workdir(finished_run, batch_size=8)
+        network = from_workdir(finished_run)
+        made = NetworkEngine(network, "tiny", 4)
+        made.detector = Detector(network, batch_size=4)
         yield made
 
 
