@@ -121,7 +121,6 @@ class Server(uvicorn.Server):
 
     def serve_on(self, bound: socket.socket) -> signal.Signals | None:
         """Runs until a signal, and returns it. Raises the error that kept it from starting."""
-        threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
         try:
             self.run(sockets=[bound])
         finally:
@@ -147,6 +146,7 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._tell_started()
+        threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
 
     async def on_tick(self, counter: int) -> bool:
         if await super().on_tick(counter) or self._fault is not None:
@@ -186,7 +186,11 @@ def serve(
         )
     programs = len(engine.buckets) * len({1, engine.batch_size})
     with contextlib.ExitStack() as compiling:
-        bar = compiling.enter_context(report.progress("compiling", programs))
+        bars = []
+
+        def started() -> None:
+            print(f"serving {engine.name} at {url}", flush=True)  # a bar would redirect stdout
+            bars.append(compiling.enter_context(report.progress("compiling", programs)))
 
         def ready() -> None:
             compiling.close()
@@ -195,9 +199,9 @@ def serve(
         server = Server(
             engine,
             limits,
-            started=lambda: print(f"serving {engine.name} at {url}", flush=True),
+            started=started,
             ready=ready,
-            compiled=bar.advance,
+            compiled=lambda line: bars[0].advance(line),
             note=report.say if log_requests else None,
         )
         number = server.serve_on(bound)

@@ -151,6 +151,7 @@ class Service:
             self.open.discard(work)
             for task in (work, gone):
                 task.cancel()
+            await asyncio.wait({work, gone})  # its places in the queue are free
 
     async def _answer(self, request: Request, has_body: asyncio.Event) -> list[Any]:
         images = await read_images(request, self.limits)

@@ -57,15 +57,18 @@ class _Running:
         )
         line = self._process.stdout.readline()  # "serving NAME at URL"
         self._lines: list[str] = []
-        threading.Thread(target=self._read_errors, daemon=True).start()
+        reader = threading.Thread(target=self._read_errors, daemon=True)
+        reader.start()
         if not line:
+            self._process.stdout.close()
             self._process.wait()
-            time.sleep(0.1)
+            reader.join(_ENDS)
             raise RunError(f"the server did not start: {' '.join(self._lines[-1:])}")
         self.address = urlsplit(line.split()[-1])
 
     def _read_errors(self) -> None:
-        self._lines.extend(self._process.stderr)
+        with self._process.stderr as lines:
+            self._lines.extend(lines)
 
     def health(self) -> tuple[int, dict[str, Any]]:
         connection = http.client.HTTPConnection(
@@ -94,6 +97,7 @@ class _Running:
 
     def stop(self) -> int:
         """The exit code after SIGTERM."""
+        self._process.stdout.close()
         self._process.send_signal(signal.SIGTERM)
         try:
             return self._process.wait(_ENDS)
