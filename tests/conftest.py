@@ -62,11 +62,21 @@ _LONGEST = (
 
 
 def pytest_collection_modifyitems(items):
+    """The longest files first; within a file, compilation changes its mode once."""
+    first = {}
+    for i, item in enumerate(items):
+        first.setdefault(item.path, i)
+
     def turn(item):
         name = item.nodeid.removeprefix("tests/")
-        return next((i for i, long in enumerate(_LONGEST) if name.startswith(long)), len(_LONGEST))
+        longest = next((i for i, x in enumerate(_LONGEST) if name.startswith(x)), len(_LONGEST))
+        return longest, first[item.path], not is_optimized(item)
 
     items.sort(key=turn)
+
+
+def is_optimized(item):
+    return item.get_closest_marker("optimized") is not None
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -76,7 +86,7 @@ def pytest_runtest_setup(item):
     Most tests compile for longer than they run. The options are not part of jit's key, so programs
     of the other mode are dropped; they are part of the key of the compilation cache on disk.
     """
-    quick = item.get_closest_marker("optimized") is None
+    quick = not is_optimized(item)
     if is_quick() != quick:
         import jax
 
