@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from retina_jax.config.flags import Flag, parse
 from retina_jax.jobs import config_of_run
+from retina_jax.placement import check_alone
 
 FLAGS = (
     Flag("workdir", "folder of the run", example="runs/first"),
@@ -30,6 +31,7 @@ def main(argv: list[str]) -> int:
     parsed = parse(argv, __doc__, FLAGS, config_of_run=config_of_run)
     if parsed is None:
         return 0
+    check_alone("export")
     from retina_jax.exporting.export import export
     from retina_jax.program_cache import keep_compiled_programs
     from retina_jax.progress import Reporter

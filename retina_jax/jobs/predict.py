@@ -20,6 +20,7 @@ from pathlib import Path
 
 from retina_jax.config.flags import ArgumentParser
 from retina_jax.errors import DONE, LEFT_OUT, UserError, check_local
+from retina_jax.placement import check_alone
 from retina_jax.wording import counted
 
 FORMATS = ("coco", "yolo", "voc", "csv")
@@ -108,6 +109,7 @@ def main(argv: list[str]) -> int:
         raise UserError(
             f"--overlap={options.overlap} needs tiles; add --tile=800 or remove --overlap"
         )
+    check_alone("predict")
     check_local(options.out, "--out")
     from retina_jax.prediction.predict import Request, predict
     from retina_jax.progress import Reporter
