@@ -25,7 +25,9 @@ PURE = (
 _VARIABLE = "JAX_DISABLE_MOST_OPTIMIZATIONS"
 _FUSIONS = "xla_cpu_use_fusion_emitters"
 _HAS_FUSIONS = importlib.metadata.version("jaxlib").startswith("0.10.")
-"""Later versions abort on flags that they do not know, such as this one."""
+"""Later versions abort on flags that they do not know, such as this one and the next."""
+_WHOLE = "--xla_cpu_parallel_codegen_split_count=1"
+"""A program is compiled in one piece: with two test processes no core is free for more."""
 
 
 def is_quick():
@@ -51,6 +53,7 @@ def _set(quick):
     flags = [flag for flag in flags if not flag.startswith(f"--{_FUSIONS}=")]
     if _HAS_FUSIONS:
         flags.append(f"--{_FUSIONS}={str(not quick).lower()}")
+        flags = [flag for flag in flags if flag != _WHOLE] + [_WHOLE]
     os.environ["XLA_FLAGS"] = " ".join(flags)
     _set_in_process(quick)
 

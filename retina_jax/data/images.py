@@ -257,7 +257,7 @@ def read_upright(encoded: bytes, pixel_scale: PixelScale | None = None) -> np.nd
         return np.asarray(upright.convert("RGB"))
     pixels = decode_image(upright)
     if pixels is None:
-        raise PictureError("cannot be decoded: OpenCV does not read it")
+        raise PictureError("cannot be decoded: OpenCV cannot read it")
     return pixels
 
 

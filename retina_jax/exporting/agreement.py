@@ -1,4 +1,4 @@
-"""Compares an artefact with the run's own predictions, on images of its data or on noise."""
+"""Compares an exported program with the run's own predictions, on its data or synthetic images."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from retina_jax.exporting.source import Trained
 from retina_jax.types import Batch, Detections, GroundTruth
 
 IMAGES = 4
-"""Images to compare, for each bucket."""
+"""Number of images to compare per bucket."""
 PIXELS, SCORE = 0.1, 1e-3
-"""Largest differences of a box and of a score, with float32."""
+"""Largest allowed differences of a coordinate and of a score, in float32."""
 _COARSE = 20.0  # with bfloat16, three digits of whose results depend on what XLA fuses
 _PAIRED_WITHIN = 4.0  # pixels; a box farther away is another detection
 
@@ -39,14 +39,14 @@ class Agreement:
     """Largest difference of a coordinate, in pixels of the original images."""
     score: float
     undecided: int
-    """Detections of one side only, whose score or IoU lies at a limit."""
+    """Detections on one side only, whose score or IoU is at a threshold."""
 
     def text(self) -> str:
         compared = f"{self.detections} detections on {self.images} {self.source} compared"
         if not self.detections:
             return f"{compared}: none scores above eval.score_threshold"
         text = f"{compared}: boxes differ by up to {self.pixels:.2g} px, scores by {self.score:.2g}"
-        extra = f"; {self.undecided} at a threshold on one side only" if self.undecided else ""
+        extra = f"; {self.undecided} on one side only, at a threshold" if self.undecided else ""
         return text + extra
 
 
@@ -104,7 +104,7 @@ class Checker:
             self._batches = {}
 
     def check(self, program: Program, bucket: tuple[int, int], batch_size: int) -> Agreement:
-        """Raises `RunError` unless the artefact finds what the run finds."""
+        """Raises `RunError` unless the artefact and the run give the same detections."""
         batch, source = self._batches.get(bucket), "images of the data set"
         if batch is None:
             dtype = np.float32 if self._config.data.float_pixels else np.uint8
@@ -149,12 +149,12 @@ def compare(
     score_threshold: float,
     score_tolerance: float,
 ) -> Agreement:
-    """Pairs the detections of each image by class and place.
+    """Pairs the detections of each image by class and location.
 
-    A detection without a partner counts as undecided if rounding may have decided about it: its
-    score is that of the threshold, or of the last one kept; or it overlaps a box of its class that
-    has its score, or by just the IoU of NMS. Otherwise, and if more than a tenth of all are
-    undecided, ``undecided`` is -1.
+    A detection without a partner counts as undecided if rounding may explain it: its score equals
+    the threshold or that of the last detection kept; or it overlaps a box of its class that has the
+    same score, or whose IoU with it equals the threshold of NMS. Any other detection without a
+    partner, and more than a tenth of undecided ones, set ``undecided`` to -1.
     """
     pixels = score = 0.0
     pairs = undecided = 0

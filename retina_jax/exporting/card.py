@@ -1,4 +1,4 @@
-"""The model card of an export: Markdown for people, JSON for `load.py`."""
+"""The model card of an export: Markdown to read, JSON for `load.py`."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def facts(
 
 
 def markdown(card: dict[str, Any]) -> str:
-    """The model card for people."""
+    """The model card as Markdown."""
     config, evaluation = card["config"], card["config"]["eval"]
     batch, kind = card["batch_size"] or "any", FORMATS[card["format"]]
     weights = ", averaged weights" if card["averaged_weights"] else ""
@@ -86,15 +86,16 @@ def markdown(card: dict[str, Any]) -> str:
         "python load.py IMAGE...    # needs OpenCV to read images",
         "```",
         "",
-        "From Python, `load.Detector` needs NumPy and "
+        "From Python, `load.Detector` needs only NumPy and "
         + ("JAX" if card["format"] == "stablehlo" else "onnxruntime")
-        + " alone. Each file takes `images [n, h, w, 3]` "
-        f"({card['pixels']}, RGB, each image resized to the top left) and `sizes [n, 2]` (int32: "
-        "height and width without padding), and gives `boxes [n, k, 4]` (xyxy, pixels of the "
-        f"input), `scores [n, k]` and `labels [n, k]`, k = {evaluation['max_detections']}, highest "
-        "score first. A score of 0 marks padding. Normalisation, decoding and NMS are inside.",
+        + ". Each file takes `images [n, h, w, 3]` "
+        f"({card['pixels']}, RGB, each image resized and placed at the top left) and `sizes "
+        "[n, 2]` (int32: height and width without padding), and returns `boxes [n, k, 4]` (xyxy, "
+        "pixels of the input), `scores [n, k]` and `labels [n, k]`, highest score first, with "
+        f"k = {evaluation['max_detections']}. "
+        "A score of 0 marks padding. Normalisation, decoding and NMS are inside.",
         "",
-        f"Loads {card['loads']}.",
+        f"The files load {card['loads']}.",
         "",
         "| file | input | batch | bytes | compared with the run |",
         "|---|---|---|---|---|",
@@ -132,7 +133,7 @@ def _metrics(metrics: dict[str, Any] | None) -> list[str]:
         return ["The run has no evaluation of this step."]
     numbers = {k: v for k, v in metrics.items() if isinstance(v, float) and v >= 0}
     return [
-        f"On {metrics['images']} images of the run's evaluation split:",
+        f"On the {metrics['images']} images of the run's evaluation split:",
         "",
         "| " + " | ".join(numbers) + " |",
         "|" + "---|" * len(numbers),

@@ -1,4 +1,4 @@
-"""Exports a run: a program for each bucket, a model card, and `load.py`."""
+"""Exports a run: one program per bucket, a model card, and `load.py`."""
 
 from __future__ import annotations
 
@@ -45,6 +45,10 @@ def export(
     buckets = _buckets(config, bucket)
     if kind not in FORMATS:
         raise UserError(f"--format={kind} must be one of {', '.join(FORMATS)}")
+    check_local(str(out), "--out")
+    out = Path(out).expanduser()
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out={out} is a file; set it to a new folder")
     opset = 0
     if kind == "onnx":
         config = _in_float32(config, report)
@@ -55,8 +59,6 @@ def export(
     else:
         write, load = program.write, program.load
     trained = read_run(workdir, config)
-    check_local(str(out), "--out")
-    out = Path(out).expanduser()
     report.say(f"exporting step {trained.step} of {trained.folder} to {out}")
     checker = Checker(trained)
     files, paths = [], []
@@ -72,8 +74,8 @@ def export(
             report.say(f"{path}: {len(content) / 1e6:.1f} MB; {agreement.text()}")
             if not agreement.detections:
                 report.note(
-                    "nothing was compared; lower --config.eval.score_threshold to compare "
-                    "detections, or export a run with its data set"
+                    "no detection was compared; lower --config.eval.score_threshold, or export "
+                    "the run where its data set is available"
                 )
             files.append(
                 {
@@ -89,8 +91,8 @@ def export(
     write_text(out / LOADER, Path(__file__).with_name(LOADER).read_text())
     write_text(out / FOR_PEOPLE, card.markdown(facts))
     write_json(out / CARD, facts)  # last: marks the export as complete
-    report.say(f"loads {facts['loads']}")
-    report.note("an exported model is code; those who load it must trust its origin")
+    report.say(f"the files load {facts['loads']}")
+    report.note("an exported model is code; load it only if you trust its origin")
     return paths
 
 
@@ -109,7 +111,10 @@ def _buckets(config: ml_collections.ConfigDict, chosen: str) -> Sequence[tuple[i
         return buckets
     named = {f"{height}x{width}": (height, width) for height, width in buckets}
     if chosen not in named:
-        raise UserError(f"--bucket={chosen} is not a bucket of the config: {', '.join(named)}")
+        listed = ", ".join(named)
+        raise UserError(
+            f"--bucket={chosen} is not a bucket of the config; set --bucket to one of: {listed}"
+        )
     return [named[chosen]]
 
 

@@ -1,7 +1,7 @@
 """Runs the exported detector in this folder: `Detector`, or ``python load.py IMAGE...``.
 
-Needs NumPy, and JAX for a .stablehlo file or onnxruntime for an .onnx file. Only reading and
-resizing of image files also needs OpenCV (Pillow, if the model was trained on antialiased images).
+Needs NumPy, and JAX for a .stablehlo file or onnxruntime for an .onnx file. Reading and
+resizing images also needs OpenCV (or Pillow, if the model was trained on antialiased images).
 """
 
 import hashlib
@@ -74,13 +74,13 @@ class Detector:
         if bucket not in self.buckets:
             there = ", ".join(f"{h}x{w}" for h, w in self.buckets)
             raise ValueError(
-                f"images of {bucket[0]}x{bucket[1]} pixels; there are models for {there}"
+                f"images of {bucket[0]}x{bucket[1]} pixels; this export has models for {there}"
             )
         if bucket not in self._programs:
             content = (self.folder / self.buckets[bucket]["file"]).read_bytes()
             if hashlib.sha256(content).hexdigest() != self.buckets[bucket]["sha256"]:
                 raise ValueError(
-                    f"{self.buckets[bucket]['file']} is not the file that was exported"
+                    f"{self.buckets[bucket]['file']} does not match its SHA-256 in model.json"
                 )
             self._programs[bucket] = (_onnx if self.card["format"] == "onnx" else _jax)(content)
         return self._programs[bucket]
@@ -108,7 +108,7 @@ def main(paths):
     for path in paths:
         image = cv2.imread(path, cv2.IMREAD_COLOR)
         if image is None:
-            raise SystemExit(f"{path} is not an image that OpenCV reads")
+            raise SystemExit(f"{path} is not an image that OpenCV can read")
         boxes, scores, labels = detector(np.ascontiguousarray(image[..., ::-1]))
         for box, score, label in zip(boxes.tolist(), scores.tolist(), labels.tolist(), strict=True):
             found = {"file": path, "class": detector.card["classes"][label]["name"],

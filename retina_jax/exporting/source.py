@@ -1,4 +1,4 @@
-"""What an export starts from: the network of a run with its weights, and what is known of them."""
+"""The input of an export: the network of a run, its weights, and what is known about them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Trained:
 def read_run(workdir: str | Path, config: ml_collections.ConfigDict) -> Trained:
     """The best checkpoint of a run by AP, or the latest if none was evaluated.
 
-    Raises `UserError` for a workdir without checkpoints, or of another network than ``config``'s.
+    Raises `UserError` for a workdir without checkpoints, or whose network is not ``config``'s.
     """
     folder = workdir_at(workdir)
     if not (folder / FOLDER).is_dir():

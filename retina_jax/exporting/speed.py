@@ -1,4 +1,4 @@
-"""Times exported programs beside this program, on random images and weights."""
+"""Times exported programs against this program, on random images and weights."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def own_program(trained: Trained) -> program.Program:
 def time_exports(
     config: ml_collections.ConfigDict, runs: int, steps: int, classes: int
 ) -> Iterator[dict[str, Any]]:
-    """Images per second of each bucket; the programs take turns, ``runs`` times.
+    """Images per second for each bucket; the programs are timed in turn, ``runs`` times each.
 
     The batch size is ``eval.batch_size``, and the precision is float32 for all.
     """

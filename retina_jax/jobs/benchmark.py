@@ -1,12 +1,13 @@
 """Measure speed, memory use and padding, part by part; print one JSON object per line.
 
 usage: retina-jax benchmark step --config=experiments/coco.py [--runs=5] [--steps=20]
-           [--config.train.batch_size=16 ...]     training step on random images, per bucket
+           [--config.train.batch_size=16 ...]     training step on random images, per
+           bucket (input shape)
        retina-jax benchmark predict --config=…    prediction step, from images to candidates
        retina-jax benchmark input --config=…      decode, scale, flip, pad: images/s per core,
            compared with a bare OpenCV loop and, if it is installed, torchvision
        retina-jax benchmark memory --config=… [--steps=10000]     host memory of the loader
-       retina-jax benchmark export --config=…     exported StableHLO and ONNX beside this program,
+       retina-jax benchmark export --config=…     exported StableHLO and ONNX against this program,
            per bucket, in float32 (needs the extra: pip install 'retina_jax[onnx]')
        retina-jax benchmark serve --workdir=RUN [--clients=8] [--batch-size=8]     latency, images/s
            and memory of servers with and without batches, over loopback; counts lost answers

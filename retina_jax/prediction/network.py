@@ -1,4 +1,4 @@
-"""A trained network with all that prediction needs: config, classes, weights, pixel scale."""
+"""A trained network and all that prediction needs: config, classes, weights, pixel scale."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ class Network:
     variables: Any
     """NumPy arrays, as the network of ``config`` takes them."""
     pixel_scale: PixelScale | None
-    """The 16-bit or float values that training mapped to 0 and 255; None: it saw no such images."""
+    """The 16-bit or float values that training mapped to 0 and 255; None: it had no such images."""
     source: str
-    """Where the weights are from, for messages."""
+    """Where the weights come from, for messages."""
 
     def digest(self) -> str:
         """Identifies the weights: 16 hexadecimal digits."""
@@ -78,7 +78,8 @@ def from_workdir(
         raise UserError(f"--workdir={workdir} is not a folder; set it to the workdir of a run")
     if not (folder / CONFIG).exists() and not (folder / FOLDER).is_dir():
         raise UserError(
-            f"--workdir={workdir} is not a workdir: it has no {CONFIG}; set it to that of a run"
+            f"--workdir={workdir} is not a workdir: it has no {CONFIG}; set it to the workdir of "
+            "a run"
         )
     config = read_config(folder)
     validate(config)
@@ -135,13 +136,16 @@ def from_weights(
     with on_disk(path) as local:
         imported = read_weights(local)
     if class_outputs(imported.tree) is None:
-        raise UserError(f"{path} holds a backbone without heads, which detects nothing; train it")
+        raise UserError(
+            f"{path} holds only a backbone, which cannot detect objects; use the "
+            "weights of a detector"
+        )
     count = _count_classes(config, imported.tree, str(path))
     if class_names is not None:
         if len(class_names) != count:
             raise UserError(
-                f"class_names has {len(class_names)} names, but {path} has {count} classes; name "
-                "each of them"
+                f"class_names has {len(class_names)} names, but {path} has {count} classes; give "
+                "one name per class"
             )
         ids = tuple(i for i, _ in imported.classes) if imported.classes else tuple(range(count))
         classes = Classes(tuple(class_names), ids)
@@ -188,18 +192,18 @@ def _count_classes(config: ml_collections.ConfigDict, tree: Any, source: str) ->
 
 
 def _numbered(count: int, source: str, note: Note) -> Classes:
-    """Classes whose names are their numbers, as the weights state no others."""
-    note(f"{source} does not name its {count} classes; they are called by their numbers")
+    """Classes named by their numbers, because the weights state no names."""
+    note(f"{source} does not name its {count} classes; they are named class 0, class 1 and so on")
     return Classes(tuple(f"class {i}" for i in range(count)), tuple(range(count)))
 
 
 def _fitted(config: ml_collections.ConfigDict, classes: int, weights: Any, source: str) -> Any:
-    """``weights`` as the network takes them; `UserError` if they are of another one."""
+    """``weights`` as the network takes them; `UserError` if they belong to a different network."""
     shapes = variable_shapes(retinanet.build(config, classes))
     variables, unmatched = graft(shapes, weights, source)
     if unmatched:
         raise UserError(
-            f"{source} has another number of classes than the {classes} in its {CONFIG}; restore "
-            "the file"
+            f"{source} has a different number of classes from the {classes} in its {CONFIG}; "
+            "restore the file"
         )
     return variables

@@ -1,4 +1,4 @@
-"""The pictures to detect in: files, arrays and opened images, and how paths name many files."""
+"""The input images of prediction (files, arrays, opened images), and the files of a path."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ VIDEO_SUFFIXES = frozenset(".mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .wmv .flv"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Picture:
-    """One picture, which is read when its turn comes."""
+    """One image, which is read only when its turn comes."""
 
     name: str
     """For messages and output files: a path, or "picture 3"."""

@@ -1,4 +1,4 @@
-"""What a prediction is asked for, and what it gives back."""
+"""The request and the result of a prediction."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Request:
     out: Path
     checkpoint: str = "best"
     threshold: float | None = None
-    """None: that of the run for files, and at least `DRAWN_FROM` for drawn boxes."""
+    """None: that of the run for the files, and at least `DRAWN_FROM` for drawings."""
     classes: Sequence[str] = ()
     """Names of the classes to keep; (): all."""
     format: str = "coco"
     batch_size: int | None = None
-    """None: that of the run's evaluations, or less for fewer pictures."""
+    """None: ``eval.batch_size`` of the run, or less for fewer images."""
     images: bool = True
     """Whether to draw."""
     tile: int | None = None
@@ -44,10 +44,10 @@ class Prediction:
     path: Path | None = None
     """The file or folder with the detections; None if a signal came before the end."""
     pictures: int = 0
-    """Number of finished pictures and frames, of earlier commands too."""
+    """Number of finished images and frames, including those of earlier attempts."""
     detections: int = 0
     drawn: int = 0
-    """Number of detections that score enough to be drawn."""
+    """Number of detections that score above `drawn_from`."""
     drawn_from: float = 0.0
     left_out: list[str] = dataclasses.field(default_factory=list)
     """A line for each file that could not be read."""

@@ -1,4 +1,4 @@
-"""Detects in a stream of pictures: reads ahead, fills batches, restores the order."""
+"""Detects objects in a stream of images: reads ahead, fills batches, restores the order."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Outcome = ImageDetections | PictureError
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Read:
-    """A picture that was read: its size and its tiles, scaled for the network."""
+    """An image that was read: its size and its tiles, scaled for the network."""
 
     size: tuple[int, int]
     """Height and width, pixels."""
@@ -43,7 +43,7 @@ class Read:
 
 @dataclasses.dataclass(eq=False)
 class _Open:
-    """A picture in the stream until all its tiles are detected."""
+    """An image in the stream whose tiles are not all processed yet."""
 
     picture: Picture
     read: Read | PictureError
@@ -54,7 +54,7 @@ class _Open:
 
 
 class Predictor:
-    """Detects in pictures of any size, with one compiled program per bucket.
+    """Detects objects in images of any size, with one compiled program per bucket (input shape).
 
     Any number of threads may call `stream`, `read` and `detect`.
     """
@@ -68,19 +68,21 @@ class Predictor:
         nms: str | None = None,
         class_agnostic: bool | None = None,
     ):
-        """Puts the network on the devices: as many of this host as ``batch_size`` can be shared by.
+        """Puts the network on as many devices of this host as can share ``batch_size`` equally.
 
         Args:
-          batch_size: images (or tiles) per call of the network.
-          threshold: smallest score of a detection; None: ``eval.score_threshold`` of the config.
-          tiling: how to cut pictures; None: not at all.
+          batch_size: images (or tiles) per forward pass.
+          threshold: keeps detections that score above this; None: ``eval.score_threshold`` of the
+            config.
+          tiling: how to cut images into tiles; None: not at all.
           nms: "hard" or "soft"; None: ``eval.nms`` of the config.
-          class_agnostic: whether boxes of all classes compete; None: as the config says.
+          class_agnostic: whether boxes of different classes suppress each other; None: as in the
+            config.
 
         Raises `UserError` for a value out of range.
         """
         if batch_size < 1:
-            raise UserError(f"--batch-size={batch_size} must be 1 or more")
+            raise UserError(f"--batch-size={batch_size} must be 1 or more; set --batch-size=8")
         if threshold is not None:
             check_threshold(threshold)
         self.network = network
@@ -103,9 +105,9 @@ class Predictor:
         self._tiling = tiling
 
     def stream(self, pictures: Iterable[Picture]) -> Iterator[tuple[Picture, Outcome]]:
-        """Each picture, in order, with its detections, or the reason why it cannot be read.
+        """Each image, in order, with its detections, or the reason why it cannot be read.
 
-        Reads a few batches ahead; memory does not grow with the number of pictures. Raises
+        Reads a few batches ahead; memory does not grow with the number of images. Raises
         `UserError` if the device's memory is too small.
         """
         return self.detect(in_threads(self.read, pictures, decoding_threads(0)))
@@ -168,7 +170,7 @@ class Predictor:
         return Read(size, tiles, scaled)
 
     def _scaled(self, image: np.ndarray) -> tuple[Placement, np.ndarray]:
-        """What the evaluation's loader writes into a batch."""
+        """The pixels that the evaluation's loader would write into a batch."""
         data = self.config.data
         placement = place(*image.shape[:2], **placement_rule(self.config))
         kind = np.float32 if data.float_pixels else np.uint8

@@ -78,7 +78,7 @@ def import_weights(
     """
     report = report or Reporter()
     if classes < 0:
-        raise UserError(f"--classes={classes} must be 1 or more")
+        raise UserError(f"--classes={classes} must be 1 or more; set --classes=80")
     folder = open_path(workdir, "--out")
     if (folder / FOLDER).exists():
         raise UserError(f"--out={folder} already has checkpoints; use another folder")

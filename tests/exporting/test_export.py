@@ -125,9 +125,11 @@ def test_a_changed_file_is_not_loaded(exported, tmp_path):
     shutil.copytree(exported / "stablehlo", folder)
     path = folder / f"{FILE}.stablehlo"
     path.write_bytes(path.read_bytes() + b"\0")
-    with pytest.raises(ValueError, match="is not the file that was exported"):
+    with pytest.raises(ValueError, match="does not match its SHA-256"):
         Detector(folder).detect(np.zeros((1, 128, 128, 3), np.uint8), np.array([[128, 128]]))
-    with pytest.raises(ValueError, match=r"images of 64x64 pixels; there are models for 128x128"):
+    with pytest.raises(
+        ValueError, match=r"images of 64x64 pixels; this export has models for 128x128"
+    ):
         Detector(folder).detect(np.zeros((1, 64, 64, 3), np.uint8), np.array([[64, 64]]))
 
 
@@ -189,8 +191,12 @@ def test_refusals_are_one_line(finished_run, tmp_path, monkeypatch):
     config = read_config(finished_run)
     with pytest.raises(UserError, match=r"--format=onyx must be one of stablehlo, onnx"):
         exporting.export(config, finished_run, tmp_path, "onyx")
-    with pytest.raises(UserError, match=r"--bucket=64x64 is not a bucket of .*: 128x128"):
+    with pytest.raises(UserError, match=r"--bucket=64x64 is not a bucket of .* one of: 128x128"):
         exporting.export(config, finished_run, tmp_path, bucket="64x64")
+    taken = tmp_path / "taken.txt"
+    taken.write_text("")
+    with pytest.raises(UserError, match=r"taken\.txt is a file; set it to a new folder"):
+        exporting.export(config, finished_run, taken)
     with pytest.raises(UserError, match="has no checkpoint to export; train it first"):
         exporting.export(config, tmp_path, tmp_path)
     find = importlib.util.find_spec

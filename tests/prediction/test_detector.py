@@ -147,7 +147,7 @@ def test_a_wrong_option_is_one_line(detector, sources, options, message):
 
 def test_a_threshold_below_the_networks_is_refused(network, sources):
     strict = retina_jax.Detector(network, threshold=0.5)
-    with pytest.raises(UserError, match=r"threshold=0.2 is below the detector's, 0.5"):
+    with pytest.raises(UserError, match=r"threshold=0.2 is below that of the detector, 0.5"):
         strict(next(sources[0].iterdir()), threshold=0.2)
 
 
