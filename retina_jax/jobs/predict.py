@@ -1,6 +1,6 @@
 """Detect objects in images and videos with a trained run.
 
-usage: retina-jax predict --workdir=RUN --input=FILE|FOLDER|PATTERN|VIDEO --out=DIR
+usage: retina-jax predict --workdir=RUN|--export=EXPORT --input=FILE|FOLDER|PATTERN|VIDEO --out=DIR
            [--threshold=0.5] [--classes=car,person] [--format=coco|yolo|voc|csv] [--no-images]
            [--tile=800 [--overlap=0.2]] [--nms=soft] [--class-agnostic] [--batch-size=N]
            [--checkpoint=best|latest]
@@ -28,7 +28,15 @@ FORMATS = ("coco", "yolo", "voc", "csv")
 def parser() -> ArgumentParser:
     made = ArgumentParser(prog="retina-jax predict", description=__doc__)
     add = made.add_argument
-    add("--workdir", required=True, help="folder of the run")
+    weights = made.add_mutually_exclusive_group(required=True)
+    weights.add_argument("--workdir", default="", help="folder of the run")
+    weights.add_argument(
+        "--export",
+        default="",
+        metavar="PATH",
+        help="instead of a run: a folder that retina-jax export wrote, or a file of it. It is "
+        "code; use it only if you trust its origin",
+    )
     add(
         "--input",
         required=True,
@@ -79,8 +87,7 @@ def parser() -> ArgumentParser:
     add(
         "--checkpoint",
         choices=("best", "latest"),
-        default="best",
-        help="best by AP, or latest (default: %(default)s)",
+        help="best by AP, or latest (default: best)",
     )
     return made
 
@@ -91,6 +98,11 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--threshold={options.threshold} must lie between 0 and 1; set 0.5")
     if options.overlap is not None and options.tile is None:
         raise UserError(f"--overlap={options.overlap} needs tiles; add --tile=800, or remove it")
+    if options.checkpoint is not None and options.export:
+        raise UserError(
+            f"--checkpoint={options.checkpoint} needs --workdir: an export holds one checkpoint; "
+            "remove it"
+        )
     check_local(options.out, "--out")
     from retina_jax.prediction.predict import Request, predict
     from retina_jax.progress import Reporter
@@ -100,7 +112,7 @@ def main(argv: list[str]) -> int:
         workdir=options.workdir,
         inputs=options.input,
         out=Path(options.out).expanduser(),
-        checkpoint=options.checkpoint,
+        checkpoint=options.checkpoint or "best",
         threshold=options.threshold,
         classes=[name.strip() for name in options.classes.split(",") if name.strip()],
         format=options.format,
@@ -110,6 +122,7 @@ def main(argv: list[str]) -> int:
         overlap=0.2 if options.overlap is None else options.overlap,
         nms=options.nms,
         class_agnostic=options.class_agnostic,
+        export=options.export,
     )
     result = predict(request, report)
     images = counted(result.pictures, "image")

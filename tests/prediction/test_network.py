@@ -89,7 +89,7 @@ def test_a_folder_without_a_run_is_one_line(finished_run, tmp_path):
     for name, message in (
         ("none", "none is not a folder; set it to the workdir of a run"),
         ("empty", "empty is not a workdir: it has no config.json"),
-        ("begun", "begun has no checkpoint to predict with; train it first"),
+        ("begun", "begun has no checkpoint; train it first"),
     ):
         with pytest.raises(UserError, match=f"^--workdir=.*{message}"):
             from_workdir(tmp_path / name)
