@@ -95,6 +95,9 @@ def markdown(card: dict[str, Any]) -> str:
         f"input), `scores [n, k]` and `labels [n, k]`, k = {evaluation['max_detections']}, highest "
         "score first. A score of 0 marks padding. Normalisation, decoding and NMS are inside.",
         "",
+        "With retina_jax installed, `Detector.from_export` and `retina-jax predict --export` take "
+        "this folder instead of a run.",
+        "",
         f"Loads {card['loads']}.",
         "",
         "| file | input | batch | bytes | compared with the run |",
@@ -133,7 +136,7 @@ def _metrics(metrics: dict[str, Any] | None) -> list[str]:
         return ["The run has no evaluation of this step."]
     numbers = {k: v for k, v in metrics.items() if isinstance(v, float) and v >= 0}
     return [
-        f"On {metrics['images']} images of the run's evaluation split:",
+        f"The run's own evaluation of this step, on {metrics['images']} images:",
         "",
         "| " + " | ".join(numbers) + " |",
         "|" + "---|" * len(numbers),
