@@ -1,6 +1,6 @@
-"""Detect objects in images and videos with a trained run.
+"""Detect objects in images and videos with a trained run, or an export of one.
 
-usage: retina-jax predict --workdir=RUN|--export=EXPORT --input=FILE|FOLDER|PATTERN|VIDEO --out=DIR
+usage: retina-jax predict --workdir=RUN|--export=PATH --input=FILE|FOLDER|PATTERN|VIDEO --out=DIR
            [--threshold=0.5] [--classes=car,person] [--format=coco|yolo|voc|csv] [--no-images]
            [--tile=800 [--overlap=0.2]] [--nms=soft] [--class-agnostic] [--batch-size=N]
            [--checkpoint=best|latest]
