@@ -11,6 +11,7 @@ from PIL import Image
 
 from retina_jax.data.images import PictureError
 from retina_jax.errors import UserError
+from retina_jax.prediction.artefact import Artefact, from_export
 from retina_jax.prediction.network import Network, from_weights, from_workdir
 from retina_jax.prediction.pictures import Picture, find_files
 from retina_jax.prediction.result import Detection, ImageDetections, labels_of
@@ -44,7 +45,7 @@ class Detector:
 
     def __init__(
         self,
-        network: Network,
+        network: Network | Artefact,
         *,
         batch_size: int = 1,
         threshold: float | None = None,
@@ -53,10 +54,10 @@ class Detector:
         nms: str | None = None,
         class_agnostic: bool | None = None,
     ):
-        """Usually called through `from_workdir` or `from_weights`.
+        """Usually called through `from_workdir`, `from_weights` or `from_export`.
 
         Args:
-          network: from `retina_jax.prediction.network`.
+          network: from `retina_jax.prediction.network` or `retina_jax.prediction.artefact`.
           batch_size: images per forward pass; a single image costs as much as a full batch. The
             devices of this host share a batch.
           threshold: keeps detections that score above this; None: ``eval.score_threshold`` of the
@@ -110,6 +111,28 @@ class Detector:
         Raises `UserError` if the file cannot be read or does not fit the config.
         """
         return cls(from_weights(path, config, class_names), **options)
+
+    @classmethod
+    def from_export(cls, path: str | Path, **options: Any) -> Detector:
+        """A detector from a file that ``retina-jax export`` wrote: StableHLO, or ONNX.
+
+        An exported model is code, not data: load it only if you trust its origin. Prints that on
+        stderr. The files are compared with the SHA-256 in ``model.json`` before they run.
+
+        It finds what the run finds. Its score threshold and NMS are built in: a higher
+        ``threshold`` selects, a lower one is refused. It runs on one device. A model of a fixed
+        batch size takes any number of pictures; an incomplete batch costs as much as a full one.
+
+        Args:
+          path: the folder of the export, or one of its files, for that input shape alone.
+          options: of the constructor; the default of ``batch_size`` is that of the export, or 1.
+
+        Raises `UserError` for a path that is no complete export, for options that differ from what
+        is built in, and without onnxruntime for ONNX.
+        """
+        artefact = from_export(path)
+        options.setdefault("batch_size", artefact.loader.card["batch_size"] or 1)
+        return cls(artefact, **options)
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -28,6 +28,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from support import (
+    EXPORTED,
     PURE,
     compile_in_full,
     compile_quickly,
@@ -217,6 +218,21 @@ def finished_run(shapes_dir, made_once):
         config = tiny(shapes_dir)
         config.eval.report = True
         return made_once("run", lambda folder: train(config, folder / "run")) / "run"
+
+
+@pytest.fixture(scope="session")
+def exported(finished_run, made_once):
+    """``finished_run``, exported by the command: a folder for each format; tests only read it."""
+    from retina_jax.main import main
+
+    def make(folder):
+        for kind in EXPORTED:
+            arguments = [f"--workdir={finished_run}", f"--format={kind}", f"--out={folder / kind}"]
+            assert main(["retina-jax", "export", *arguments]) == 0
+
+    with pytest.MonkeyPatch.context() as patch:
+        _make_shallow(patch)
+        return made_once("exported", make)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.metadata
+import importlib.util
 import os
 import sys
 
@@ -12,6 +13,10 @@ SMALLEST = (
     "--config.eval.batch_size=4", "--config.eval.pictures=1",
 )  # fmt: skip
 """Flags of runs on ``two_aspects``; where they are the same, so are the programs to compile."""
+
+_HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime"))
+EXPORTED = ("stablehlo", "onnx") if _HAS_ONNX else ("stablehlo",)
+"""Formats of the fixture ``exported``."""
 
 PURE = (
     *(f"retina_jax.ops.{name}" for name in (

@@ -15,7 +15,7 @@ from retina_jax.data.loader import EvaluationLoader
 from retina_jax.errors import RunError, UserError
 from retina_jax.evaluation.detect import make_detect
 from retina_jax.exporting.program import Program
-from retina_jax.exporting.source import Trained
+from retina_jax.prediction.network import Network
 from retina_jax.types import Batch, Detections, GroundTruth
 
 IMAGES = 4
@@ -70,17 +70,11 @@ def noise(bucket: tuple[int, int], dtype: type) -> Batch:
     for image, (rows, columns) in zip(images, sizes, strict=True):
         coarse = rng.integers(0, 256, (-(-rows // 16), -(-columns // 16), 3))
         image[:rows, :columns] = coarse.repeat(16, 0).repeat(16, 1)[:rows, :columns]
-    empty = np.zeros((IMAGES, 1))
     return Batch(
         images=images,
         sizes=sizes,
         original_sizes=sizes,
-        ground_truth=GroundTruth(
-            boxes=np.zeros((IMAGES, 1, 4), np.float32),
-            labels=empty.astype(np.int32),
-            valid=empty.astype(bool),
-            is_crowd=empty.astype(bool),
-        ),
+        ground_truth=GroundTruth.empty(IMAGES, 0),
         index=np.arange(IMAGES, dtype=np.int32),
         example_mask=np.ones(IMAGES, bool),
         cut_away=np.zeros(IMAGES, np.int32),
@@ -90,14 +84,14 @@ def noise(bucket: tuple[int, int], dtype: type) -> Batch:
 class Checker:
     """Compares artefacts with `evaluation.detect` on the same weights."""
 
-    def __init__(self, trained: Trained):
-        config = trained.config.copy_and_resolve_references()
+    def __init__(self, network: Network):
+        config = network.config.copy_and_resolve_references()
         config.eval.batch_size = IMAGES
         config.eval.nms_device = "host"
         self._config = config
         self._devices = parallel.Devices.local(1)
-        self._variables = self._devices.replicate(trained.variables)
-        self._detect = make_detect(trained.model, config, self._devices)
+        self._variables = self._devices.replicate(network.variables)
+        self._detect = make_detect(network.model, config, self._devices)
         try:
             self._batches = dict(sample_batches(config))
         except (UserError, OSError):

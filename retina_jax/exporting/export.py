@@ -14,12 +14,13 @@ from retina_jax.config import resolve
 from retina_jax.errors import UserError, check_local
 from retina_jax.exporting import card, program
 from retina_jax.exporting.agreement import Checker
-from retina_jax.exporting.source import read_run
 from retina_jax.files import write_json, write_text
+from retina_jax.prediction import load
+from retina_jax.prediction.network import from_workdir
 from retina_jax.progress import Reporter
 
 FORMATS = tuple(card.FORMATS)
-CARD, FOR_PEOPLE, LOADER = "model.json", "model_card.md", "load.py"
+FOR_PEOPLE = "model_card.md"
 
 
 def export(
@@ -55,20 +56,20 @@ def export(
         check_onnx("--format=onnx")
         from retina_jax.exporting import onnx_model
 
-        write, load, opset = onnx_model.write, onnx_model.load, onnx_model.OPSET
+        write, load_program, opset = onnx_model.write, onnx_model.load, onnx_model.OPSET
     else:
-        write, load = program.write, program.load
-    trained = read_run(workdir, config)
-    report.say(f"exporting step {trained.step} of {trained.folder} to {out}")
-    checker = Checker(trained)
+        write, load_program = program.write, program.load
+    network = from_workdir(workdir, note=report.note, config=config)
+    report.say(f"exporting the {network.source} to {out}")
+    checker = Checker(network)
     files, paths = [], []
     with report.progress("exporting", 2 * len(buckets)) as bar:
         for height, width in buckets:
             path = out / f"model-{height}x{width}.{kind}"
             with parallel.explain_out_of_memory("export one bucket at a time with --bucket=HxW"):
-                write(trained, (height, width), batch_size, path)
+                write(network, (height, width), batch_size, path)
                 bar.advance(f"comparing {path.name}")
-                agreement = checker.check(load(path), (height, width), batch_size)
+                agreement = checker.check(load_program(path), (height, width), batch_size)
             bar.advance(f"wrote {path.name}")
             content = path.read_bytes()
             report.say(f"{path}: {len(content) / 1e6:.1f} MB; {agreement.text()}")
@@ -87,10 +88,10 @@ def export(
                 }
             )
             paths.append(path)
-    facts = card.facts(trained, kind, batch_size, files, opset)
-    write_text(out / LOADER, Path(__file__).with_name(LOADER).read_text())
+    facts = card.facts(network, kind, batch_size, files, opset)
+    write_text(out / "load.py", Path(load.__file__).read_text())
     write_text(out / FOR_PEOPLE, card.markdown(facts))
-    write_json(out / CARD, facts)  # last: marks the export as complete
+    write_json(out / load.CARD, facts)  # last: marks the export as complete
     report.say(f"the files load {facts['loads']}")
     report.note("an exported model is code; load it only if you trust its origin")
     return paths

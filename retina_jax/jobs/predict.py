@@ -1,6 +1,6 @@
-"""Detect objects in images and videos with a trained run.
+"""Detect objects in images and videos with a trained run, or an export of one.
 
-usage: retina-jax predict --workdir=RUN --input=FILE|FOLDER|PATTERN|VIDEO --out=DIR
+usage: retina-jax predict --workdir=RUN|--export=PATH --input=FILE|FOLDER|PATTERN|VIDEO --out=DIR
            [--threshold=0.5] [--classes=car,person] [--format=coco|yolo|voc|csv] [--no-images]
            [--tile=800 [--overlap=0.2]] [--nms=soft] [--class-agnostic] [--batch-size=N]
            [--checkpoint=best|latest]
@@ -29,7 +29,15 @@ FORMATS = ("coco", "yolo", "voc", "csv")
 def parser() -> ArgumentParser:
     made = ArgumentParser(prog="retina-jax predict", description=__doc__)
     add = made.add_argument
-    add("--workdir", required=True, help="folder of the run")
+    weights = made.add_mutually_exclusive_group(required=True)
+    weights.add_argument("--workdir", default="", help="folder of the run")
+    weights.add_argument(
+        "--export",
+        default="",
+        metavar="PATH",
+        help="instead of a run: a folder that retina-jax export wrote, or a file of it. It is "
+        "code; use it only if you trust its origin",
+    )
     add(
         "--input",
         required=True,
@@ -93,8 +101,7 @@ def parser() -> ArgumentParser:
     add(
         "--checkpoint",
         choices=("best", "latest"),
-        default="best",
-        help="checkpoint to use: the best by AP, or the latest (default: %(default)s)",
+        help="checkpoint to use: the best by AP, or the latest (default: best)",
     )
     return made
 
@@ -109,6 +116,11 @@ def main(argv: list[str]) -> int:
         raise UserError(
             f"--overlap={options.overlap} needs tiles; add --tile=800 or remove --overlap"
         )
+    if options.checkpoint is not None and options.export:
+        raise UserError(
+            f"--checkpoint={options.checkpoint} needs --workdir, because an export holds one "
+            "checkpoint; remove --checkpoint"
+        )
     check_alone("predict")
     check_local(options.out, "--out")
     from retina_jax.prediction.predict import Request, predict
@@ -119,7 +131,7 @@ def main(argv: list[str]) -> int:
         workdir=options.workdir,
         inputs=options.input,
         out=Path(options.out).expanduser(),
-        checkpoint=options.checkpoint,
+        checkpoint=options.checkpoint or "best",
         threshold=options.threshold,
         classes=[name.strip() for name in options.classes.split(",") if name.strip()],
         format=options.format,
@@ -129,6 +141,7 @@ def main(argv: list[str]) -> int:
         overlap=0.2 if options.overlap is None else options.overlap,
         nms=options.nms,
         class_agnostic=options.class_agnostic,
+        export=options.export,
     )
     result = predict(request, report)
     images = counted(result.pictures, "image")

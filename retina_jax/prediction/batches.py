@@ -60,17 +60,11 @@ def _batch(windows: Sequence[Window], buckets: Sequence[tuple[int, int]], batch_
         height, width = sizes[i] = window.placement.height, window.placement.width
         images[i, :height, :width] = window.pixels
         originals[i], index[i] = window.original, window.number
-    nothing = np.zeros((batch_size, 0))
     return Batch(
         images=images,
         sizes=sizes,
         original_sizes=originals,
-        ground_truth=GroundTruth(
-            boxes=nothing.reshape(batch_size, 0, 4).astype(np.float32),
-            labels=nothing.astype(np.int32),
-            valid=nothing.astype(bool),
-            is_crowd=nothing.astype(bool),
-        ),
+        ground_truth=GroundTruth.empty(batch_size, 0),
         index=index,
         example_mask=np.arange(batch_size) < len(windows),
         cut_away=np.zeros(batch_size, np.int32),

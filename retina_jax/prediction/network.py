@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import runpy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,18 @@ import jax
 import ml_collections
 import numpy as np
 
+from retina_jax import parallel
 from retina_jax.config import resolve, validate
 from retina_jax.data.deep import PixelScale
 from retina_jax.errors import UserError
+from retina_jax.evaluation.detect import make_detect
 from retina_jax.files import on_disk, open_path
 from retina_jax.interop.fit import fit
 from retina_jax.interop.graft import graft
 from retina_jax.interop.structure import class_outputs
 from retina_jax.interop.weights import read_weights
 from retina_jax.models import retinanet
-from retina_jax.training.checkpoint import FOLDER, Checkpoints
+from retina_jax.training.checkpoint import FOLDER, Chosen, restore_chosen
 from retina_jax.training.step import variable_shapes
 from retina_jax.training.workdir import (
     CONFIG,
@@ -32,9 +35,12 @@ from retina_jax.training.workdir import (
     read_pixel_scale,
     workdir_at,
 )
+from retina_jax.types import Batch, Detections
 
 CHECKPOINTS = ("best", "latest")
 Note = Callable[[str], None]
+Detect = Callable[[Iterable[Batch]], Iterator[tuple[int, Detections]]]
+"""Number in the stream and detections of each image, in order; see `evaluation.detect`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +48,7 @@ class Network:
     """Weights and what they mean; `from_workdir` and `from_weights` read one."""
 
     config: ml_collections.ConfigDict
-    """Locked and valid."""
+    """Valid."""
     classes: Classes
     variables: Any
     """NumPy arrays, as the network of ``config`` takes them."""
@@ -50,6 +56,24 @@ class Network:
     """The 16-bit or float values that training mapped to 0 and 255; None: it had no such images."""
     source: str
     """Where the weights come from, for messages."""
+    checkpoint: Chosen | None = None
+    """The checkpoint that they come from; None for a weight file."""
+
+    @functools.cached_property
+    def model(self) -> retinanet.RetinaNet:
+        """The network without its weights."""
+        return retinanet.build(self.config, len(self.classes.names))
+
+    def make_detect(self, config: ml_collections.ConfigDict) -> Detect:
+        """Puts the network on as many devices of this host as can share a batch equally.
+
+        ``config`` is that of this network, possibly with other fields of ``eval``.
+        """
+        here, size = len(parallel.Devices.local()), config.eval.batch_size
+        shared = max(n for n in range(1, here + 1) if size % n == 0)
+        devices = parallel.Devices.local(shared)
+        detect = make_detect(self.model, config, devices)
+        return functools.partial(detect, devices.replicate(self.variables))
 
     def digest(self) -> str:
         """Identifies the weights: 16 hexadecimal digits."""
@@ -61,15 +85,20 @@ class Network:
 
 
 def from_workdir(
-    workdir: str | Path, checkpoint: str | int = "best", note: Note = lambda line: None
+    workdir: str | Path,
+    checkpoint: str | int = "best",
+    note: Note = lambda line: None,
+    config: ml_collections.ConfigDict | None = None,
 ) -> Network:
-    """The network of a run. Reads the run's config, never its data set.
+    """The network of a run. Never reads its data set.
 
     Args:
       checkpoint: "best" by AP (the latest if none was evaluated), "latest", or a step.
       note: called with each warning.
+      config: instead of that of the run, such as one with flags.
 
-    Raises `UserError` for a folder without a run or without a checkpoint.
+    Raises `UserError` for a folder without a run or without a checkpoint, or of another network
+    than that of ``config``.
     """
     if checkpoint not in CHECKPOINTS and not isinstance(checkpoint, int):
         raise UserError(f"checkpoint={checkpoint!r} must be one of {', '.join(CHECKPOINTS)}")
@@ -81,36 +110,14 @@ def from_workdir(
             f"--workdir={workdir} is not a workdir: it has no {CONFIG}; set it to the workdir of "
             "a run"
         )
-    config = read_config(folder)
+    config = read_config(folder) if config is None else config
     validate(config)
-    step = None
-    if (folder / FOLDER).is_dir():
-        checkpoints = Checkpoints(folder)
-        step = _step_of(checkpoints, checkpoint, workdir)
-    if step is None:
-        raise UserError(f"--workdir={workdir} has no checkpoint to predict with; train it first")
-    weights = checkpoints.restore_weights(step)
-    checkpoints.close()
-    source = f"checkpoint of step {step} in {folder}"
-    classes = read_classes(folder)
+    chosen, weights = restore_chosen(workdir, checkpoint)
+    source, classes = str(chosen), read_classes(folder)
     if classes is None:  # a run of an earlier version, or imported weights
         classes = _numbered(_count_classes(config, weights, source), source, note)
     variables = _fitted(config, len(classes.names), weights, source)
-    return Network(config, classes, variables, read_pixel_scale(folder), source)
-
-
-def _step_of(checkpoints: Checkpoints, checkpoint: str | int, workdir: str | Path) -> int | None:
-    if isinstance(checkpoint, int):
-        steps = checkpoints.steps()
-        if steps and checkpoint not in steps:
-            available = ", ".join(map(str, steps))
-            raise UserError(
-                f"--workdir={workdir} has no checkpoint of step {checkpoint}; choose from: "
-                f"{available}"
-            )
-        return checkpoint if steps else None
-    best = checkpoint == "best"
-    return checkpoints.best_or_latest_step() if best else checkpoints.latest_step()
+    return Network(config, classes, variables, read_pixel_scale(folder), source, chosen)
 
 
 def from_weights(

@@ -19,6 +19,7 @@ from retina_jax.errors import UserError
 from retina_jax.files import atomic_write
 from retina_jax.prediction import formats
 from retina_jax.prediction.ahead import in_threads
+from retina_jax.prediction.artefact import Artefact, from_export
 from retina_jax.prediction.network import Network, from_workdir
 from retina_jax.prediction.pictures import VIDEO_SUFFIXES, Picture, find_files
 from retina_jax.prediction.record import Line, Record
@@ -68,7 +69,11 @@ def predict(request: Request, report: Reporter | None = None) -> Prediction:
     if request.out.exists() and not request.out.is_dir():
         raise UserError(f"--out={request.out} is a file; set it to a new folder")
     files = _find(request)
-    network = from_workdir(request.workdir, request.checkpoint, report.note)
+    if request.export:
+        network = from_export(request.export)
+        network.check(request.threshold, request.nms, request.class_agnostic)
+    else:
+        network = from_workdir(request.workdir, request.checkpoint, report.note)
     if network.config.train.compilation_cache:
         keep_compiled_programs()
     labels = labels_of(request.classes, network.classes, "--classes") if request.classes else None
@@ -97,7 +102,7 @@ def _find(request: Request) -> list[_File]:
     return files
 
 
-def _command(request: Request, network: Network) -> dict[str, object]:
+def _command(request: Request, network: Network | Artefact) -> dict[str, object]:
     """What must be equal for the results of two requests to share a folder."""
     return {
         "--input": [os.path.abspath(given) for given in request.inputs],
@@ -120,7 +125,7 @@ class _Run:
     def __init__(
         self,
         request: Request,
-        network: Network,
+        network: Network | Artefact,
         labels: list[int] | None,
         tiling: Tiling | None,
         files: list[_File],

@@ -16,6 +16,7 @@ class Request:
     """What to predict, as the flags of the command say."""
 
     workdir: str
+    """A run; "": the artefact ``export``."""
     inputs: Sequence[str]
     """Files, folders or patterns."""
     out: Path
@@ -35,6 +36,7 @@ class Request:
     """None: ``eval.nms`` of the run."""
     class_agnostic: bool | None = None
     """None: ``eval.class_agnostic`` of the run."""
+    export: str = ""
 
 
 @dataclasses.dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 from PIL import Image
@@ -86,7 +86,14 @@ class ImageDetections:
     def __len__(self) -> int:
         return len(self.scores)
 
-    def __getitem__(self, index: int) -> Detection:
+    @overload
+    def __getitem__(self, index: int) -> Detection: ...
+    @overload
+    def __getitem__(self, index: slice) -> ImageDetections: ...
+    def __getitem__(self, index):
+        """One detection, or those of a slice, such as ``found[:5]``."""
+        if isinstance(index, slice):
+            return self._of_rows(index)
         x1, y1, x2, y2 = self.boxes[index].tolist()
         label = int(self.labels[index])
         score = float(self.scores[index])
@@ -112,8 +119,11 @@ class ImageDetections:
         kept = self.scores > threshold
         if labels is not None:
             kept &= np.isin(self.labels, list(labels))
+        return self._of_rows(kept)
+
+    def _of_rows(self, rows: np.ndarray | slice) -> ImageDetections:
         return dataclasses.replace(
-            self, boxes=self.boxes[kept], scores=self.scores[kept], labels=self.labels[kept]
+            self, boxes=self.boxes[rows], scores=self.scores[rows], labels=self.labels[rows]
         )
 
     def to_coco(self, image_id: int = 0) -> list[dict[str, Any]]:

@@ -16,10 +16,9 @@ from retina_jax.data.images import PictureError
 from retina_jax.data.loader import decoding_threads
 from retina_jax.data.plan import Placement, place
 from retina_jax.errors import UserError
-from retina_jax.evaluation.detect import make_detect
 from retina_jax.evaluation.nms import Rule
-from retina_jax.models import retinanet
 from retina_jax.prediction.ahead import in_threads
+from retina_jax.prediction.artefact import Artefact
 from retina_jax.prediction.batches import Window, make_batches
 from retina_jax.prediction.network import Network
 from retina_jax.prediction.pictures import Picture
@@ -61,7 +60,7 @@ class Predictor:
 
     def __init__(
         self,
-        network: Network,
+        network: Network | Artefact,
         batch_size: int = 1,
         threshold: float | None = None,
         tiling: Tiling | None = None,
@@ -69,6 +68,8 @@ class Predictor:
         class_agnostic: bool | None = None,
     ):
         """Puts the network on as many devices of this host as can share ``batch_size`` equally.
+
+        An exported model is loaded when the first image comes.
 
         Args:
           batch_size: images (or tiles) per forward pass.
@@ -79,7 +80,7 @@ class Predictor:
           class_agnostic: whether boxes of different classes suppress each other; None: as in the
             config.
 
-        Raises `UserError` for a value out of range.
+        Raises `UserError` for a value out of range, or one that an artefact cannot follow.
         """
         if batch_size < 1:
             raise UserError(f"--batch-size={batch_size} must be 1 or more; set --batch-size=8")
@@ -96,12 +97,7 @@ class Predictor:
             config.eval.class_agnostic = class_agnostic
         validate(config)
         config.lock()
-        here = len(parallel.Devices.local())
-        shared = max(n for n in range(1, here + 1) if batch_size % n == 0)
-        devices = parallel.Devices.local(shared)
-        model = retinanet.build(config, len(network.classes.names))
-        self._detect = make_detect(model, config, devices)
-        self._variables = devices.replicate(network.variables)
+        self._detect = network.make_detect(config)
         self._tiling = tiling
 
     def stream(self, pictures: Iterable[Picture]) -> Iterator[tuple[Picture, Outcome]]:
@@ -142,7 +138,7 @@ class Predictor:
         batches = make_batches(windows(), resolve(self.config).buckets, options.batch_size)
         advice = f"lower the batch size (--batch-size={options.batch_size})"
         with parallel.explain_out_of_memory(advice):
-            for number, detections in self._detect(self._variables, batches):
+            for number, detections in self._detect(batches):
                 entry, part = owner.pop(number)
                 entry.parts[part] = detections
                 yield from done()

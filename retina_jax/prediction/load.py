@@ -11,13 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
+CARD = "model.json"
+
 
 class Detector:
     """The exported model. It is a program: load it only if you trust its origin."""
 
     def __init__(self, folder=Path(__file__).parent):
         self.folder = Path(folder)
-        self.card = json.loads((self.folder / "model.json").read_text())
+        self.card = json.loads((self.folder / CARD).read_text())
         self.buckets = {tuple(file["bucket"]): file for file in self.card["files"]}
         self._programs = {}
         note = "note: an exported model is code, not data; load it only if you trust its origin"
@@ -30,7 +32,7 @@ class Detector:
         ``sizes [n, 2]``: its height and width. Boxes are xyxy in pixels of the input; a score of 0
         marks padding.
         """
-        run, many = self._program(tuple(images.shape[1:3])), len(images)
+        run, many = self.program(tuple(images.shape[1:3])), len(images)
         at_once = self.card["batch_size"] or many
         fill = [(0, -many % at_once)]
         images, sizes = (np.pad(x, fill + [(0, 0)] * (x.ndim - 1)) for x in (images, sizes))
@@ -70,7 +72,8 @@ class Detector:
         padded[: size[0], : size[1]] = image
         return padded, np.array(size, np.int32)
 
-    def _program(self, bucket):
+    def program(self, bucket):
+        """The function in the file of a bucket; it is read when it is first used."""
         if bucket not in self.buckets:
             there = ", ".join(f"{h}x{w}" for h, w in self.buckets)
             raise ValueError(
@@ -82,23 +85,28 @@ class Detector:
                 raise ValueError(
                     f"{self.buckets[bucket]['file']} does not match its SHA-256 in model.json"
                 )
-            self._programs[bucket] = (_onnx if self.card["format"] == "onnx" else _jax)(content)
+            self._programs[bucket] = PROGRAMS[self.card["format"]](content)
         return self._programs[bucket]
 
 
-def _jax(content):
+def stablehlo_program(content):
+    """The function in the bytes of a .stablehlo file."""
     import jax
     from jax import export
 
     return jax.jit(export.deserialize(bytearray(content)).call)
 
 
-def _onnx(content):
+def onnx_program(content):
+    """The function in the bytes of an .onnx file."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     return lambda i, s: dict(zip(names, session.run(names, {"images": i, "sizes": s}), strict=True))
+
+
+PROGRAMS = {"stablehlo": stablehlo_program, "onnx": onnx_program}
 
 
 def main(paths):
