@@ -12,7 +12,7 @@ __all__ = ["Detector", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    """`Detector` is imported when it is first used: this package alone needs no JAX."""
+    """Imports `Detector` when it is first used, so that importing the package needs no JAX."""
     if name == "Detector":
         return importlib.import_module("retina_jax.detector").Detector
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""The library's face: `Detector` detects objects in pictures of any kind."""
+"""The Python API: `Detector` detects objects in images of any kind."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from PIL import Image
 
 from retina_jax.data.images import PictureError
 from retina_jax.errors import UserError
+from retina_jax.prediction.artefact import Artefact, from_export
 from retina_jax.prediction.network import Network, from_weights, from_workdir
 from retina_jax.prediction.pictures import Picture, find_files
 from retina_jax.prediction.result import Detection, ImageDetections, labels_of
@@ -27,7 +28,7 @@ PictureLike = str | Path | np.ndarray | Image.Image
 
 
 class Detector:
-    """A trained RetinaNet that detects objects in pictures.
+    """A trained RetinaNet that detects objects in images.
 
         from retina_jax import Detector
 
@@ -37,14 +38,14 @@ class Detector:
             print(name, score, box)
         found.draw().save("detections.jpg")
 
-    Pictures are scaled and normalised, and detections selected, as in evaluation. XLA compiles one
-    program per input shape (``data.buckets``), when the first picture of that shape comes. Several
-    threads may use one detector.
+    Images are scaled and normalised, and detections are selected, as in evaluation. XLA compiles
+    one program per bucket (an input shape in ``data.buckets``), when its first image arrives.
+    Several threads may share one detector.
     """
 
     def __init__(
         self,
-        network: Network,
+        network: Network | Artefact,
         *,
         batch_size: int = 1,
         threshold: float | None = None,
@@ -53,16 +54,17 @@ class Detector:
         nms: str | None = None,
         class_agnostic: bool | None = None,
     ):
-        """`from_workdir` and `from_weights` are the usual ways to make one.
+        """Usually called through `from_workdir`, `from_weights` or `from_export`.
 
         Args:
-          network: from `retina_jax.prediction.network`.
-          batch_size: pictures per call of the network; a single picture costs as much as a batch.
-            The devices of this host share a batch.
-          threshold: smallest score of a detection; None: ``eval.score_threshold`` of the run.
-          tile: for pictures much larger than the network's input: detect in tiles of so many
-            pixels a side, and merge the detections.
-          overlap: share of a tile, 0 to 1, that its neighbour also shows.
+          network: from `retina_jax.prediction.network` or `retina_jax.prediction.artefact`.
+          batch_size: images per forward pass; a single image costs as much as a full batch. The
+            devices of this host share a batch.
+          threshold: keeps detections that score above this; None: ``eval.score_threshold`` of the
+            run.
+          tile: for images much larger than the network's input: side, in pixels, of square tiles
+            whose detections are merged; None: no tiles.
+          overlap: overlap of neighbouring tiles, as a fraction of their side, 0 to 1.
           nms: "hard" or "soft"; None: ``eval.nms`` of the run.
           class_agnostic: whether boxes of different classes suppress each other; None: as in the
             run (``eval.class_agnostic``).
@@ -75,16 +77,16 @@ class Detector:
 
     @classmethod
     def from_workdir(
-        cls, workdir: str | Path, *, checkpoint: str = "best", **options: Any
+        cls, workdir: str | Path, *, checkpoint: str | int = "best", **options: Any
     ) -> Detector:
         """A detector from a run's workdir; its data set is not needed.
 
         Args:
           workdir: the folder that ``retina-jax train --workdir`` wrote.
-          checkpoint: "best" by AP (the latest if none was evaluated), or "latest".
+          checkpoint: "best" by AP (the latest if none was evaluated), "latest", or a step.
           options: of the constructor, such as ``batch_size``.
 
-        Raises `UserError` for a folder without a trained run.
+        Raises `UserError` for a folder that is not the workdir of a trained run.
         """
         return cls(from_workdir(workdir, checkpoint), **options)
 
@@ -110,6 +112,28 @@ class Detector:
         """
         return cls(from_weights(path, config, class_names), **options)
 
+    @classmethod
+    def from_export(cls, path: str | Path, **options: Any) -> Detector:
+        """A detector from a file that ``retina-jax export`` wrote: StableHLO, or ONNX.
+
+        An exported model is code, not data: load it only if you trust its origin. Prints that on
+        stderr. The files are compared with the SHA-256 in ``model.json`` before they run.
+
+        It finds what the run finds. Its score threshold and NMS are built in: a higher
+        ``threshold`` selects, a lower one is refused. It runs on one device. A model of a fixed
+        batch size takes any number of pictures; an incomplete batch costs as much as a full one.
+
+        Args:
+          path: the folder of the export, or one of its files, for that input shape alone.
+          options: of the constructor; the default of ``batch_size`` is that of the export, or 1.
+
+        Raises `UserError` for a path that is no complete export, for options that differ from what
+        is built in, and without onnxruntime for ONNX.
+        """
+        artefact = from_export(path)
+        options.setdefault("batch_size", artefact.loader.card["batch_size"] or 1)
+        return cls(artefact, **options)
+
     @property
     def class_names(self) -> tuple[str, ...]:
         """The names of the classes, by label."""
@@ -122,7 +146,7 @@ class Detector:
 
     @property
     def threshold(self) -> float:
-        """The smallest score of a detection."""
+        """Detections score above this."""
         return float(self._predictor.config.eval.score_threshold)
 
     @overload
@@ -158,25 +182,25 @@ class Detector:
         classes: Sequence[str] | None = None,
     ) -> Iterator[ImageDetections]: ...
     def __call__(self, pictures, *, threshold=None, classes=None):
-        """Detects in one picture, or in many.
+        """Detects objects in one image, or in many.
 
-        A picture is the path of a file; an array, ``[h, w, 3]`` RGB or ``[h, w]`` grey, uint8 (also
-        RGBA; uint16 and floating point are scaled as in training, floats otherwise lie in 0 to 1);
-        or an image that Pillow opened. Grey, CMYK, 16-bit and rotated (EXIF) pictures are treated
-        as ``retina-jax prepare`` treats them.
+        An image is the path of a file; an image that Pillow opened; or an array, ``[h, w, 3]`` RGB,
+        ``[h, w, 4]`` RGBA or ``[h, w]`` grey. Arrays are uint8, or uint16 or floating point in the
+        value range of the training images (the default is 16 bits, or 0 to 1). Grey, CMYK, 16-bit
+        and rotated (EXIF) images are treated as ``retina-jax prepare`` treats them.
 
         Args:
-          pictures: a picture; a list of pictures; the path of a folder, or a pattern with ``*``; or
-            a generator of pictures.
-          threshold: leave out detections that do not score above it.
+          pictures: an image; a list of images; the path of a folder, or a pattern with ``*``; or a
+            generator of images.
+          threshold: keeps only detections that score above this.
           classes: names of the classes to return; None: all.
 
         Returns:
-          The `ImageDetections` of a picture; a list of them, in order, for a list, a folder or a
+          The `ImageDetections` of an image; a list of them, in order, for a list, a folder or a
           pattern; an iterator for a generator, which is read a few batches ahead.
 
-        Raises `UserError`, naming the picture, if one cannot be read, for a path without pictures,
-        an unknown class, and a threshold below the detector's.
+        Raises `UserError` for an image that cannot be read (the message names it), a path without
+        images, an unknown class, and a threshold below that of the detector.
         """
         select = self._selection(threshold, classes)
         if isinstance(pictures, (str, Path)):
@@ -198,8 +222,8 @@ class Detector:
             check_threshold(threshold, "threshold")
             if threshold < least:
                 raise UserError(
-                    f"threshold={threshold} is below the detector's, {least}; make the detector "
-                    f"with threshold={threshold}"
+                    f"threshold={threshold} is below that of the detector, {least}; create "
+                    f"the detector with threshold={threshold}"
                 )
         if isinstance(classes, str):
             classes = [classes]
@@ -217,7 +241,7 @@ class Detector:
 
 
 def _is_one_array(pictures: Any) -> bool:
-    """Whether it is an array (of any library) of one picture, not of several."""
+    """Whether it is an array (of any library) that holds one image, not several."""
     return hasattr(pictures, "__array__") and np.ndim(pictures) < 4
 
 

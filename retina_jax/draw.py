@@ -17,15 +17,15 @@ CAPTION_COLOUR = "#333333"
 _GAP = 8  # pixels
 _LEAST_FONT = 11  # pixels
 _FONTS_PER_SIDE = 60
-"""Font sizes that an image is long (as the side of a square): 17 px for 1,024² pixels."""
+"""Square root of an image's area, in font sizes: 17 px for 1,024² pixels."""
 _MOST_COVERED = 0.12
-"""Share of an image that captions may cover, if they can then be read."""
+"""Share of an image that captions may cover, as long as they stay legible."""
 _LEAST_SIDE = 320
 """Long side, pixels, below which `annotate` enlarges an image: a name needs about 80 pixels."""
 
 
 def colour(label: int) -> str:
-    """The colour of a class: a fixed function of its label, another for each."""
+    """The colour of a class: a fixed function of its label, different for each."""
     if label < len(_PALETTE):
         return _PALETTE[label]
     turn = label - len(_PALETTE)
@@ -43,7 +43,8 @@ def annotate(
 ) -> Image.Image:
     """An RGB image with boxes (xyxy, pixels), class names and scores, the highest score on top.
 
-    An image of less than 320 pixels is enlarged by a whole factor, so that names can be read.
+    An image whose long side is below 320 pixels is enlarged by an integer factor, so that names
+    are legible.
     """
     scale = max(1, -(-_LEAST_SIDE // max(image.shape[:2])))
     order = np.argsort(scores, kind="stable")
@@ -56,9 +57,9 @@ def draw_boxes(
 ) -> Image.Image:
     """A scaled copy of an RGB image with captioned boxes (xyxy, pixels of ``image``).
 
-    Lines and letters grow with the copy; letters shrink where many captions would cover it.
-    Captions are above their box, or where there is no room, at its top; they never leave the image:
-    a longer one has smaller letters.
+    Line widths and font size grow with the copy; the font shrinks if many captions would cover it.
+    Captions are above their box, or at its top if there is no room. They never leave the image: a
+    caption that is too long gets a smaller font.
     """
     height, width = image.shape[:2]
     size = (max(1, round(height * scale)), max(1, round(width * scale)))
@@ -78,7 +79,7 @@ def draw_boxes(
 
 
 def _letters(area: int, characters: int) -> int:
-    """Font size for an image of ``area`` pixels with that many characters on it."""
+    """Font size for an image of ``area`` pixels with captions of that many characters."""
     letters = area**0.5 / _FONTS_PER_SIDE
     if characters:  # each covers about 0.55 by 1.35 letters
         letters = min(letters, (_MOST_COVERED * area / (0.75 * characters)) ** 0.5)

@@ -61,8 +61,8 @@ def check_local(path: str, flag: str) -> None:
     """Raises `UserError` for the address of an object store where only a folder will do."""
     if "://" in path:
         raise UserError(
-            f"{flag}={path} is not a folder; write to a folder, and copy it with: "
-            f"gcloud storage cp --recursive FOLDER {path}"
+            f"{flag}={path} is not a local folder; write to one, then copy it with: gcloud "
+            f"storage cp --recursive FOLDER {path}"
         )
 
 
@@ -98,7 +98,7 @@ def explain(error: BaseException) -> tuple[int, list[str]] | None:
         if object_store.is_refusal(error):
             fix = "log in with: gcloud auth application-default login, or ask for access"
             return MISTAKE, [f"error: the object store refuses access ({why}); {fix}"]
-        advice = "what is there is kept; run the same command again"
+        advice = "what was written is kept; run the same command again"
         return FAULT, [f"stopped: the object store failed ({why}); {advice}"]
     if is_out_of_device_memory(error):
         fix = "lower --config.train.batch_size or --config.eval.batch_size"

@@ -1,7 +1,7 @@
 """Atomic file writes: a file is written completely or not at all, even if the program is killed.
 
-Paths are those of `pathlib`, or of `etils.epath` for ``gs://`` addresses, which have the same
-methods. The functions here do what the two do differently.
+Paths are those of `pathlib`, or for ``gs://`` addresses those of `etils.epath`, which have the same
+methods. The functions here cover what the two do differently.
 """
 
 from __future__ import annotations
@@ -37,14 +37,15 @@ _ABANDONED_AFTER = 24 * 3600.0  # seconds; another host on a shared disk may sti
 def open_path(path: str | os.PathLike, flag: str) -> Path:
     """The path on disk or in an object store that a user gave as ``flag``; ``~`` is expanded.
 
-    Raises `UserError` for other addresses, and without the package that opens them.
+    Raises `UserError` for other addresses, and if the package that opens addresses is missing.
     """
     text = os.fspath(path)
     if "://" not in text:
         return Path(text).expanduser()
     if not re.match(r"gs://[^/]", text):
         raise UserError(
-            f"{flag}={text} is an address that is not opened; use gs://BUCKET/FOLDER or a folder"
+            f"{flag}={text} is an address that this program cannot open; use gs://BUCKET/FOLDER "
+            "or a folder"
         )
     try:
         return object_store.path_at(text)
@@ -109,7 +110,7 @@ def make_folder(folder: Path) -> None:
 
 
 def create(path: Path, text: str) -> bool:
-    """Writes a new file, which other programs may try at the same time; False if there is one."""
+    """Writes a new file; False if it exists. Of several programs at the same time, one succeeds."""
     try:
         if is_address(path):
             object_store.create(path, text.encode())
@@ -163,12 +164,12 @@ def on_disk(path: Path) -> Iterator[Path]:
 
 
 def mirror(folder: Path) -> Mirror:
-    """A local folder for files that grow: ``folder`` itself, unless it is in an object store."""
+    """A local folder for growing files: ``folder`` itself, unless it is in an object store."""
     return object_store.Mirror(folder) if is_address(folder) else Mirror(folder)
 
 
 class Mirror:
-    """A folder on disk, which needs no copy; `object_store.Mirror` is its counterpart."""
+    """A folder on disk, which needs no uploads; `object_store.Mirror` is its counterpart."""
 
     def __init__(self, folder: Path):
         self.local = folder

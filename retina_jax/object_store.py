@@ -25,9 +25,9 @@ from typing import Any
 
 PREFIX = "gs://"
 _LIBRARIES = re.compile(r"(gcsfs|aiohttp|google\.(auth|api_core|cloud))(\.|$)")
-"""Packages whose errors are those of a store: their own classes, and those that they raise."""
+"""Packages whose errors come from a store: classes that they define, and errors that they raise."""
 _MARKS = (PREFIX, "/storage/v1/b/")
-"""Texts in the messages of gcsfs, TensorStore and Orbax about a store."""
+"""Texts that appear in messages of gcsfs, TensorStore and Orbax about a store."""
 _REFUSALS = (
     "Forbidden", "PERMISSION_DENIED", "UNAUTHENTICATED", "does not have storage.",
     "Invalid Credentials", "default credentials were not found",
@@ -85,16 +85,16 @@ def reason(error: BaseException) -> str | None:
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Whether a store's error means missing rights or credentials, which no restart brings."""
+    """Whether an error means missing permissions or credentials, which no restart can fix."""
     return getattr(error, "code", None) in (401, 403) or any(w in str(error) for w in _REFUSALS)
 
 
 @contextlib.contextmanager
 def os_errors(path: Any) -> Iterator[None]:
-    """Raises errors of a store as those of a disk, with the address in their message.
+    """Converts errors of a store to those of a disk, with the address in the message.
 
-    `FileNotFoundError`, `FileExistsError` and `PermissionError` as usual, `ConnectionError` for the
-    rest, which a restart may mend.
+    Raises `FileNotFoundError`, `FileExistsError` and `PermissionError` as usual, and
+    `ConnectionError` for all others, which a restart may fix.
     """
     try:
         yield
@@ -109,13 +109,13 @@ def os_errors(path: Any) -> Iterator[None]:
 
 
 def upload(source: Path, target: Any) -> None:
-    """Writes a local file to an object, whole. Raises `OSError`."""
+    """Uploads a local file to an object, atomically. Raises `OSError`."""
     with os_errors(target):
         _system().put_file(str(source), str(target), consistency="size")
 
 
 def create(path: Any, content: bytes) -> None:
-    """Writes an object unless there is one; then raises `FileExistsError`."""
+    """Writes a new object; raises `FileExistsError` if it exists."""
     with os_errors(path):
         if _system().exists(str(path)):
             raise FileExistsError("exists")
@@ -132,7 +132,7 @@ def modified(path: Any) -> float:
 def probe(folder: Any) -> float:
     """Writes and removes an object in ``folder``; returns the time by the clock of the store.
 
-    Raises `FileNotFoundError` without the bucket, `PermissionError` without the right to write.
+    Raises `FileNotFoundError` if the bucket does not exist, `PermissionError` without write access.
     """
     path = folder / f".probe-{secrets.token_hex(8)}"
     with os_errors(folder):
@@ -144,7 +144,7 @@ def probe(folder: Any) -> float:
 
 
 def move(source: Any, target: Any) -> None:
-    """Copies all objects below ``source`` to ``target``, and then removes them."""
+    """Copies all objects below ``source`` to ``target``, then removes the originals."""
     with os_errors(source):
         _system().mv(str(source), str(target), recursive=True)
 
@@ -162,9 +162,9 @@ def list_objects(folder: Any) -> list[StoredObject]:
 
 
 def download(source: Any, target: Path, expected: StoredObject | None = None) -> None:
-    """Copies an object to a local file, and compares it with what the store says about it.
+    """Copies an object to a local file.
 
-    Raises `OSError`, also for a copy that differs from ``expected``.
+    Raises `OSError`, also if size or checksum of the copy differ from ``expected``.
     """
     with os_errors(source):
         _system().get_file(str(source), str(target))
@@ -190,8 +190,8 @@ def _crc32c(path: Path) -> str:
 class Mirror:
     """A local folder for files that grow, each of which is uploaded whole to ``folder``.
 
-    Uploads run in a thread. One that fails is made up for by the next, so a run outlives a time
-    without network.
+    Uploads run in a thread. If one fails, the next one repeats it, so a run survives a network
+    outage.
     """
 
     def __init__(self, folder: Any):
@@ -203,7 +203,7 @@ class Mirror:
         self._waiting = threading.Lock()
 
     def upload(self) -> None:
-        """Starts to upload what has changed; returns at once."""
+        """Starts to upload the files that have changed; returns at once."""
         if self._waiting.acquire(blocking=False):  # else a call that has yet to look sees all
             self._thread.submit(self._in_thread)
 

@@ -14,7 +14,6 @@ import dataclasses
 import functools
 import os
 import platform
-import re
 import signal
 import sys
 import traceback
@@ -24,12 +23,13 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax._src import cloud_tpu_init, distributed  # no public way to the key-value store
+from jax._src import distributed  # no public way to the key-value store
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from retina_jax.coordination import LOST_AFTER, Group
 from retina_jax.errors import FAULT, RunError, UserError, is_out_of_device_memory
+from retina_jax.placement import place_in_run
 from retina_jax.wording import counted
 
 AXIS = "devices"
@@ -204,8 +204,6 @@ def prefetch(items: Iterable[Any], put: Callable[[Any], T], depth: int = 2) -> I
 
 
 _INITIALIZE_WITHIN = 300  # seconds until all processes must have been started
-_TPU_HOSTS, _SLICES = "TPU_WORKER_HOSTNAMES", "MEGASCALE_COORDINATOR_ADDRESS"
-_SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 
 
 def start(flags: Any) -> None:
@@ -219,7 +217,7 @@ def start(flags: Any) -> None:
     join within five minutes.
     """
     global group
-    options = _place_in_run(flags.coordinator, flags.num_processes, flags.process_id)
+    options = place_in_run(flags.coordinator, flags.num_processes, flags.process_id)
     if options is None:
         return
     # our own handlers save and agree on the step (`training.stop`); JAX's would take the signal
@@ -242,65 +240,6 @@ def start(flags: Any) -> None:
     client = distributed.global_state.client
     group = Group(client, jax.process_index(), jax.process_count(), platform.node())
     _explain_abort()
-
-
-def _place_in_run(
-    coordinator: str | None, processes: int | None, process: int | None
-) -> dict[str, Any] | None:
-    """Arguments of ``jax.distributed.initialize``; None for a run of one process."""
-    if (coordinator, processes, process) == (None, None, None):
-        coordinator, processes, process = _from_environment()
-    values = {"coordinator": coordinator, "num-processes": processes, "process-id": process}
-    if any(value is not None for value in values.values()):
-        missing = [f"--{name}" for name, value in values.items() if value is None]
-        if missing:
-            raise UserError(f"missing: {', '.join(missing)}; set all of --{', --'.join(values)}")
-        if not re.fullmatch(r".+:\d+", coordinator):
-            raise UserError(f"--coordinator={coordinator} has no port; set it to HOST:PORT")
-        if not 0 <= process < processes:
-            raise UserError(
-                f"--process-id={process} must be 0 to {processes - 1}, because "
-                f"--num-processes={processes}; correct one of them"
-            )
-        if processes == 1:
-            return None
-        # otherwise JAX would ask SLURM too, and take one device of several
-        return {
-            "coordinator_address": coordinator,
-            "num_processes": processes,
-            "process_id": process,
-            "cluster_detection_method": "deactivate",
-        }
-    environment = os.environ
-    if all(name in environment for name in _SLURM):
-        if environment["SLURM_NTASKS"] == "1":
-            return None
-        if environment.get("SLURM_STEP_TASKS_PER_NODE", "").split("(")[0] != "1":
-            return {}  # several processes on a host: JAX gives each one device
-        first = re.sub(r"\[(\w+).*", r"\1", environment["SLURM_STEP_NODELIST"]).split(",")[0]
-        port = 61440 + int(environment["SLURM_JOB_ID"]) % 4096
-        return {
-            "coordinator_address": f"{first}:{port}",
-            "num_processes": int(environment["SLURM_NTASKS"]),
-            "process_id": int(environment["SLURM_PROCID"]),
-            "cluster_detection_method": "deactivate",
-        }
-    if _SLICES in environment or len(environment.get(_TPU_HOSTS, "").split(",")) > 1:
-        return {}
-    on_tpu = cloud_tpu_init.running_in_cloud_tpu_vm and _TPU_HOSTS not in environment
-    # a TPU VM's metadata names its neighbours
-    return {} if on_tpu and "TPU_SKIP_MDS_QUERY" not in environment else None
-
-
-def _from_environment() -> tuple[str | None, int | None, int | None]:
-    values = [os.environ.get(f"RETINA_JAX_{n}") for n in ("NUM_PROCESSES", "PROCESS_ID")]
-    try:
-        return os.environ.get("RETINA_JAX_COORDINATOR"), *(v and int(v) for v in values)
-    except ValueError:
-        raise UserError(
-            f"$RETINA_JAX_NUM_PROCESSES={values[0]} and $RETINA_JAX_PROCESS_ID={values[1]} must be "
-            "whole numbers"
-        ) from None
 
 
 def fail(error: BaseException, explained: tuple[int, list[str]] | None) -> None:

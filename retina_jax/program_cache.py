@@ -15,14 +15,15 @@ from retina_jax.files import cache_folder, is_address, open_path
 
 
 def keep_compiled_programs(workdir: str = "") -> None:
-    """Keeps compiled programs on disk, for restarts and other processes.
+    """Stores compiled programs on disk, for restarts and other processes.
 
-    In $JAX_COMPILATION_CACHE_DIR if that is set, else in $RETINA_JAX_CACHE, else beside a
+    In $JAX_COMPILATION_CACHE_DIR if that is set, else in $RETINA_JAX_CACHE, else next to a
     ``workdir`` in an object store, which outlives the machine, else in the user's cache folder;
-    nowhere if that is not writable. JAX's keys hold its version, the program, the
-    devices and the options of the compiler, and it writes whole files, so programs of any version
-    can share the folder. Only the host's own instructions are not in the keys: each kind of CPU has
-    a folder of its own, in case hosts share a home.
+    nowhere if that is not writable.
+
+    JAX's keys cover its version, the program, the devices and the compiler's options, and it writes
+    files atomically, so programs of any version can share the folder. The keys do not cover the
+    host's instruction set, so each kind of CPU has its own folder, in case hosts share a home.
     """
     if jax.config.jax_compilation_cache_dir is not None:
         return

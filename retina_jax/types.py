@@ -27,6 +27,16 @@ class GroundTruth:
     is_crowd: Bool[Array, "*n m"]
     """Regions of uncountable objects: their anchors are ignored, never background."""
 
+    @classmethod
+    def empty(cls, *shape: int) -> GroundTruth:
+        """NumPy arrays without a box; ``shape``: m, or n and m."""
+        return cls(
+            boxes=np.zeros((*shape, 4), np.float32),
+            labels=np.zeros(shape, np.int32),
+            valid=np.zeros(shape, bool),
+            is_crowd=np.zeros(shape, bool),
+        )
+
 
 @flax.struct.dataclass
 class Batch:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 import types
 from pathlib import Path
 
@@ -27,6 +28,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from support import (
+    EXPORTED,
     PURE,
     compile_in_full,
     compile_quickly,
@@ -62,11 +64,21 @@ _LONGEST = (
 
 
 def pytest_collection_modifyitems(items):
+    """The longest files first; within a file, compilation changes its mode once."""
+    first = {}
+    for i, item in enumerate(items):
+        first.setdefault(item.path, i)
+
     def turn(item):
         name = item.nodeid.removeprefix("tests/")
-        return next((i for i, long in enumerate(_LONGEST) if name.startswith(long)), len(_LONGEST))
+        longest = next((i for i, x in enumerate(_LONGEST) if name.startswith(x)), len(_LONGEST))
+        return longest, first[item.path], not is_optimized(item)
 
     items.sort(key=turn)
+
+
+def is_optimized(item):
+    return item.get_closest_marker("optimized") is not None
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -76,12 +88,15 @@ def pytest_runtest_setup(item):
     Most tests compile for longer than they run. The options are not part of jit's key, so programs
     of the other mode are dropped; they are part of the key of the compilation cache on disk.
     """
-    quick = item.get_closest_marker("optimized") is None
+    quick = not is_optimized(item)
     if is_quick() != quick:
         import jax
 
         (compile_quickly if quick else compile_in_full)()
         jax.clear_caches()
+
+
+_maps_counted = 0.0
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +106,11 @@ def _few_memory_maps():
     A training step on eight CPU devices takes thousands; XLA then aborts, or ends in a
     segmentation fault, wherever it asks for the next.
     """
+    global _maps_counted
     yield
+    if time.monotonic() - _maps_counted < 5:
+        return  # counting takes milliseconds, and programs take longer to compile
+    _maps_counted = time.monotonic()
     with open("/proc/self/maps", "rb") as maps:
         count = sum(1 for _ in maps)
     if count > 15_000:
@@ -199,6 +218,21 @@ def finished_run(shapes_dir, made_once):
         config = tiny(shapes_dir)
         config.eval.report = True
         return made_once("run", lambda folder: train(config, folder / "run")) / "run"
+
+
+@pytest.fixture(scope="session")
+def exported(finished_run, made_once):
+    """``finished_run``, exported by the command: a folder for each format; tests only read it."""
+    from retina_jax.main import main
+
+    def make(folder):
+        for kind in EXPORTED:
+            arguments = [f"--workdir={finished_run}", f"--format={kind}", f"--out={folder / kind}"]
+            assert main(["retina-jax", "export", *arguments]) == 0
+
+    with pytest.MonkeyPatch.context() as patch:
+        _make_shallow(patch)
+        return made_once("exported", make)
 
 
 @pytest.fixture

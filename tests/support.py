@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.metadata
+import importlib.util
 import os
 import sys
 
@@ -12,6 +13,10 @@ SMALLEST = (
     "--config.eval.batch_size=4", "--config.eval.pictures=1",
 )  # fmt: skip
 """Flags of runs on ``two_aspects``; where they are the same, so are the programs to compile."""
+
+_HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime"))
+EXPORTED = ("stablehlo", "onnx") if _HAS_ONNX else ("stablehlo",)
+"""Formats of the fixture ``exported``."""
 
 PURE = (
     *(f"retina_jax.ops.{name}" for name in (
@@ -25,7 +30,9 @@ PURE = (
 _VARIABLE = "JAX_DISABLE_MOST_OPTIMIZATIONS"
 _FUSIONS = "xla_cpu_use_fusion_emitters"
 _HAS_FUSIONS = importlib.metadata.version("jaxlib").startswith("0.10.")
-"""Later versions abort on flags that they do not know, such as this one."""
+"""Later versions abort on flags that they do not know, such as this one and the next."""
+_WHOLE = "--xla_cpu_parallel_codegen_split_count=1"
+"""A program is compiled in one piece: with two test processes no core is free for more."""
 
 
 def is_quick():
@@ -51,6 +58,7 @@ def _set(quick):
     flags = [flag for flag in flags if not flag.startswith(f"--{_FUSIONS}=")]
     if _HAS_FUSIONS:
         flags.append(f"--{_FUSIONS}={str(not quick).lower()}")
+        flags = [flag for flag in flags if flag != _WHOLE] + [_WHOLE]
     os.environ["XLA_FLAGS"] = " ".join(flags)
     _set_in_process(quick)
 

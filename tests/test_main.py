@@ -16,7 +16,19 @@ from retina_jax.main import BROKEN_PIPE, COMMANDS, main, read_command
 
 REPOSITORY = Path(__file__).parent.parent
 SHAPES = f"--config={REPOSITORY}/experiments/shapes.py"
-HEAVY = ("jax", "numpy", "cv2", "flax", "grain", "orbax", "matplotlib", "PIL", "rich", "torch")
+HEAVY = (
+    "jax",
+    "numpy",
+    "cv2",
+    "flax",
+    "grain",
+    "orbax",
+    "matplotlib",
+    "PIL",
+    "rich",
+    "torch",
+    "fastapi",
+)
 
 
 @pytest.fixture
@@ -125,7 +137,9 @@ def test_help_lists_every_command(capsys):
     assert "usage: retina-jax COMMAND" in shown
 
 
-WITHOUT_CONFIG = ("prepare", "predict", "draw", "compare", "status", "export_weights", "launch")
+WITHOUT_CONFIG = (
+    "prepare", "predict", "serve", "draw", "compare", "status", "export_weights", "launch",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -144,12 +158,13 @@ def test_help_of_every_command_names_its_flags(command, capsys):
         "doctor": "--out=doctor", "prepare": "coco", "compile": "--topology",
         "launch": "--dry-run", "compare": "--samples", "status": "RUN [RUN ...]",
         "replay": "--repeat=1000", "predict": "--tile", "export": "--batch_size=0",
+        "serve": "--max-megapixels",
     }  # fmt: skip
     assert own[command] in shown.out
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["draw", "--help"], ["prepare", "--help"],
-                                       ["predict", "--help"]])  # fmt: skip
+                                       ["predict", "--help"], ["serve", "--help"]])  # fmt: skip
 def test_help_imports_nothing_heavy(arguments):
     check_imports(arguments)
 

@@ -174,7 +174,9 @@ def test_errors_of_a_disk_are_not_those_of_a_store():
 
 @pytest.mark.parametrize("address", ["s3://bucket/run", "gs:///run", "http://host/run"])
 def test_other_addresses_are_refused(address, tiny_config):
-    with pytest.raises(UserError, match=f"--workdir={address} is an address that is not opened"):
+    with pytest.raises(
+        UserError, match=f"--workdir={address} is an address that this program cannot open"
+    ):
         open_workdir(address, tiny_config)
 
 

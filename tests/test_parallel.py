@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from retina_jax import parallel
+from retina_jax import main, parallel, placement
 from retina_jax.errors import RunError, UserError
 from retina_jax.parallel import Devices, fetch, join, prefetch
 
@@ -63,7 +63,7 @@ def place(monkeypatch):
     def place(environment=(), **flags):
         for name, value in dict(environment).items():
             monkeypatch.setenv(name, value)
-        return parallel._place_in_run(*{**NONE, **flags}.values())
+        return placement.place_in_run(*{**NONE, **flags}.values())
 
     return place
 
@@ -108,6 +108,24 @@ def test_slurm_with_one_process_a_node_takes_all_its_devices(place, nodes, first
 )  # fmt: skip
 def test_where_the_cluster_says_more_jax_reads_it(place, environment):
     assert place(environment) == {}
+
+
+@pytest.mark.parametrize("command", [
+    "ablate --config=experiments/shapes.py --study=focal --out=o",
+    "export --workdir=w --out=o", "predict --workdir=w --input=i --out=o",
+    "replay --workdir=w --batch=b",
+])  # fmt: skip
+@pytest.mark.parametrize(
+    ("variable", "value"), [("RETINA_JAX_NUM_PROCESSES", "3"), ("TPU_WORKER_HOSTNAMES", "a,b,c")]
+)
+def test_commands_of_one_process_refuse_to_run_as_several(
+    command, variable, value, monkeypatch, capsys, finished_run
+):
+    monkeypatch.setenv(variable, value)
+    words = command.replace("=w ", f"={finished_run} ").split()
+    assert main.main(["retina-jax", *words]) == 2
+    said = capsys.readouterr().err
+    assert f"{words[0]} runs in one process, but ${variable} says that there are 3; " in said
 
 
 @pytest.mark.parametrize(

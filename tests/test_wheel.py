@@ -74,6 +74,7 @@ def test_the_wheel_has_experiments_without_results(installed):
         p.name for p in (REPOSITORY / "experiments").glob("*.py")
     }
     assert not (folder / "results").exists()
+    assert (folder.parent / "py.typed").exists()
 
 
 def test_the_wheel_has_the_scripts_of_jobs(installed, tmp_path):

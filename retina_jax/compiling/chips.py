@@ -22,7 +22,7 @@ class Chip:
     gbps: float
     """Published HBM bandwidth, 10⁹ bytes per second."""
     hbm: float
-    """HBM that libtpu lets a program use, GiB (seen in its messages; less than is built in)."""
+    """HBM that libtpu lets a program use, GiB (from its messages; less than the chip has)."""
     source: str
     options: dict[str, str] = dataclasses.field(default_factory=dict)
     """Options of libtpu's description of a slice."""

@@ -53,17 +53,12 @@ def batch_shapes(config: ml_collections.ConfigDict, bucket: tuple[int, int], ima
     def shape(dtype: Any, *dimensions: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((images, *dimensions), dtype)
 
-    boxes = config.data.max_boxes
+    truth = GroundTruth.empty(images, config.data.max_boxes)
     return Batch(
         images=shape(np.float32 if config.data.float_pixels else np.uint8, *bucket, 3),
         sizes=shape(np.int32, 2),
         original_sizes=shape(np.int32, 2),
-        ground_truth=GroundTruth(
-            boxes=shape(np.float32, boxes, 4),
-            labels=shape(np.int32, boxes),
-            valid=shape(bool, boxes),
-            is_crowd=shape(bool, boxes),
-        ),
+        ground_truth=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), truth),
         index=shape(np.int32),
         example_mask=shape(bool),
         cut_away=shape(np.int32),

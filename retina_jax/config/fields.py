@@ -126,9 +126,9 @@ FIELDS = (
     Field("data.short_side", 800, "short side of an image after scaling, pixels", ABOVE_0, TS),
     Field("data.long_side", 1333, "upper limit of the long side after scaling, pixels; an image "
           "that would exceed it is scaled down further", ABOVE_0, TS),
-    Field("data.buckets", (), "input shapes, (height, width) in pixels; each step is compiled once "
-          "per bucket; empty: one landscape and one portrait shape, from short_side and long_side",
-          ANY, TS),
+    Field("data.buckets", (), "input shapes, called buckets: (height, width) in pixels; each step "
+          "is compiled once per bucket; empty: one landscape and one portrait shape, from "
+          "short_side and long_side", ANY, TS),
     Field("data.max_boxes", 100, "maximum number of boxes per image, crowds included (COCO has at "
           "most 93)", ABOVE_0),
     Field("data.flip", True, "flip half of the training images horizontally", ANY, T),
@@ -165,7 +165,8 @@ FIELDS = (
 
     Field("model.backbone", "resnet50", "ResNet, ResNeXt or Wide ResNet, by its torchvision name",
           one_of(*BACKBONES), W),
-    Field("model.width", 64, "channels of the stem; the stages scale with it", ABOVE_0, W),
+    Field("model.width", 64, "channels of the stem; those of the stages are proportional to it",
+          ABOVE_0, W),
     Field("model.stride_in_1x1", False, "put the stride of a bottleneck in its first 1x1 "
           "convolution (as in Caffe2 weights) instead of the 3x3", ANY, W),
     Field("model.frozen_stages", 0, "number of frozen stages; 1: the stem; 2: the stem and C2 "
@@ -180,7 +181,7 @@ FIELDS = (
     Field("model.norm_momentum", 0.9,
           "weight of the old value when the running statistics are updated",
           SHARE, T),
-    Field("model.fpn_channels", 256, "channels of every pyramid level", ABOVE_0, W),
+    Field("model.fpn_channels", 256, "channels of every pyramid level, P3 to P7", ABOVE_0, W),
     Field("model.p6_from", "C5", "input of P6: C5 (paper) or P5 (torchvision v1)",
           one_of("C5", "P5"), W),
     Field("model.head_convs", 4, "number of convolutions in each head before the final one",
@@ -276,9 +277,9 @@ FIELDS = (
     Field("train.steps", 90_000, "total number of steps", ABOVE_0, T),
     Field("train.batch_size", 16, "global batch size: images per step on all devices of all hosts",
           ABOVE_0, T),
-    Field("train.accumulate", 1, "number of micro-batches per step; each device processes its "
-          "images one micro-batch at a time, with the memory of one; the update is the same up to "
-          "rounding, except that batch norm uses the statistics of each micro-batch", ABOVE_0, T),
+    Field("train.accumulate", 1, "number of micro-batches per step; a device holds the "
+          "activations of one micro-batch at a time; the update is the same up to rounding, except "
+          "that batch norm uses the statistics of each micro-batch", ABOVE_0, T),
     Field("train.ema", 0.0, "decay of a moving average of the weights, such as 0.9998; evaluation "
           "and export use the average; early steps use at most (1 + step) / (10 + step), as in "
           "TensorFlow; 0: no average", DECAY, T),
@@ -288,15 +289,16 @@ FIELDS = (
     Field("train.checkpoint_every", 1000, "steps between checkpoints", ABOVE_0),
     Field("train.keep_checkpoints", 2,
           "number of most recent checkpoints to keep; the best by AP is "
-          "always kept", ABOVE_0),
+          "always kept, too", ABOVE_0),
     Field("train.on_nonfinite", "stop", "reaction to a non-finite loss or gradient: stop; skip "
-          "(discard the update); or rollback (return to the last checkpoint, leave out that step)",
+          "(discard the update); or rollback (return to the last checkpoint, and leave out that "
+          "step)",
           one_of("stop", "skip", "rollback"), T),
     Field("train.watchdog", 1800.0, "seconds without progress, not counting compilation, after "
           "which the run prints the stacks of all threads and exits with code 1; 0: never", FROM_0),
-    Field("train.compilation_cache", True, "store compiled programs in $RETINA_JAX_CACHE (or the "
-          "user's cache folder, or beside a workdir in a bucket), so that a restart does not "
-          "compile them again"),
+    Field("train.compilation_cache", True, "store compiled programs in $RETINA_JAX_CACHE (or next "
+          "to a gs:// workdir, or in the user's cache folder), so that a restart does not compile "
+          "them again"),
     Field("train.max_skipped", 20, "number of consecutive skipped or left-out steps after which "
           "training ends; 0: no limit", FROM_0),
 
@@ -310,27 +312,28 @@ FIELDS = (
     Field("eval.top_k", 1000, "maximum number of candidates per level before NMS", ABOVE_0, S),
     Field("eval.nms_iou", 0.5, "IoU above which NMS drops the lower-scoring of two boxes of a "
           "class", SHARE, S),
-    Field("eval.nms_device", "host", "where NMS runs, with the same result: on the host, in "
-          "threads, or on the device (hard NMS by class only)", one_of("host", "device")),
+    Field("eval.nms_device", "host", "where NMS runs, with the same result: host (in threads), "
+          "or device (only hard NMS within each class)", one_of("host", "device")),
     Field("eval.nms", "hard", "what NMS does to overlapping boxes: hard drops them, soft lowers "
           "their scores (arXiv:1704.04503)", one_of("hard", "soft"), S),
-    Field("eval.soft_nms", "gaussian", "soft: factor of the score; gaussian: exp(-IoU² / sigma), "
-          "linear: 1 - IoU where that exceeds nms_iou", one_of("gaussian", "linear"), S),
-    Field("eval.soft_sigma", 0.5, "soft: sigma of gaussian", ABOVE_0, S),
-    Field("eval.class_agnostic", False, "NMS between boxes of all classes, not only of the same",
-          ANY, S),
+    Field("eval.soft_nms", "gaussian", "soft: factor that multiplies a score; gaussian: "
+          "exp(-IoU² / soft_sigma); linear: 1 - IoU if the IoU exceeds nms_iou",
+          one_of("gaussian", "linear"), S),
+    Field("eval.soft_sigma", 0.5, "soft: sigma of the gaussian factor", ABOVE_0, S),
+    Field("eval.class_agnostic", False, "apply NMS across classes instead of within each "
+          "class", ANY, S),
     Field("eval.cut_boxes", "before_nms", "when to clip boxes to the image: before_nms, or "
           "after_nms (Detectron2)", one_of("before_nms", "after_nms"), S),
     Field("eval.max_detections", 100, "maximum number of detections per image", ABOVE_0, S),
     Field("eval.limits", (1, 10, 100), "maximum numbers of detections per class and image that the "
-          "COCO metrics count; AP uses the last", LIMITS, S),
+          "COCO metrics count (maxDets); AP uses the last", LIMITS, S),
     Field("eval.engine", "hotcoco", "hotcoco, or pycocotools, the reference implementation",
           one_of("hotcoco", "pycocotools")),
     Field("eval.pictures", 12, "number of images to draw with ground truth next to "
           "detections; 0: none",
           FROM_0),
-    Field("eval.report", True, "write report.html after each evaluation: tables, curves, kinds of "
-          "error and images, on one page"),
+    Field("eval.report", True, "after each evaluation, write report.html: one page with tables, "
+          "curves, kinds of error and images"),
 )
 # fmt: on
 BY_NAME = {field.name: field for field in FIELDS}

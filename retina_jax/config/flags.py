@@ -243,6 +243,9 @@ def _explain(argv: list[str], error: Exception) -> str:
             )
     if unknown := re.match(r"Unknown command line flag '([^']+)'(.*)", str(error), re.DOTALL):
         return f"unknown flag --{unknown[1]}{unknown[2]}; --help lists the flags"
+    if number := re.match(r"flag --(\w+)=(.*): .*(positive|non-negative) integer", str(error)):
+        least = 1 if number[3] == "positive" else 0
+        return f"--{number[1]}={number[2]} must be {least} or more; set --{number[1]}={least}"
     return _in_config_file(str(error)) or " ".join(str(error).split())
 
 

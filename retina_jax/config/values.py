@@ -241,8 +241,8 @@ def notices(config: ml_collections.ConfigDict) -> list[str]:
         )
     if config.model.norm == "frozen" and not config.model.init_from:
         lines.append(
-            "model.norm=frozen without model.init_from: activations of random weights are never "
-            "normalised and train badly; set --config.model.norm=batch to train from scratch"
+            "model.norm=frozen without model.init_from: activations are never normalised, so "
+            "random weights train badly; set --config.model.norm=batch to train from scratch"
         )
     if config.model.frozen_stages and not config.model.init_from:
         lines.append(

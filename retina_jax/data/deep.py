@@ -67,11 +67,8 @@ def deep_values(picture: Image.Image, encoded: bytes) -> np.ndarray:
     return values if values.ndim == 2 else values[..., 2::-1]
 
 
-def unusual_tiff(encoded: bytes) -> np.ndarray | None:
-    """Reads the first page of a TIFF that Pillow cannot identify, such as float colour.
-
-    Returns ``[h, w]``, or RGB ``[h, w, 3]``; None for any other file.
-    """
+def unusual_tiff_size(encoded: bytes) -> tuple[int, int] | None:
+    """(width, height) of the first page of a TIFF, from its header; None for any other file."""
     if not encoded.startswith(_TIFF):
         return None
     try:
@@ -81,10 +78,19 @@ def unusual_tiff(encoded: bytes) -> np.ndarray | None:
             tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
             file.seek(tags.next)
             tags.load(file)
-            pixels = tags[256] * tags[257]
+            size = tags[256], tags[257]
     except Exception:  # Pillow raises whatever its parsers meet in a broken file
         return None
-    if not (isinstance(pixels, int) and 0 < pixels <= _MOST_PIXELS):
+    return size if all(isinstance(side, int) and side > 0 for side in size) else None
+
+
+def unusual_tiff(encoded: bytes) -> np.ndarray | None:
+    """Reads the first page of a TIFF that Pillow cannot identify, such as float colour.
+
+    Returns ``[h, w]``, or RGB ``[h, w, 3]``; None for any other file.
+    """
+    size = unusual_tiff_size(encoded)
+    if size is None or size[0] * size[1] > _MOST_PIXELS:
         return None
     log = cv2.utils.logging
     with _LOG_LEVEL:

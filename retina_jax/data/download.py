@@ -1,6 +1,6 @@
-"""A copy on disk of a data set in an object store.
+"""Copies a data set from an object store to disk.
 
-Every epoch reads every image, by random access: from the store itself, a request for each.
+Every epoch reads every image by random access, which would take one request per image.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _SPARE = 1 << 30  # bytes of the disk that stay free
 
 
 def local_copy(directory: Path, split: str, report: Reporter | None = None) -> Path:
-    """``directory``, or for an address a folder on disk with its metadata and one of its splits.
+    """``directory``, or for an address, a local folder with its metadata and one of its splits.
 
-    The folder is in `files.cache_folder`, under a digest of names, sizes and checksums: a data set
-    that has changed gets another folder. Each file is compared with its object and renamed when it
-    is whole, so processes can share the folder, and a copy that was interrupted goes on.
+    The folder is in `files.cache_folder`, under a digest of names, sizes and checksums, so a
+    changed data set gets another folder. Each file is compared with its object and renamed when it
+    is complete, so processes can share the folder, and an interrupted copy resumes.
 
-    Raises `UserError` if there is no room.
+    Raises `UserError` if there is too little space.
     """
     if not files.is_address(directory):
         return directory
@@ -45,8 +45,9 @@ def local_copy(directory: Path, split: str, report: Reporter | None = None) -> P
         raise UserError(f"{folder}: {error}; set $RETINA_JAX_CACHE to a folder on disk") from None
     if size + _SPARE > free:
         raise UserError(
-            f"{directory}, split {split}, has {size / 1e9:.1f} GB and is copied to {folder}, where "
-            f"{free / 1e9:.1f} GB are free; set $RETINA_JAX_CACHE to a folder on a larger disk"
+            f"{directory}, split {split}, takes {size / 1e9:.1f} GB, but {folder}, where it is "
+            f"copied to, has only {free / 1e9:.1f} GB free; set $RETINA_JAX_CACHE to a folder on "
+            "a larger disk"
         )
     report.say(f"copying split {split} of {directory} to {folder}: {size / 1e6:.0f} MB")
     title = f"copying {split}"

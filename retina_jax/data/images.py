@@ -26,6 +26,7 @@ from retina_jax.data.deep import (
     spans_few_levels,
     to_8_bit,
     unusual_tiff,
+    unusual_tiff_size,
     value_range,
 )
 
@@ -79,6 +80,10 @@ class PictureError(Exception):
     """The reason why an image is unusable, without its name."""
 
 
+class TooManyPixels(PictureError):
+    """The image has more pixels than may be decoded."""
+
+
 class _UnknownFormat(PictureError):
     """Pillow cannot identify the format."""
 
@@ -120,7 +125,7 @@ def _faults_named(head: bytes):
     except UnidentifiedImageError:
         raise _UnknownFormat(f"cannot be decoded: {_unread_format(head)}") from None
     except Image.DecompressionBombError:
-        raise PictureError(f"has more than {MOST_PIXELS} pixels; reduce its size") from None
+        raise TooManyPixels(f"has more than {MOST_PIXELS} pixels; reduce its size") from None
     except MemoryError:
         raise PictureError("does not fit in memory; reduce its size") from None
     except PictureError:
@@ -194,6 +199,21 @@ def upright_size(path: Path) -> tuple[int, int]:
     return (height, width) if turned else (width, height)
 
 
+def stored_size(encoded: bytes) -> tuple[int, int]:
+    """(width, height) as stored, from the header: nothing is decoded, however large.
+
+    Raises `PictureError` for what is not an image, and `TooManyPixels` beyond `MOST_PIXELS`.
+    """
+    try:
+        with _faults_named(encoded), _open(encoded) as picture:
+            return picture.size
+    except _UnknownFormat:
+        size = unusual_tiff_size(encoded)
+        if size is None:
+            raise
+        return size
+
+
 def _open(encoded: bytes) -> Image.Image:
     return Image.open(io.BytesIO(encoded), formats=_FORMATS)
 
@@ -237,7 +257,7 @@ def read_upright(encoded: bytes, pixel_scale: PixelScale | None = None) -> np.nd
         return np.asarray(upright.convert("RGB"))
     pixels = decode_image(upright)
     if pixels is None:
-        raise PictureError("cannot be decoded: OpenCV does not read it")
+        raise PictureError("cannot be decoded: OpenCV cannot read it")
     return pixels
 
 

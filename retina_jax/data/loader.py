@@ -217,13 +217,8 @@ class _Pictures:
         return view, mirrored, rng
 
     def _pad(self, boxes: np.ndarray, labels: np.ndarray, is_crowd: np.ndarray) -> GroundTruth:
-        count, size = len(boxes), self._max_boxes
-        truth = GroundTruth(
-            boxes=np.zeros((size, 4), np.float32),
-            labels=np.zeros(size, np.int32),
-            valid=np.arange(size) < count,
-            is_crowd=np.zeros(size, bool),
-        )
+        count, truth = len(boxes), GroundTruth.empty(self._max_boxes)
+        truth.valid[:count] = True
         truth.boxes[:count] = boxes
         truth.labels[:count] = labels
         truth.is_crowd[:count] = is_crowd

@@ -43,7 +43,7 @@ class Evaluator:
         devices: parallel.Devices,
         report: Reporter | None = None,
     ):
-        """``report`` tells if a page could not be written."""
+        """``report`` gets a note if a page could not be written."""
         self._config = config
         self._report = report or Reporter()
         self._split = split
@@ -66,7 +66,7 @@ class Evaluator:
         lines = []
         if images:
             lines.append(
-                f"images with more than {limit} objects of one class (at most {most}): {images} of "
+                f"images with more than {limit} objects of one class (up to {most}): {images} of "
                 f"{len(self._split)}; the COCO metrics count only {limit} detections per class and "
                 "image, so even a perfect detector scores below 1; set "
                 f"{field_flag('eval.limits', (1, 10, most))}"
@@ -141,7 +141,7 @@ class Evaluator:
     ) -> dict[str, Any] | None:
         """Evaluates; one process writes detections.json, metrics.json and detections.png.
 
-        With ``eval.report``, a thread goes on with report.html; `finish_report` waits for it.
+        With ``eval.report``, a thread then writes report.html; `finish_report` waits for it.
         Returns the metrics in every process. If stopped (`detect`), writes nothing; returns None.
         Raises `EvaluationError` in every process if one of them failed.
         """
@@ -185,13 +185,13 @@ class Evaluator:
         return self._drawn
 
     def finish_report(self, stops: Callable[[], bool] = lambda: False) -> None:
-        """Waits for the report of the last `run`, if there is one; no longer if ``stops()``."""
+        """Waits for the report of the last `run`, if there is one, until ``stops()`` is true."""
         if self._pages.pending:
-            with self._report.progress("drawing the report", self._pages.parts) as bar:
+            with self._report.progress("writing the report", self._pages.parts) as bar:
                 self._pages.wait(lambda more: bar.advance(by=more), stops)
 
     def abandon_report(self) -> None:
-        """Ends without the rest of a report; for the end of the program."""
+        """Abandons an unfinished report; call it before the program ends."""
         self._pages.abandon()
 
 
@@ -216,7 +216,7 @@ def _gathered(
 ) -> list[tuple[int, Detections]]:
     """``(row, detections)`` of all processes; at most ``most`` boxes per image.
 
-    What is exchanged has the same size in every process, as the devices' collectives require.
+    The exchanged data has the same size in every process, as the devices' collectives require.
     """
     if parallel.process_count() == 1:
         return found

@@ -1,7 +1,7 @@
 """COCO's matching and average precision for weighted images, compiled with Numba.
 
-Follows pycocotools' COCOeval (evaluateImg and accumulate) to the bit; weights allow to resample
-images without evaluating them again.
+Equals pycocotools' COCOeval (evaluateImg and accumulate) bit for bit; with weights, images can be
+resampled without matching them again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _FALSE, _TRUE, _IGNORED = 0, 1, 2
 
 @dataclasses.dataclass(frozen=True)
 class Matches:
-    """Detections of a data set by class, the highest score first, and how they match."""
+    """Detections of a data set by class, highest score first, and how they match."""
 
     images: np.ndarray
     """``[d]``: position of the image of each detection."""
@@ -90,7 +90,7 @@ def match(truth: dict[str, Any], detections: list[dict[str, Any]], limit: int = 
 
 
 def average_precisions(matches: Matches, weights: np.ndarray, label: int) -> np.ndarray:
-    """AP of a class for each way to weight the images, ``[n, 4, 10]``, by area range and IoU.
+    """AP of a class for each weighting of the images, ``[n, 4, 10]``, by area range and IoU.
 
     Args:
       weights: how often each image counts, integers ``[n, images]``; 1 gives COCO's AP.

@@ -26,11 +26,11 @@ class Rule:
     soft: str = ""
     """Soft-NMS, "gaussian" or "linear"; empty: hard NMS."""
     sigma: float = 0.5
-    """Of Gaussian soft-NMS."""
+    """Sigma of Gaussian soft-NMS."""
     agnostic: bool = False
     """Whether boxes of different classes suppress each other."""
     threshold: float = 0.0
-    """Soft-NMS drops boxes whose score falls to it or below."""
+    """Soft-NMS drops boxes whose score falls to this value or below."""
 
     @classmethod
     def of(cls, options: Any) -> Rule:
@@ -139,8 +139,8 @@ def soft_nms(
     """Rows to keep, int64, and their lowered scores, highest first (arXiv:1704.04503).
 
     Takes the box with the highest score (ties by row), and multiplies the scores of the boxes of
-    its class by ``exp(-IoU² / sigma)``, or for "linear" by ``1 - IoU`` where that exceeds
-    ``rule.iou``; then the box with the highest remaining score, and so on.
+    its class by ``exp(-IoU² / sigma)``, or for "linear" by ``1 - IoU`` where the IoU
+    exceeds ``rule.iou``; then the box with the highest remaining score, and so on.
     """
     lowered = scores.astype(np.float64)
     kept = _soften(

@@ -48,12 +48,15 @@ def make_predict_step(
 
 
 def check_device_nms(config: ml_collections.ConfigDict, what: str) -> None:
-    """Raises `UserError` if ``what`` would do another NMS than the config asks of the host."""
+    """Raises `UserError` if the config asks for an NMS that ``what`` does not support."""
     options = config.eval
     if options.nms == "soft":
-        raise UserError(f"{what} knows no soft NMS; set --config.eval.nms=hard")
+        raise UserError(f"{what} does not support eval.nms=soft; set --config.eval.nms=hard")
     if options.class_agnostic:
-        raise UserError(f"{what} suppresses by class; set --config.eval.class_agnostic=False")
+        raise UserError(
+            f"{what} does not support eval.class_agnostic=True; set "
+            "--config.eval.class_agnostic=False"
+        )
 
 
 def make_detection_step(

@@ -176,12 +176,12 @@
     const name = image.name ? ` (${image.name})` : "";
     document.getElementById("enlarged-title").textContent =
       `image ${image.id}${name}: error ${image.error.toFixed(2)}, ${about(image, least)}`;
-    const note = (image.large ? "" : "Only a small picture of this image is kept. ") +
+    const note = (image.large ? "" : "Only a thumbnail of this image is stored. ") +
       (image.more ? `${image.more} detections with lower scores are not shown. ` : "");
     document.getElementById("enlarged-body").replaceChildren(
       make("div", { className: "pair" },
         make("div", {}, make("h4", { textContent: "ground truth" }), objects),
-        make("div", {}, make("h4", { textContent: `detections from ${least.toFixed(2)}` }), found)),
+        make("div", {}, make("h4", { textContent: `detections that score at least ${least.toFixed(2)}` }), found)),
       make("p", { className: "faint", textContent: note }),
       make("div", { className: "pair" },
         listing("object", image.objects, (o) => data.states[state(o, least)]),

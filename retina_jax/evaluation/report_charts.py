@@ -22,7 +22,7 @@ def escape(text: object) -> str:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number for people; – for None and NaN."""
+    """A number as text; – for None and NaN."""
     return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
@@ -187,7 +187,7 @@ def bars(
 ) -> str:
     """Bars side by side for each label, with a legend; only each ``every``-th label is written.
 
-    ``horizontal_lines``: places along the labels where a dashed line stands.
+    ``horizontal_lines``: positions along the labels at which dashed lines are drawn.
     """
     values = np.asarray(list(series.values()), float).reshape(len(series), len(labels))
     height = np.log10(1 + values) if logarithmic else values
@@ -218,7 +218,7 @@ def bars(
 
 
 def heat_map(matrix: np.ndarray, names: Sequence[str], title: str) -> str:
-    """A matrix of counts, shaded by its share of the row; each cell tells its numbers."""
+    """A matrix of counts, shaded by their share of the row; tooltips show the numbers."""
     count = len(matrix)
     named = count <= 26
     size, margin = (min(44, max(20, 440 // count)), 124) if named else (max(4, 640 // count), 8)
@@ -265,7 +265,7 @@ def _path(places: Sequence[tuple[float, float] | None]) -> str:
 
 
 def _thinned(xs: np.ndarray, ys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At most `_MOST_POINTS`, each the mean of as many neighbours."""
+    """At most `_MOST_POINTS` points, each the mean of equally many neighbours."""
     xs, ys = xs.astype(float), ys.astype(float)
     if len(xs) <= _MOST_POINTS:
         return xs, ys

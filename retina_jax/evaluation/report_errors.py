@@ -15,10 +15,10 @@ MATCH_IOU, BACKGROUND_IOU = 0.5, 0.1
 KINDS = (
     "correct", "classification", "localisation", "both", "duplicate", "background", "ignored",
 )  # fmt: skip
-"""Of a detection; both: wrong class and wrong place; ignored: on a crowd, or beyond the limit."""
+"""Of a detection; both: wrong class and location; ignored: on a crowd, or beyond the limit."""
 CORRECT, CLASSIFICATION, LOCALISATION, BOTH, DUPLICATE, BACKGROUND, IGNORED = range(len(KINDS))
 STATES = ("found", "found wrongly", "missed", "crowd")
-"""Of an object; found wrongly: a detection has the wrong class, or is in the wrong place."""
+"""Of an object; found wrongly: by a detection with the wrong class or location."""
 FOUND, FOUND_WRONGLY, MISSED, CROWD = range(len(STATES))
 
 
@@ -33,9 +33,9 @@ class ImageErrors:
     object_states: np.ndarray
     """Positions in `STATES`."""
     object_scores: np.ndarray
-    """Score of the detection that found the object; 0 if none did."""
+    """Score of the correct detection of the object; 0 without one."""
     boxes: np.ndarray
-    """Of detections; the highest score first."""
+    """Of detections; highest score first."""
     labels: np.ndarray
     scores: np.ndarray
     kinds: np.ndarray
@@ -43,9 +43,9 @@ class ImageErrors:
 
     @property
     def error(self) -> float:
-        """Squared error of the scores: of detections against correct (1) or not (0); missed: 1.
+        """Sum of squares: 1 - score of correct, score of wrong detections; 1 for a missed object.
 
-        Low scores of false detections weigh little, so no threshold is needed.
+        Wrong detections with low scores weigh little, so no threshold is needed.
         """
         counted = self.kinds != IGNORED
         right = self.kinds == CORRECT
@@ -62,7 +62,7 @@ def classify(
       overlaps: IoU of detections and objects, ``[d, m]``.
       same_class: whether both have the same class, ``[d, m]``.
       matched: whether a detection is correct, ``[d]``.
-      found: whether a correct detection has the object, ``[m]``.
+      found: whether an object has a correct detection, ``[m]``.
 
     Returns: positions in `KINDS`, ``[d]``, and in `STATES`, ``[m]``.
     """

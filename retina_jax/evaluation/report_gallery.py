@@ -15,14 +15,14 @@ from retina_jax.data.images import decode_small
 from retina_jax.evaluation.report_errors import KINDS, STATES, ImageErrors
 
 LARGE, MOST_LARGE = 480, 200
-"""Longest side, pixels, and number of the images that are shown large: those with most errors."""
+"""Long side, pixels, and number of the images stored large: those with the largest errors."""
 SMALL, MOST_IMAGES = 128, 5000
 MOST_BOXES = 20
-"""Detections of an image, those with the highest scores."""
+"""Maximum number of detections per image; those with the highest scores are kept."""
 _BYTES_LARGE, _BYTES_SMALL, _BYTES_OF_ALL = 22_000, 6_000, 12_000_000
 _SETTINGS_LARGE = ((480, 80), (480, 60), (480, 40), (320, 40))
 _SETTINGS_SMALL = ((128, 80), (128, 60), (128, 40), (96, 40), (64, 40), (48, 30))
-"""Longest side and JPEG quality, until an image fits into its bytes."""
+"""Long side and JPEG quality, tried in turn until an image fits its budget of bytes."""
 _STEPS = 1000  # boxes are stored in thousandths of the image's width and height
 
 
@@ -53,7 +53,7 @@ def thumbnail(split: Split, row: int, large: bool, most_bytes: int) -> str:
 
 
 def order_of(errors: Sequence[ImageErrors]) -> list[int]:
-    """Positions of the images to show: the largest error first, equal ones in their order."""
+    """Positions of the images to show: largest error first; ties in their order."""
     order = np.argsort([-e.error for e in errors], kind="stable")
     return order[:MOST_IMAGES].tolist()
 
@@ -64,10 +64,10 @@ def gallery(
     advance: Callable[[], None] = lambda: None,
     threads: int = 4,
 ) -> dict[str, Any]:
-    """What the page's script shows, as JSON; ``errors`` are by row of ``split``.
+    """The data for the page's script, as JSON; ``errors`` are by row of ``split``.
 
-    Raises what ``advance``, called after each image, raises; the images that were begun are
-    finished, and no others.
+    ``advance`` is called after each image. If it raises, so does this function, once the images
+    in progress are finished.
     """
     order = order_of(errors)
     small = min(_BYTES_SMALL, _BYTES_OF_ALL // max(len(order), 1))

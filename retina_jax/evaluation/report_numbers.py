@@ -30,7 +30,7 @@ _TIDE = (
 )  # fmt: skip
 SCORE_BINS = 20
 SIZE_EDGES = tuple(2.0 ** (k / 2) for k in range(4, 22))
-"""Bounds of the size histogram: side of the square of the same area, from 4 to 1,448 pixels."""
+"""Bin edges of the size histogram: square root of the area, from 4 to 1,448 pixels."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,12 +47,12 @@ class ClassRow:
 
 @dataclasses.dataclass(frozen=True)
 class ErrorRow:
-    """One kind of error of TIDE."""
+    """One of TIDE's kinds of error."""
 
     kind: str
     count: int
     cost: float
-    """By how much AP at IoU 0.5 would rise without these errors, from 0 to 1."""
+    """How much AP at IoU 0.5 would rise without these errors, 0 to 1."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Operating:
 
 @dataclasses.dataclass(frozen=True)
 class Numbers:
-    """What a report shows; arrays have NaN where there is no ground truth."""
+    """The numbers of a report; arrays are NaN where there is no ground truth."""
 
     classes: list[ClassRow]
     ious: np.ndarray
@@ -91,9 +91,9 @@ class Numbers:
     """``[classes + 1, classes + 1]``: objects by their class (rows) and that of the detection
     (columns), above the operating threshold; the last ones are background."""
     reliability: list[tuple[float, float, int]]
-    """Of each of ten bins of the score: mean score, share of correct detections, count."""
+    """For each of ten score bins: mean score, share of correct detections, count."""
     calibration_error: float
-    """Expected: the mean distance of score and share, weighted by count."""
+    """Expected calibration error: mean of |score - share|, weighted by count."""
     scores: np.ndarray
     """``[2, SCORE_BINS]``: correct and false detections by score."""
     sizes: np.ndarray
@@ -142,7 +142,7 @@ def numbers_of(truth: dict[str, Any], errors: Sequence[ImageErrors], evaluation:
 
 
 def mean(values: np.ndarray, axis: Any = None) -> np.ndarray:
-    """Mean of what is not NaN; NaN if nothing is."""
+    """Mean of the values that are not NaN; NaN if there are none."""
     there = ~np.isnan(values)
     count = there.sum(axis)
     total = np.where(there, values, 0).sum(axis)
@@ -183,7 +183,7 @@ def score_histogram(errors: Sequence[ImageErrors]) -> np.ndarray:
 def size_histogram(errors: Sequence[ImageErrors], threshold: float) -> np.ndarray:
     """Objects found, objects not found and false detections, ``[3, len(SIZE_EDGES) + 1]``.
 
-    By the side of a square with the area of the box; detections below ``threshold`` do not count.
+    By the square root of the box area; detections below ``threshold`` do not count.
     """
     counts = np.zeros((3, len(SIZE_EDGES) + 1), np.int64)
     for image in errors:

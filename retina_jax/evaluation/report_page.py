@@ -1,4 +1,4 @@
-"""The report of an evaluation as one HTML page that loads nothing from elsewhere."""
+"""The report of an evaluation as one HTML page without external files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from retina_jax.evaluation.report_numbers import SCORE_BINS, SIZE_EDGES, Numbers
 _MOST_IN_MATRIX = 150  # classes; for more, the table of confusions alone
 _MOST_CONFUSIONS = 20
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-"""Forbids the page to load or send anything."""
+"""Forbids the page from loading or sending anything."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ def page(
     curves: Curves,
     gallery: dict[str, Any],
 ) -> str:
-    """The whole page; every text that comes from data is escaped.
+    """The whole page; all text from the data is escaped.
 
     Args:
       title: the run and step.
@@ -60,7 +60,7 @@ def page(
     sections = [(name, content) for name, content in sections if content]
     summary = (
         f"{metrics['images']:,} images, {metrics['detections']:,} detections, step "
-        f"{metrics['step']:,}. AP and the like run from 0 to 1."
+        f"{metrics['step']:,}. Metrics range from 0 to 1."
     )
     return document(
         title,
@@ -87,14 +87,27 @@ def document(
     )
     return "\n".join(
         [
-            '<!doctype html><html lang="en"><head><meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{escape(title)}</title><style>{_file('report.css')}</style></head><body>",
+            head(title),
             f'{intro}<nav aria-label="sections">{links}</nav><main>{body}</main>',
             *(embedded(name, value) for name, value in data.items()),
             f"<script>{_file('report.js')}</script></body></html>\n",
         ]
+    )
+
+
+def head(title: str, style: str = "", policy: str = _POLICY) -> str:
+    """The start of a page, up to and with its <body> tag, in the style of reports.
+
+    Args:
+      title: plain text.
+      style: CSS to add.
+      policy: what the page may load and send.
+    """
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{_file('report.css')}{style}</style></head><body>"
     )
 
 
@@ -151,15 +164,16 @@ def _class_curves(numbers: Numbers) -> dict[str, Any]:
 def _errors(numbers: Numbers) -> str:
     rows = [[e.kind, f"{e.count:,}", number(e.cost)] for e in numbers.errors]
     chart = charts.bars(
-        [e.kind.replace("classification", "class").replace("localisation", "place")
+        [e.kind.replace("classification", "class").replace("localisation", "location")
          for e in numbers.errors],
         {"cost in AP50": [e.cost for e in numbers.errors]},
         "kind of error", "AP50 lost", "what each kind of error costs", digits=3,
     )  # fmt: skip
     header = ["kind", "count", "cost in AP50"]
     note = (
-        f"AP50 is {number(numbers.base_ap)}. The cost is what AP50 would gain without the errors "
-        "of this kind alone; costs do not add up. Detections of all scores count."
+        f"AP50 is {number(numbers.base_ap)}. The cost of a kind is what AP50 would gain if only "
+        "the errors of this kind were fixed; the costs do not add up. Detections with any score "
+        "count."
     )
     return (
         '<div class="charts">'
@@ -172,10 +186,11 @@ def _errors(numbers: Numbers) -> str:
 
 def _definitions() -> str:
     return (
-        '<p class="faint">Classification: on an object (IoU 0.5), wrong class. Localisation: right '
-        "class, IoU between 0.1 and 0.5. Both: wrong class and IoU between 0.1 and 0.5. "
-        "Duplicate: on an object that a higher score has found. Background: IoU below 0.1 with "
-        "every object. Missed: no detection, not even one of the first two kinds.</p>"
+        '<p class="faint">Classification: IoU of 0.5 or more with an object of another class. '
+        "Localisation: right class, IoU between 0.1 and 0.5. Both: wrong class, IoU between 0.1 "
+        "and 0.5. Duplicate: the object is already matched by a detection with a higher score. "
+        "Background: IoU below 0.1 with every object. Missed: an object without a correct "
+        "detection and without an error of the first two kinds.</p>"
     )
 
 
@@ -202,17 +217,18 @@ def _confusion(numbers: Numbers) -> str:
     text = (
         f"Detections that score at least {number(operating.threshold)}, where F1 at IoU 0.5 is "
         f"best: precision {number(operating.precision)}, recall {number(operating.recall)}, F1 "
-        f"{number(operating.f1)}. Rows are objects, columns detections, of any class at IoU 0.5; "
-        "objects in the column “background” are missed, detections in its row are false."
+        f"{number(operating.f1)}. Rows are objects, columns are detections, matched at IoU 0.5 "
+        "regardless of class. Objects in the column “background” are missed; detections in the "
+        "row “background” are false positives."
     )
     parts = [f"<p>{escape(text)}</p>", '<div class="charts">']
     if len(names) <= _MOST_IN_MATRIX:
         drawn = charts.heat_map(matrix, names, "confusion matrix")
-        parts.append(figure("Confusion matrix", drawn, "Shaded by the share of the row."))
-    header = ["object", "detected as", "count", "share of class"]
+        parts.append(figure("Confusion matrix", drawn, "Shaded by the share of its row."))
+    header = ["object", "detected as", "count", "share of objects"]
     listed = charts.table(header, rows, label="most frequent confusions")
     listed = listed if rows else "<p>None.</p>"
-    parts.append(f'<div class="card"><h3>Confusions of classes</h3>{listed}</div></div>')
+    parts.append(f'<div class="card"><h3>Most frequent confusions</h3>{listed}</div></div>')
     return "".join(parts)
 
 
@@ -230,34 +246,35 @@ def _scores(numbers: Numbers) -> str:
     scores = charts.bars(
         [f"{k / SCORE_BINS:g}" for k in range(SCORE_BINS)],
         {"correct": numbers.scores[0].tolist(), "false": numbers.scores[1].tolist()},
-        "score from", "detections (logarithmic)", "scores", True, 4,
+        "score, start of bin", "detections (log scale)", "scores", True, 4,
     )  # fmt: skip
     labels = ["0", *(f"{edge:.3g}" for edge in SIZE_EDGES)]
-    names = ("objects found", "objects not found", "false detections")
+    names = ("detected objects", "missed objects", "false positives")
     first, last = _bounds(numbers.sizes.sum(0))
     edges = [k + 1 - first for k, e in enumerate(SIZE_EDGES) if round(e) in (32,)]
     sizes = charts.bars(
         labels[first:last],
         {n: numbers.sizes[k, first:last].tolist() for k, n in enumerate(names)},
-        "side of the square of the same area from, pixels", "boxes (logarithmic)", "sizes", True,
+        "√area, start of bin, pixels", "boxes (log scale)", "sizes", True,
         3, horizontal_lines=[e for e in edges if 0 < e < last - first],
     )  # fmt: skip
     note = (
-        "On the dashed line, the score is the probability to be correct at IoU 0.5. Expected "
+        "On the dashed line, the score equals the probability that the detection is correct at "
+        "IoU 0.5. Expected "
         f"calibration error: {number(numbers.calibration_error)}."
     )
-    at = f"Detections from {number(numbers.operating.threshold)} on count as found."
+    at = f"Only detections that score at least {number(numbers.operating.threshold)} count."
     return (
         '<div class="charts">'
         + figure("Reliability of scores", reliability, note)
         + figure("Scores", scores, "Correct: matched at IoU 0.5.")
-        + figure("Sizes", sizes, f"{at} The dashed line is COCO's bound of small objects, 32.")
+        + figure("Sizes", sizes, f"{at} The dashed line is COCO's limit for small objects, 32.")
         + "</div>"
     )
 
 
 def _bounds(counts: np.ndarray) -> tuple[int, int]:
-    """The range of bins that hold something."""
+    """The range of bins that are not empty."""
     used = np.flatnonzero(counts)
     return (int(used[0]), int(used[-1]) + 1) if len(used) else (0, len(counts))
 
@@ -304,20 +321,21 @@ def _gallery(numbers: Numbers, gallery: dict[str, Any], images: int) -> str:
     least = math.floor(numbers.operating.threshold * 100) / 100
     shown = len(gallery["images"])
     text = (
-        "Largest error first: the sum, over detections, of the squared difference between score "
-        "and 1 (correct) or 0 (not), plus 1 for each object that no detection found. Ground truth "
-        f"is on the left, detections on the right. The first {min(shown, MOST_LARGE)} images are "
-        f"kept at {LARGE} pixels, the others at {SMALL}."
+        "Images with the largest error come first. The error sums, over detections, the squared "
+        "difference between the score and 1 (correct) or 0 (wrong), plus 1 for each object "
+        "without a correct detection. Ground truth is on the left, detections on the right. The "
+        f"first {min(shown, MOST_LARGE)} images are stored with {LARGE} pixels on the long side, "
+        f"the others with {SMALL}."
     )
     if shown < images:
-        text += f" Of {images:,} images, the {shown:,} with the largest errors are here."
+        text += f" Of {images:,} images, only the {shown:,} with the largest errors are shown."
     return f"""<p>{escape(text)}</p>
 {
         key(
             [
-                ("correct", "correct, object found"),
-                ("missed", "object missed"),
-                ("wrongly", "object found in the wrong class or place"),
+                ("correct", "correct detection, detected object"),
+                ("missed", "missed object"),
+                ("wrongly", "object detected with the wrong class or location"),
                 ("crowd", "crowd, ignored"),
                 *((kind, kind) for kind in KINDS[1:-1]),
             ]

@@ -1,4 +1,4 @@
-"""Writes the report of an evaluation, beside training."""
+"""Writes the report of an evaluation while training continues."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class _Abandoned(Exception):
 
 
 def read_curves(workdir: Path) -> Curves:
-    """What a run has logged; lines and files that cannot be read are left out."""
+    """What a run has logged; unreadable lines and files are skipped."""
     log, evaluations = [], []
     path = workdir / "metrics.jsonl"
     if path.exists():
@@ -96,7 +96,7 @@ class ReportWriter:
         self._done = 0
 
     def start(self, folder: Path, *arguments: Any) -> None:
-        """Begins `write_report`, after the one before is complete."""
+        """Starts `write_report` in the thread, once the previous report is complete."""
         self.wait()
         self._done = 0
         self._future = self._pool.submit(self._write, folder, *arguments)
@@ -116,9 +116,9 @@ class ReportWriter:
         progress: Callable[[int], None] = lambda more: None,
         stops: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Waits until the report is written; ``progress`` gets the number of parts since.
+        """Waits until the report is written; ``progress`` gets the number of parts finished since.
 
-        ``stops``: whether to wait no longer, asked several times a second.
+        ``stops``: whether to stop waiting; called several times a second.
         """
         shown = 0
         while self._future is not None and not stops():
@@ -132,7 +132,7 @@ class ReportWriter:
                 time.sleep(_ASKS_EVERY)
 
     def abandon(self) -> None:
-        """Ends without the rest of a report; its folder stays without one."""
+        """Abandons an unfinished report; no file is written."""
         self._abandoned.set()
         self.wait()
         self._pool.shutdown()
@@ -146,7 +146,7 @@ class ReportWriter:
         try:
             write_report(folder, self._split, *arguments, advance=self._advance)
         except _Abandoned:
-            self._note(f"{folder / FILE} was left unfinished; retina-jax evaluate writes it")
+            self._note(f"{folder / FILE} is unfinished; retina-jax evaluate writes it")
         except Exception as error:  # a report is never worth a run
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             self._note(f"{folder / FILE} could not be written ({reason})")

@@ -1,1 +1,1 @@
-"""A trained run as files that run without this package: StableHLO and ONNX, with a model card."""
+"""Exports a trained detector to files that run without this package: StableHLO and ONNX."""

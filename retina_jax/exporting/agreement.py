@@ -1,4 +1,4 @@
-"""Compares an artefact with the run's own predictions, on images of its data or on noise."""
+"""Compares an exported program with the run's own predictions, on its data or synthetic images."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from retina_jax.data.loader import EvaluationLoader
 from retina_jax.errors import RunError, UserError
 from retina_jax.evaluation.detect import make_detect
 from retina_jax.exporting.program import Program
-from retina_jax.exporting.source import Trained
+from retina_jax.prediction.network import Network
 from retina_jax.types import Batch, Detections, GroundTruth
 
 IMAGES = 4
-"""Images to compare, for each bucket."""
+"""Number of images to compare per bucket."""
 PIXELS, SCORE = 0.1, 1e-3
-"""Largest differences of a box and of a score, with float32."""
+"""Largest allowed differences of a coordinate and of a score, in float32."""
 _COARSE = 20.0  # with bfloat16, three digits of whose results depend on what XLA fuses
 _PAIRED_WITHIN = 4.0  # pixels; a box farther away is another detection
 
@@ -39,14 +39,14 @@ class Agreement:
     """Largest difference of a coordinate, in pixels of the original images."""
     score: float
     undecided: int
-    """Detections of one side only, whose score or IoU lies at a limit."""
+    """Detections on one side only, whose score or IoU is at a threshold."""
 
     def text(self) -> str:
         compared = f"{self.detections} detections on {self.images} {self.source} compared"
         if not self.detections:
             return f"{compared}: none scores above eval.score_threshold"
         text = f"{compared}: boxes differ by up to {self.pixels:.2g} px, scores by {self.score:.2g}"
-        extra = f"; {self.undecided} at a threshold on one side only" if self.undecided else ""
+        extra = f"; {self.undecided} on one side only, at a threshold" if self.undecided else ""
         return text + extra
 
 
@@ -70,17 +70,11 @@ def noise(bucket: tuple[int, int], dtype: type) -> Batch:
     for image, (rows, columns) in zip(images, sizes, strict=True):
         coarse = rng.integers(0, 256, (-(-rows // 16), -(-columns // 16), 3))
         image[:rows, :columns] = coarse.repeat(16, 0).repeat(16, 1)[:rows, :columns]
-    empty = np.zeros((IMAGES, 1))
     return Batch(
         images=images,
         sizes=sizes,
         original_sizes=sizes,
-        ground_truth=GroundTruth(
-            boxes=np.zeros((IMAGES, 1, 4), np.float32),
-            labels=empty.astype(np.int32),
-            valid=empty.astype(bool),
-            is_crowd=empty.astype(bool),
-        ),
+        ground_truth=GroundTruth.empty(IMAGES, 0),
         index=np.arange(IMAGES, dtype=np.int32),
         example_mask=np.ones(IMAGES, bool),
         cut_away=np.zeros(IMAGES, np.int32),
@@ -90,21 +84,21 @@ def noise(bucket: tuple[int, int], dtype: type) -> Batch:
 class Checker:
     """Compares artefacts with `evaluation.detect` on the same weights."""
 
-    def __init__(self, trained: Trained):
-        config = trained.config.copy_and_resolve_references()
+    def __init__(self, network: Network):
+        config = network.config.copy_and_resolve_references()
         config.eval.batch_size = IMAGES
         config.eval.nms_device = "host"
         self._config = config
         self._devices = parallel.Devices.local(1)
-        self._variables = self._devices.replicate(trained.variables)
-        self._detect = make_detect(trained.model, config, self._devices)
+        self._variables = self._devices.replicate(network.variables)
+        self._detect = make_detect(network.model, config, self._devices)
         try:
             self._batches = dict(sample_batches(config))
         except (UserError, OSError):
             self._batches = {}
 
     def check(self, program: Program, bucket: tuple[int, int], batch_size: int) -> Agreement:
-        """Raises `RunError` unless the artefact finds what the run finds."""
+        """Raises `RunError` unless the artefact and the run give the same detections."""
         batch, source = self._batches.get(bucket), "images of the data set"
         if batch is None:
             dtype = np.float32 if self._config.data.float_pixels else np.uint8
@@ -149,12 +143,12 @@ def compare(
     score_threshold: float,
     score_tolerance: float,
 ) -> Agreement:
-    """Pairs the detections of each image by class and place.
+    """Pairs the detections of each image by class and location.
 
-    A detection without a partner counts as undecided if rounding may have decided about it: its
-    score is that of the threshold, or of the last one kept; or it overlaps a box of its class that
-    has its score, or by just the IoU of NMS. Otherwise, and if more than a tenth of all are
-    undecided, ``undecided`` is -1.
+    A detection without a partner counts as undecided if rounding may explain it: its score equals
+    the threshold or that of the last detection kept; or it overlaps a box of its class that has the
+    same score, or whose IoU with it equals the threshold of NMS. Any other detection without a
+    partner, and more than a tenth of undecided ones, set ``undecided`` to -1.
     """
     pixels = score = 0.0
     pairs = undecided = 0

@@ -1,4 +1,4 @@
-"""The model card of an export: Markdown for people, JSON for `load.py`."""
+"""The model card of an export: Markdown to read, JSON for `load.py`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from retina_jax.config.values import resolve, to_json
-from retina_jax.exporting.source import Trained
+from retina_jax.prediction.network import Network
+from retina_jax.training.workdir import read_resolved
 from retina_jax.version import __version__
 
 FORMATS = {
@@ -34,10 +35,11 @@ _CODE = (
 
 
 def facts(
-    trained: Trained, kind: str, batch_size: int, files: Sequence[dict[str, Any]], opset: int
+    network: Network, kind: str, batch_size: int, files: Sequence[dict[str, Any]], opset: int
 ) -> dict[str, Any]:
-    """The content of model.json."""
-    config, data = trained.config, trained.config.data
+    """The content of model.json, for the network of a run."""
+    config, data, checkpoint = network.config, network.config.data, network.checkpoint
+    metrics = checkpoint.folder / "eval" / str(checkpoint.step) / "metrics.json"
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES[kind]}
     return {
         "format": kind,
@@ -51,24 +53,23 @@ def facts(
             "antialias": data.antialias,
         },
         "classes": [
-            {"name": name, "category_id": int(number)}
-            for name, number in zip(trained.class_names, trained.category_ids, strict=True)
+            {"name": name, "category_id": int(number)} for number, name in network.classes.pairs()
         ],
         "loads": _LOADS[kind].format(jax=versions["jax"], opset=opset),
         "exported": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "run": trained.folder.name,
-        "step": trained.step,
-        "averaged_weights": trained.averaged,
-        "metrics": trained.metrics,
-        "data": trained.data,
-        "pixel_scale": trained.pixel_scale,
+        "run": checkpoint.folder.name,
+        "step": checkpoint.step,
+        "averaged_weights": checkpoint.averaged,
+        "metrics": json.loads(metrics.read_text()) if metrics.is_file() else None,
+        "data": read_resolved(checkpoint.folder).get("data") or {},
+        "pixel_scale": network.pixel_scale,
         "versions": {"retina_jax": __version__, "python": platform.python_version(), **versions},
         "config": to_json(config, resolve(config).to_json()),
     }
 
 
 def markdown(card: dict[str, Any]) -> str:
-    """The model card for people."""
+    """The model card as Markdown."""
     config, evaluation = card["config"], card["config"]["eval"]
     batch, kind = card["batch_size"] or "any", FORMATS[card["format"]]
     weights = ", averaged weights" if card["averaged_weights"] else ""
@@ -86,15 +87,19 @@ def markdown(card: dict[str, Any]) -> str:
         "python load.py IMAGE...    # needs OpenCV to read images",
         "```",
         "",
-        "From Python, `load.Detector` needs NumPy and "
+        "From Python, `load.Detector` needs only NumPy and "
         + ("JAX" if card["format"] == "stablehlo" else "onnxruntime")
-        + " alone. Each file takes `images [n, h, w, 3]` "
-        f"({card['pixels']}, RGB, each image resized to the top left) and `sizes [n, 2]` (int32: "
-        "height and width without padding), and gives `boxes [n, k, 4]` (xyxy, pixels of the "
-        f"input), `scores [n, k]` and `labels [n, k]`, k = {evaluation['max_detections']}, highest "
-        "score first. A score of 0 marks padding. Normalisation, decoding and NMS are inside.",
+        + ". Each file takes `images [n, h, w, 3]` "
+        f"({card['pixels']}, RGB, each image resized and placed at the top left) and `sizes "
+        "[n, 2]` (int32: height and width without padding), and returns `boxes [n, k, 4]` (xyxy, "
+        "pixels of the input), `scores [n, k]` and `labels [n, k]`, highest score first, with "
+        f"k = {evaluation['max_detections']}. "
+        "A score of 0 marks padding. Normalisation, decoding and NMS are inside.",
         "",
-        f"Loads {card['loads']}.",
+        "With retina_jax installed, `Detector.from_export` and `retina-jax predict --export` take "
+        "this folder instead of a run.",
+        "",
+        f"The files load {card['loads']}.",
         "",
         "| file | input | batch | bytes | compared with the run |",
         "|---|---|---|---|---|",
@@ -132,7 +137,7 @@ def _metrics(metrics: dict[str, Any] | None) -> list[str]:
         return ["The run has no evaluation of this step."]
     numbers = {k: v for k, v in metrics.items() if isinstance(v, float) and v >= 0}
     return [
-        f"On {metrics['images']} images of the run's evaluation split:",
+        f"From the run's own evaluation of this step, on {metrics['images']} images:",
         "",
         "| " + " | ".join(numbers) + " |",
         "|" + "---|" * len(numbers),

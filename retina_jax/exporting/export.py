@@ -1,4 +1,4 @@
-"""Exports a run: a program for each bucket, a model card, and `load.py`."""
+"""Exports a run: one program per bucket, a model card, and `load.py`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from retina_jax.config import resolve
 from retina_jax.errors import UserError, check_local
 from retina_jax.exporting import card, program
 from retina_jax.exporting.agreement import Checker
-from retina_jax.exporting.source import read_run
 from retina_jax.files import write_json, write_text
+from retina_jax.prediction import load
+from retina_jax.prediction.network import from_workdir
 from retina_jax.progress import Reporter
 
 FORMATS = tuple(card.FORMATS)
-CARD, FOR_PEOPLE, LOADER = "model.json", "model_card.md", "load.py"
+FOR_PEOPLE = "model_card.md"
 
 
 def export(
@@ -45,35 +46,37 @@ def export(
     buckets = _buckets(config, bucket)
     if kind not in FORMATS:
         raise UserError(f"--format={kind} must be one of {', '.join(FORMATS)}")
+    check_local(str(out), "--out")
+    out = Path(out).expanduser()
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out={out} is a file; set it to a new folder")
     opset = 0
     if kind == "onnx":
         config = _in_float32(config, report)
         check_onnx("--format=onnx")
         from retina_jax.exporting import onnx_model
 
-        write, load, opset = onnx_model.write, onnx_model.load, onnx_model.OPSET
+        write, load_program, opset = onnx_model.write, onnx_model.load, onnx_model.OPSET
     else:
-        write, load = program.write, program.load
-    trained = read_run(workdir, config)
-    check_local(str(out), "--out")
-    out = Path(out).expanduser()
-    report.say(f"exporting step {trained.step} of {trained.folder} to {out}")
-    checker = Checker(trained)
+        write, load_program = program.write, program.load
+    network = from_workdir(workdir, note=report.note, config=config)
+    report.say(f"exporting the {network.source} to {out}")
+    checker = Checker(network)
     files, paths = [], []
     with report.progress("exporting", 2 * len(buckets)) as bar:
         for height, width in buckets:
             path = out / f"model-{height}x{width}.{kind}"
             with parallel.explain_out_of_memory("export one bucket at a time with --bucket=HxW"):
-                write(trained, (height, width), batch_size, path)
+                write(network, (height, width), batch_size, path)
                 bar.advance(f"comparing {path.name}")
-                agreement = checker.check(load(path), (height, width), batch_size)
+                agreement = checker.check(load_program(path), (height, width), batch_size)
             bar.advance(f"wrote {path.name}")
             content = path.read_bytes()
             report.say(f"{path}: {len(content) / 1e6:.1f} MB; {agreement.text()}")
             if not agreement.detections:
                 report.note(
-                    "nothing was compared; lower --config.eval.score_threshold to compare "
-                    "detections, or export a run with its data set"
+                    "no detection was compared; lower --config.eval.score_threshold, or export "
+                    "the run where its data set is available"
                 )
             files.append(
                 {
@@ -85,12 +88,12 @@ def export(
                 }
             )
             paths.append(path)
-    facts = card.facts(trained, kind, batch_size, files, opset)
-    write_text(out / LOADER, Path(__file__).with_name(LOADER).read_text())
+    facts = card.facts(network, kind, batch_size, files, opset)
+    write_text(out / "load.py", Path(load.__file__).read_text())
     write_text(out / FOR_PEOPLE, card.markdown(facts))
-    write_json(out / CARD, facts)  # last: marks the export as complete
-    report.say(f"loads {facts['loads']}")
-    report.note("an exported model is code; those who load it must trust its origin")
+    write_json(out / load.CARD, facts)  # last: marks the export as complete
+    report.say(f"the files load {facts['loads']}")
+    report.note("an exported model is code; load it only if you trust its origin")
     return paths
 
 
@@ -109,7 +112,10 @@ def _buckets(config: ml_collections.ConfigDict, chosen: str) -> Sequence[tuple[i
         return buckets
     named = {f"{height}x{width}": (height, width) for height, width in buckets}
     if chosen not in named:
-        raise UserError(f"--bucket={chosen} is not a bucket of the config: {', '.join(named)}")
+        listed = ", ".join(named)
+        raise UserError(
+            f"--bucket={chosen} is not a bucket of the config; set --bucket to one of: {listed}"
+        )
     return [named[chosen]]
 
 

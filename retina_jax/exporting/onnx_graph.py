@@ -30,7 +30,7 @@ class Graph:
         self._batch_size = ""
 
     def input(self, name: str, dtype: Any, shape: Sequence[Any]) -> str:
-        """Adds an input; if its first dimension is no number, it is the batch of any size."""
+        """Adds an input; if its first dimension is not a number, the batch may have any size."""
         if not _is_number(shape[0]):
             self._batch = shape[0]
             self._batch_size = self._batch_size or self.add("Shape", name, start=0, end=1)
@@ -97,7 +97,7 @@ class Graph:
 
 
 def ints(*values: Any) -> np.ndarray:
-    """int64, as ONNX wants shapes, axes and indices."""
+    """int64, which ONNX requires for shapes, axes and indices."""
     return np.array([int(value) for value in values], np.int64)
 
 

@@ -20,23 +20,24 @@ from retina_jax.evaluation.predict_step import check_device_nms, make_predict_st
 from retina_jax.exporting.onnx_graph import Graph, Value, ints
 from retina_jax.exporting.onnx_primitives import RULES
 from retina_jax.exporting.program import Program, input_shapes
-from retina_jax.exporting.source import Trained
 from retina_jax.files import atomic_write
+from retina_jax.prediction.load import onnx_program
+from retina_jax.prediction.network import Network
 
 OPSET = 18
 _INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 """Parameters of equations that hold the equations of a function."""
 
 
-def write(trained: Trained, bucket: tuple[int, int], batch_size: int, path: Path) -> None:
+def write(network: Network, bucket: tuple[int, int], batch_size: int, path: Path) -> None:
     """Writes the program; see `program` for its inputs and outputs.
 
     Raises `UserError` for a network with an operation that ONNX lacks.
     """
-    check_device_nms(trained.config, "--format=onnx")
-    step = make_predict_step(trained.model, trained.config)
-    shapes = input_shapes(trained, bucket, batch_size)
-    traced = jax.make_jaxpr(lambda images, sizes: step(trained.variables, images, sizes))(*shapes)
+    check_device_nms(network.config, "--format=onnx")
+    step = make_predict_step(network.model, network.config)
+    shapes = input_shapes(network, bucket, batch_size)
+    traced = jax.make_jaxpr(lambda images, sizes: step(network.variables, images, sizes))(*shapes)
     graph = Graph(OPSET)
     inputs = [
         graph.input(name, shape.dtype, shape.shape)
@@ -45,15 +46,15 @@ def write(trained: Trained, bucket: tuple[int, int], batch_size: int, path: Path
     consts = [np.asarray(value) for value in traced.consts]
     boxes, scores, labels = convert(graph, traced.jaxpr, consts, inputs)
     batch, candidates = shapes[1].shape[0], traced.out_avals[1].shape[1]
-    outputs = suppress(graph, trained, (boxes, scores, labels), inputs[1], (batch, candidates))
-    most = trained.config.eval.max_detections
+    outputs = suppress(graph, network, (boxes, scores, labels), inputs[1], (batch, candidates))
+    most = network.config.eval.max_detections
     for name, value, dtype, shape in (
         ("boxes", outputs[0], np.float32, (batch, most, 4)),
         ("scores", outputs[1], np.float32, (batch, most)),
         ("labels", outputs[2], np.int32, (batch, most)),
     ):
         graph.output(value, name, dtype, shape)
-    model = graph.model("retinanet", {"classes": json.dumps(trained.class_names)})
+    model = graph.model("retinanet", {"classes": json.dumps(network.classes.names)})
     if model.ByteSize() >= 2**31:
         raise UserError(
             f"--format=onnx holds at most 2 GB, but this network has {model.ByteSize() / 1e9:.1f} "
@@ -65,16 +66,7 @@ def write(trained: Trained, bucket: tuple[int, int], batch_size: int, path: Path
 
 def load(path: Path) -> Program:
     """The program in a file, in onnxruntime on the CPU."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-
-    def run(images: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
-        values = session.run(names, {"images": images, "sizes": sizes})
-        return dict(zip(names, values, strict=True))
-
-    return run
+    return onnx_program(path.read_bytes())
 
 
 def convert(graph: Graph, jaxpr: Any, consts: list[Value], inputs: list[Value]) -> list[Value]:
@@ -126,7 +118,7 @@ def _is_constant(equation: Any, given: list[Value]) -> bool:
 
 def suppress(
     graph: Graph,
-    trained: Trained,
+    network: Network,
     candidates: tuple[Value, Value, Value],
     sizes: Value,
     shape: tuple[Any, int],
@@ -136,9 +128,9 @@ def suppress(
     The node takes the scores of each class for all boxes. What it keeps is put back in the order of
     the candidates, so that the best are chosen as on the host: by score, then by row.
     """
-    options, (batch, count) = trained.config.eval, shape
+    options, (batch, count) = network.config.eval, shape
     boxes, scores, labels = candidates
-    classes = np.arange(len(trained.class_names), dtype=np.int32)[None, :, None]
+    classes = np.arange(len(network.classes.names), dtype=np.int32)[None, :, None]
     of_class = graph.add("Equal", graph.add("Unsqueeze", labels, ints(1)), classes)
     own = graph.add("Unsqueeze", scores, ints(1))
     selected = graph.add(

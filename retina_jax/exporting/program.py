@@ -18,8 +18,9 @@ import numpy as np
 from jax import export
 
 from retina_jax.evaluation.predict_step import make_detection_step
-from retina_jax.exporting.source import Trained
 from retina_jax.files import atomic_write
+from retina_jax.prediction.load import stablehlo_program
+from retina_jax.prediction.network import Network
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 Program = Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]
@@ -27,24 +28,24 @@ Program = Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]
 
 
 def input_shapes(
-    trained: Trained, bucket: tuple[int, int], batch_size: int
+    network: Network, bucket: tuple[int, int], batch_size: int
 ) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
     """Images and sizes; a batch of any size if ``batch_size`` is 0."""
     (batch,) = (batch_size,) if batch_size else export.symbolic_shape("b")
-    pixels = jnp.float32 if trained.config.data.float_pixels else jnp.uint8
+    pixels = jnp.float32 if network.config.data.float_pixels else jnp.uint8
     images = jax.ShapeDtypeStruct((batch, *bucket, 3), pixels)
     return images, jax.ShapeDtypeStruct((batch, 2), jnp.int32)
 
 
-def write(trained: Trained, bucket: tuple[int, int], batch_size: int, path: Path) -> None:
+def write(network: Network, bucket: tuple[int, int], batch_size: int, path: Path) -> None:
     """Writes the program as StableHLO, with the weights as constants."""
-    step = make_detection_step(trained.model, trained.config)
+    step = make_detection_step(network.model, network.config)
 
     def detect(images: jax.Array, sizes: jax.Array) -> dict[str, jax.Array]:
-        found = step(trained.variables, images, sizes)
+        found = step(network.variables, images, sizes)
         return {"boxes": found.boxes, "scores": found.scores, "labels": found.labels}
 
-    shapes = input_shapes(trained, bucket, batch_size)
+    shapes = input_shapes(network, bucket, batch_size)
     exported = export.export(jax.jit(detect), platforms=PLATFORMS)(*shapes)
     with atomic_write(path) as temporary:
         temporary.write_bytes(exported.serialize())
@@ -52,4 +53,4 @@ def write(trained: Trained, bucket: tuple[int, int], batch_size: int, path: Path
 
 def load(path: Path) -> Program:
     """The program in a file."""
-    return jax.jit(export.deserialize(bytearray(path.read_bytes())).call)
+    return stablehlo_program(path.read_bytes())

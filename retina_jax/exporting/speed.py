@@ -1,4 +1,4 @@
-"""Times exported programs beside this program, on random images and weights."""
+"""Times exported programs against this program, on random images and weights."""
 
 from __future__ import annotations
 
@@ -18,36 +18,27 @@ from retina_jax.config import resolve
 from retina_jax.evaluation.nms import Rule, suppress
 from retina_jax.evaluation.predict_step import make_predict_step
 from retina_jax.exporting import onnx_model, program
-from retina_jax.exporting.source import Trained
 from retina_jax.models import retinanet
+from retina_jax.prediction.network import Network
 from retina_jax.training.optimizer import build_optimizer
 from retina_jax.training.step import init_state
+from retina_jax.training.workdir import Classes
 
 
-def untrained(config: ml_collections.ConfigDict, classes: int) -> Trained:
+def untrained(config: ml_collections.ConfigDict, classes: int) -> Network:
     """A network with initial weights."""
     model = retinanet.build(config, classes)
     state = jax.device_get(init_state(model, build_optimizer(config), config))
-    return Trained(
-        folder=Path(),
-        step=0,
-        averaged=False,
-        model=model,
-        variables={"params": state.params, "batch_stats": state.batch_stats},
-        config=config,
-        class_names=tuple(f"class {i}" for i in range(classes)),
-        category_ids=tuple(range(1, classes + 1)),
-        metrics=None,
-        data={},
-        pixel_scale=None,
-    )
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    names = Classes(tuple(f"class {i}" for i in range(classes)), tuple(range(1, classes + 1)))
+    return Network(config, names, variables, None, "initial weights")
 
 
-def own_program(trained: Trained) -> program.Program:
+def own_program(network: Network) -> program.Program:
     """Detection as in evaluation: the network on one device, NMS on the host."""
-    devices, rule = parallel.Devices.local(1), Rule.of(trained.config.eval)
-    step = devices.predict_step(make_predict_step(trained.model, trained.config))
-    variables = devices.replicate(trained.variables)
+    devices, rule = parallel.Devices.local(1), Rule.of(network.config.eval)
+    step = devices.predict_step(make_predict_step(network.model, network.config))
+    variables = devices.replicate(network.variables)
 
     def run(images: np.ndarray, sizes: np.ndarray) -> Any:
         outputs = step(variables, *devices.shard((images, sizes)))
@@ -61,22 +52,22 @@ def own_program(trained: Trained) -> program.Program:
 def time_exports(
     config: ml_collections.ConfigDict, runs: int, steps: int, classes: int
 ) -> Iterator[dict[str, Any]]:
-    """Images per second of each bucket; the programs take turns, ``runs`` times.
+    """Images per second for each bucket; the programs are timed in turn, ``runs`` times each.
 
     The batch size is ``eval.batch_size``, and the precision is float32 for all.
     """
     config = config.copy_and_resolve_references()
     config.train.precision = "float32"
-    trained, size = untrained(config, classes), config.eval.batch_size
+    network, size = untrained(config, classes), config.eval.batch_size
     rng = np.random.default_rng(0)
     for bucket in resolve(config).buckets:
         images = rng.integers(0, 256, (size, *bucket, 3), dtype=np.uint8)
         inputs = images, np.tile(np.array([bucket], np.int32), (size, 1))
-        programs, megabytes = {"retina_jax": own_program(trained)}, {}
+        programs, megabytes = {"retina_jax": own_program(network)}, {}
         with tempfile.TemporaryDirectory() as folder:
             for kind, module in (("stablehlo", program), ("onnx", onnx_model)):
                 path = Path(folder) / f"model.{kind}"
-                module.write(trained, bucket, size, path)
+                module.write(network, bucket, size, path)
                 megabytes[kind] = round(path.stat().st_size / 1e6, 1)
                 programs[kind] = module.load(path)
         rates = _rates(programs, inputs, runs, steps)

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from retina_jax.config.flags import Flag, Parsed, parse
 from retina_jax.errors import check_local
+from retina_jax.placement import check_alone
 
 FLAGS = (
     Flag("study", "studies to run, separated by commas", [], example="prior,focal"),
@@ -51,6 +52,7 @@ def main(argv: list[str]) -> int:
     from retina_jax.progress import Reporter
 
     flags, report = parsed.flags, Reporter.on_stderr()
+    check_alone("ablate")
     check_local(flags.out, "--out")
     out = Path(flags.out).expanduser().absolute()
 

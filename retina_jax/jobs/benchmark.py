@@ -1,13 +1,17 @@
 """Measure speed, memory use and padding, part by part; print one JSON object per line.
 
 usage: retina-jax benchmark step --config=experiments/coco.py [--runs=5] [--steps=20]
-           [--config.train.batch_size=16 ...]     training step on random images, per bucket
+           [--config.train.batch_size=16 ...]     training step on random images, per
+           bucket (input shape)
        retina-jax benchmark predict --config=…    prediction step, from images to candidates
        retina-jax benchmark input --config=…      decode, scale, flip, pad: images/s per core,
            compared with a bare OpenCV loop and, if it is installed, torchvision
        retina-jax benchmark memory --config=… [--steps=10000]     host memory of the loader
-       retina-jax benchmark export --config=…     exported StableHLO and ONNX beside this program,
+       retina-jax benchmark export --config=…     exported StableHLO and ONNX against this program,
            per bucket, in float32 (needs the extra: pip install 'retina_jax[onnx]')
+       retina-jax benchmark serve --workdir=RUN [--clients=8] [--batch-size=8]     latency, images/s
+           and memory of servers with and without batches, over loopback; counts lost answers
+           (needs the extra: pip install 'retina_jax[serve]')
        retina-jax benchmark padding --config=…    padded pixels by batching scheme, for
            simulated COCO image sizes
 
@@ -22,15 +26,18 @@ from collections.abc import Iterator
 
 from retina_jax.config.flags import PROCESSES, Flag, Parsed, parse, wants_help
 from retina_jax.errors import UserError
-from retina_jax.jobs import on_all_hosts
+from retina_jax.jobs import config_of_run, on_all_hosts
 
-KINDS = ("step", "predict", "input", "memory", "export", "padding")
+KINDS = ("step", "predict", "input", "memory", "export", "serve", "padding")
 COMPUTING = ("step", "predict")
 """The kinds that all hosts of a run take part in."""
 FLAGS = (
     Flag("runs", "number of timed runs per bucket or pipeline", 5, least=1),
     Flag("steps", "number of steps, or batches, per run", 20, least=1),
     Flag("classes", "number of classes in the random data", 80, least=1),
+    Flag("workdir", "folder of the run that `benchmark serve` serves"),
+    Flag("clients", "number of clients at a time of `benchmark serve`", 8, least=1),
+    Flag("batch_size", "most images per call of the network of `benchmark serve`", 8, least=1),
     *PROCESSES,
 )
 
@@ -53,6 +60,15 @@ def benchmark(kind: str, parsed: Parsed) -> Iterator[dict]:
         from retina_jax.exporting.speed import time_exports
 
         return time_exports(config, flags.runs, flags.steps, flags.classes)
+    if kind == "serve":
+        if not flags.workdir:
+            raise UserError("--workdir is missing; set it to the folder of a run")
+        from retina_jax.jobs.serve import check_packages
+
+        check_packages("benchmark serve")
+        from retina_jax.serving.speed import time_serving
+
+        return time_serving(flags.workdir, flags.batch_size, flags.runs, flags.steps, flags.clients)
     if kind == "padding":
         from retina_jax.benchmarks.padding import compare_padding
 
@@ -68,7 +84,7 @@ def main(argv: list[str]) -> int:
         named = argv and not argv[0].startswith("-")
         problem = f"unknown benchmark {argv[0]!r}" if named else "a benchmark is missing"
         raise UserError(f"{problem}; the first argument must be one of {', '.join(KINDS)}")
-    parsed = parse(rest, __doc__, FLAGS)
+    parsed = parse(rest, __doc__, FLAGS, config_of_run if kind == "serve" else None)
     if parsed is None:
         return 0
     if (

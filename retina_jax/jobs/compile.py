@@ -3,11 +3,11 @@
 usage: retina-jax compile --config=experiments/coco.py --topology=v5e:2x2x1
            [--config.train.batch_size=16 ...]
 
-For every bucket, prints memory, arithmetic and HBM traffic per device, an upper bound on images/s
-from the chip's published peaks, the largest batch that fits, and the largest sources of traffic.
-The steps are compiled, not run. A compilation takes minutes, and the training step is compiled
---compilations times per bucket. Exits with code 2 if a step does not fit. Needs libtpu:
-pip install 'retina_jax[tpu]'.
+For every bucket (input shape), prints memory, FLOPs and HBM traffic per device, an upper bound on
+images/s from the chip's published peaks, the largest batch that fits, and the largest sources of
+HBM traffic. The steps are compiled, not run. Each compilation takes minutes, and the training step
+is compiled up to --compilations times per bucket. Exits with code 2 if a step does not fit. Needs
+libtpu: pip install 'retina_jax[tpu]'.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ FLAGS = (
     Flag("topology", "slice to compile for, as KIND:SHAPE; for example v4:2x2x1, v5e:2x2x1, "
          "v5p:2x2x1, v6e:2x2x1, tpu7x:2x2x1, or v6e:4x4 for a larger one", example="v5e:2x2x1"),
     Flag("steps", "steps to compile: train, predict or both", ["train", "predict"]),
-    Flag("compilations", "number of batch sizes for which the training step is compiled per "
-         "bucket; 1: only train.batch_size; 3: also a second one, and the largest one that should "
-         "fit according to the line through the first two", 3, least=1),
+    Flag("compilations", "maximum number of batch sizes for which the training step is compiled "
+         "per bucket; 1: only train.batch_size; 3: also a second one, and the largest that should "
+         "fit by linear extrapolation from these two", 3, least=1),
     Flag("classes", "number of classes", 80, least=1),
 )  # fmt: skip
 ENVIRONMENT = {

@@ -4,8 +4,8 @@ usage: retina-jax evaluate --workdir=DIR [--config.eval.checkpoint=best]
            [--config=experiments/shapes.py] [--config.path.to.field=value ...]
 
 Uses the run's own config unless --config is given. Writes metrics.json, detections.json (COCO
-results) and detections.png to DIR/eval/STEP. An evaluation on other data or with other config
-values writes to a separate folder whose name lists the differences.
+results), detections.png and report.html to DIR/eval/STEP. An evaluation on other data or with other
+config values writes to a separate folder whose name lists the differences.
 """
 
 from __future__ import annotations

@@ -1,20 +1,21 @@
-"""Write a trained model as a file that runs without this program: StableHLO or ONNX.
+"""Write a trained detector as files that run without this program: StableHLO or ONNX.
 
 usage: retina-jax export --workdir=DIR --out=DIR [--format=onnx] [--bucket=800x1344]
            [--batch-size=N] [--config.path.to.field=value ...]
 
-Exports the best checkpoint by AP, or the latest if none was evaluated. The file takes padded
-images and their sizes and returns detections: normalisation, decoding and NMS are inside. Writes
-one file per bucket, a model card (model_card.md, model.json) and load.py, which runs the model
-with NumPy and JAX (stablehlo) or onnxruntime (onnx) alone. Each file is compared with the run's
-own predictions, on images of its data set if that is there. StableHLO runs on CPUs, NVIDIA GPUs
-and TPUs.
+Exports the best checkpoint by AP, or the latest if none was evaluated. Writes one file per bucket
+(input shape), a model card (model_card.md, model.json) and load.py, which runs the model with only
+NumPy and JAX (stablehlo) or onnxruntime (onnx). Each file takes padded images and their sizes and
+returns detections; normalisation, decoding and NMS are inside. Each file is compared with the run's
+own predictions, on images of the run's data set if it is available, else on synthetic images.
+StableHLO runs on CPUs, NVIDIA GPUs and TPUs.
 """
 
 from __future__ import annotations
 
 from retina_jax.config.flags import Flag, parse
 from retina_jax.jobs import config_of_run
+from retina_jax.placement import check_alone
 
 FLAGS = (
     Flag("workdir", "folder of the run", example="runs/first"),
@@ -30,6 +31,7 @@ def main(argv: list[str]) -> int:
     parsed = parse(argv, __doc__, FLAGS, config_of_run=config_of_run)
     if parsed is None:
         return 0
+    check_alone("export")
     from retina_jax.exporting.export import export
     from retina_jax.program_cache import keep_compiled_programs
     from retina_jax.progress import Reporter

@@ -19,11 +19,12 @@ manifest for kubectl create -f -, the gcloud commands as a shell script, or the 
 The job is done if the command exits with code 0. Codes 2, 3 and 4 also end it, because a restart
 would end the same way. Any other code, such as 1 (a fault) or 143 (SIGTERM), restarts it on all
 hosts, at most --max-restarts times; preemptions and maintenance do not count. A training run
-resumes from its workdir, which must therefore outlive the machines: gs://BUCKET/FOLDER, or a
-folder, on GKE and TPU VMs below a --mount, on SLURM on a disk that all nodes see.
---config.data.dir may be in a bucket, too; each host copies the data set to its disk. For gs://
-addresses, the service account of the TPU VMs, or on GKE of the node pool, must have access to the
-bucket. scripts/cluster/Dockerfile builds the image.
+resumes from its workdir, which must therefore outlive the machines. The workdir is either a
+gs://BUCKET/FOLDER address or a folder. On GKE and TPU VMs, the folder must be below a --mount; on
+SLURM, it must be on a disk that all nodes see. --config.data.dir may be a gs:// address, too; each
+host then copies the data set to its disk. For gs:// addresses, the service account of the TPU VMs
+(on GKE, that of the node pool) must have access to the Cloud Storage bucket. The image is built
+with scripts/cluster/Dockerfile.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ GKE, QUEUED, SLURM = "gke", "queued-resource", "slurm"
 _TYPES = {"number": int, "seconds": int}
 FLAGS = (
     ("image", "IMAGE", (GKE, QUEUED, SLURM), "container image; optional with slurm (Pyxis)"),
-    ("accelerator", "TYPE", (GKE, QUEUED), "on gke the accelerator in the node label, such as "
-     "tpu-v6e-slice, tpu7x or nvidia-h100-80gb; for a queued resource the accelerator type, such "
+    ("accelerator", "TYPE", (GKE, QUEUED), "on GKE, the accelerator in the node label, such as "
+     "tpu-v6e-slice, tpu7x or nvidia-h100-80gb; for a queued resource, the accelerator type, such "
      "as v6e-8"),
     ("topology", "AxB[xC]", (GKE,), "TPU topology of a slice, such as 4x4"),
     ("slices", "number", (GKE, QUEUED), "number of TPU slices (default: 1)"),
@@ -54,12 +55,12 @@ FLAGS = (
     ("queue", "QUEUE", (GKE,), "local queue of Kueue"),
     ("namespace", "NAMESPACE", (GKE,), "Kubernetes namespace (default: kubectl's)"),
     ("service-account", "ACCOUNT", (GKE, QUEUED), "Kubernetes service account of the pods, or "
-     "service account of the TPU VMs; --mount=gs://BUCKET:/PATH needs one that may read and write "
+     "service account of the TPU VMs; --mount=gs://BUCKET:/PATH needs one that can read and write "
      "the bucket's objects"),
-    ("mount", "SOURCE:PATH", (GKE, QUEUED, SLURM), "mount at PATH in the container: on gke a "
-     "persistent volume claim (CLAIM:/PATH) or a bucket with Cloud Storage FUSE "
-     "(gs://BUCKET:/PATH), of a queued resource an NFS export such as Filestore "
-     "(HOST:/EXPORT:/PATH), on slurm, with --image, a folder (FOLDER:/PATH); may be repeated"),
+    ("mount", "SOURCE:PATH", (GKE, QUEUED, SLURM), "shared folder to mount at PATH in the "
+     "container; may be repeated; on GKE, a persistent volume claim (CLAIM:/PATH) or a Cloud "
+     "Storage bucket (gs://BUCKET:/PATH); for a queued resource, an NFS export such as Filestore's "
+     "(HOST:/EXPORT:/PATH); on SLURM, with --image, a folder (FOLDER:/PATH)"),
     ("runtime-version", "VERSION", (QUEUED,), "version of the TPU software (default: the one "
      "for the TPU generation)"),
     ("reserved", "", (QUEUED,), "use a reservation"),
@@ -86,7 +87,9 @@ REQUIRED = {
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """The launcher's own flags, and the words after ``--``."""
     parser = ArgumentParser(prog="retina-jax launch", description=__doc__)
-    parser.add_argument("--kind", choices=(GKE, QUEUED, SLURM), required=True)
+    parser.add_argument(
+        "--kind", choices=(GKE, QUEUED, SLURM), required=True, help="where the job runs"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print what would be submitted")
     parser.add_argument("--keep", action="store_true", help="do not delete the job at the end")
     parser.add_argument(
@@ -99,7 +102,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         type=int,
         default=20,
         metavar="NUMBER",
-        help="largest number of restarts after faults (default: %(default)s)",
+        help="maximum number of restarts after faults (default: %(default)s)",
     )
     parser.add_argument(
         "--poll",

@@ -1,17 +1,17 @@
-"""Detect objects in images and videos with a trained run.
+"""Detect objects in images and videos with a trained run, or an export of one.
 
-usage: retina-jax predict --workdir=RUN --input=FILE|FOLDER|PATTERN|VIDEO --out=DIR
+usage: retina-jax predict --workdir=RUN|--export=PATH --input=FILE|FOLDER|PATTERN|VIDEO --out=DIR
            [--threshold=0.5] [--classes=car,person] [--format=coco|yolo|voc|csv] [--no-images]
            [--tile=800 [--overlap=0.2]] [--nms=soft] [--class-agnostic] [--batch-size=N]
            [--checkpoint=best|latest]
 
-Writes detections.json (COCO results, with the category ids of the run's data set), images.json (the
-file of each image id) and, in drawn/, the images and videos with their boxes to DIR. The data set
-of the run is not needed. Without --threshold, the files hold every detection that evaluation would
-count, and the drawings show those that score above 0.4.
+Writes to DIR: detections.json (COCO results with the category ids of the run's data set),
+images.json (the file of each image id), and drawn/ (the images and videos with boxes). The run's
+data set is not needed. Without --threshold, the files hold every detection that scores above
+eval.score_threshold of the run, and the drawings show those that score above 0.4.
 
-Run the same command again to go on after a stop. Files that cannot be read are listed and left out;
-the command then exits with code 3.
+If the command is interrupted, run it again to resume. Files that cannot be read are listed and left
+out; the command then exits with code 3.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 
 from retina_jax.config.flags import ArgumentParser
 from retina_jax.errors import DONE, LEFT_OUT, UserError, check_local
+from retina_jax.placement import check_alone
 from retina_jax.wording import counted
 
 FORMATS = ("coco", "yolo", "voc", "csv")
@@ -28,20 +29,33 @@ FORMATS = ("coco", "yolo", "voc", "csv")
 def parser() -> ArgumentParser:
     made = ArgumentParser(prog="retina-jax predict", description=__doc__)
     add = made.add_argument
-    add("--workdir", required=True, help="folder of the run")
+    weights = made.add_mutually_exclusive_group(required=True)
+    weights.add_argument("--workdir", default="", help="folder of the run")
+    weights.add_argument(
+        "--export",
+        default="",
+        metavar="PATH",
+        help="instead of a run: a folder that retina-jax export wrote, or a file of it. It is "
+        "code; use it only if you trust its origin",
+    )
     add(
         "--input",
         required=True,
         action="extend",
         nargs="+",
         metavar="PATH",
-        help="file, folder (with its subfolders) or pattern such as 'a/*.jpg': images and videos",
+        help="images and videos: a file, a folder (with its subfolders), or a pattern such as "
+        "'a/*.jpg'",
     )
-    add("--out", required=True, help="folder for the results; new, or of this command")
+    add(
+        "--out",
+        required=True,
+        help="folder for the results: new or empty, or that of the command to resume",
+    )
     add(
         "--threshold",
         type=float,
-        help="smallest score of a detection (default: eval.score_threshold of the run)",
+        help="keep detections that score above this (default: eval.score_threshold of the run)",
     )
     add("--classes", default="", help="names of the classes to keep, separated by commas")
     add(
@@ -51,36 +65,43 @@ def parser() -> ArgumentParser:
         help="coco: detections.json; yolo: labels/NAME.txt; voc: annotations/NAME.xml; csv: "
         "detections.csv (default: %(default)s)",
     )
-    add("--no-images", action="store_true", help="do not draw")
-    add("--batch-size", type=int, help="images per call of the network (default: the run's)")
+    add("--no-images", action="store_true", help="do not write images and videos with boxes")
+    add(
+        "--batch-size",
+        type=int,
+        help="images per forward pass (default: eval.batch_size of the run, or less for few "
+        "images)",
+    )
     add(
         "--tile",
         type=int,
         metavar="PIXELS",
-        help="for images much larger than the network's input: detect in tiles of this size",
+        help="for images much larger than the network's input: detect in square tiles with this "
+        "side",
     )
     add(
         "--overlap",
         type=float,
         metavar="SHARE",
-        help="share of a tile that its neighbour also shows (default: 0.2)",
+        help="overlap of neighbouring tiles, as a fraction of their side (default: 0.2)",
     )
     add(
         "--nms",
         choices=("hard", "soft"),
-        help="drop overlapping boxes, or lower their scores (default: eval.nms of the run)",
+        help="hard: drop overlapping boxes; soft: lower their scores (default: eval.nms of the "
+        "run)",
     )
     add(
         "--class-agnostic",
         action="store_true",
         default=None,
-        help="NMS between boxes of all classes (default: eval.class_agnostic of the run)",
+        help="apply NMS across classes instead of within each class (default: "
+        "eval.class_agnostic of the run)",
     )
     add(
         "--checkpoint",
         choices=("best", "latest"),
-        default="best",
-        help="best by AP, or latest (default: %(default)s)",
+        help="checkpoint to use: the best by AP, or the latest (default: best)",
     )
     return made
 
@@ -88,9 +109,19 @@ def parser() -> ArgumentParser:
 def main(argv: list[str]) -> int:
     options = parser().parse_args(argv)
     if options.threshold is not None and not 0 <= options.threshold <= 1:
-        raise UserError(f"--threshold={options.threshold} must lie between 0 and 1; set 0.5")
+        raise UserError(
+            f"--threshold={options.threshold} must lie between 0 and 1; set --threshold=0.5"
+        )
     if options.overlap is not None and options.tile is None:
-        raise UserError(f"--overlap={options.overlap} needs tiles; add --tile=800, or remove it")
+        raise UserError(
+            f"--overlap={options.overlap} needs tiles; add --tile=800 or remove --overlap"
+        )
+    if options.checkpoint is not None and options.export:
+        raise UserError(
+            f"--checkpoint={options.checkpoint} needs --workdir, because an export holds one "
+            "checkpoint; remove --checkpoint"
+        )
+    check_alone("predict")
     check_local(options.out, "--out")
     from retina_jax.prediction.predict import Request, predict
     from retina_jax.progress import Reporter
@@ -100,7 +131,7 @@ def main(argv: list[str]) -> int:
         workdir=options.workdir,
         inputs=options.input,
         out=Path(options.out).expanduser(),
-        checkpoint=options.checkpoint,
+        checkpoint=options.checkpoint or "best",
         threshold=options.threshold,
         classes=[name.strip() for name in options.classes.split(",") if name.strip()],
         format=options.format,
@@ -110,17 +141,18 @@ def main(argv: list[str]) -> int:
         overlap=0.2 if options.overlap is None else options.overlap,
         nms=options.nms,
         class_agnostic=options.class_agnostic,
+        export=options.export,
     )
     result = predict(request, report)
     images = counted(result.pictures, "image")
     if result.signal:
         report.say(
-            f"stopped by {result.signal.name} after {images}; run the same command again to go on"
+            f"stopped by {result.signal.name} after {images}; run the same command again to resume"
         )
         return 128 + result.signal
     report.say(f"{counted(result.detections, 'detection')} in {images}: {result.path}")
     if request.images and result.pictures:
-        shown = f"{result.drawn} of them drawn, those that score above {result.drawn_from:g}"
+        shown = f"{result.drawn} of them score above {result.drawn_from:g} and are drawn"
         report.say(f"{shown}: {request.out / 'drawn'}")
     if result.left_out:
         report.note(f"left out {counted(len(result.left_out), 'file')}, see above", "warning")

@@ -1,10 +1,11 @@
-"""Print where runs stand, also while they run.
+"""Print the progress of running and finished runs.
 
 usage: retina-jax status RUN [RUN ...]
 
-RUN is a workdir. Prints the step and the loss of the last log entry, the rate, the time left at
-that rate (without evaluations), the last and the best AP, the newest checkpoint, and the last
-error. Only reads; a run on another host is seen if its workdir is.
+RUN is a workdir. Prints the step, loss and images/s of the last log entry, the time left at that
+speed (not counting evaluations), the last and the best AP, the newest checkpoint, and the last
+error. The command only reads files, so it works for runs on other hosts if it can read their
+workdir.
 """
 
 from __future__ import annotations

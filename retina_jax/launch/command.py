@@ -78,7 +78,7 @@ def check_address(flag: str, value: str) -> None:
     """
     if "://" in value and not _ADDRESS.match(value):
         raise UserError(
-            f"{flag}={value} is an address that the command does not open; set "
+            f"{flag}={value} is an address that the command cannot open; set "
             f"{flag}=gs://BUCKET/FOLDER, or a folder that all hosts see"
         )
 

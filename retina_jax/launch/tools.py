@@ -83,7 +83,7 @@ _ADVICE: tuple[tuple[str, str, type[CommandError]], ...] = (
         "allow SSH to the machines (a firewall rule for TCP port 22)",
         RunError,
     ),
-    (r"", "run the same command again; it continues with the job if there is one", RunError),
+    (r"", "run the same command again; it reattaches to the job if there is one", RunError),
 )
 
 

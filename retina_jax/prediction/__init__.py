@@ -1,1 +1,1 @@
-"""Detection in any pictures with a trained network, without its data set."""
+"""Detects objects in any images with a trained network, without its data set."""

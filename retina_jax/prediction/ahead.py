@@ -1,4 +1,4 @@
-"""Work in threads, a few items ahead of the consumer, whose order stays."""
+"""Works in threads, a few items ahead of the consumer, and keeps the order."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ def in_threads(
 ) -> Iterator[tuple[S, T]]:
     """``(item, function(item))`` of each item, in order; at most ``2 * threads`` items are ahead.
 
-    ``items`` is read in the thread of the consumer. An error of ``function`` is raised in turn.
+    ``items`` is read in the consumer's thread. An error in ``function`` is raised when its item
+    is due.
     """
     ahead: collections.deque = collections.deque()
     with ThreadPoolExecutor(threads) as pool:

@@ -1,4 +1,4 @@
-"""Packs scaled pictures, as they come, into batches of fixed shapes."""
+"""Packs scaled images into batches of fixed shapes as they arrive."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from retina_jax.data.plan import Placement
 from retina_jax.types import Batch, GroundTruth
 
 _PATIENCE = 4
-"""Batches' worth of later windows after which a window no longer waits for its batch to fill."""
+"""A window waits for at most this many batches of later windows before its batch is padded."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Window:
-    """A picture, or a tile of one, scaled for the network."""
+    """An image, or a tile of one, scaled for the network."""
 
     number: int
     """Place in the stream."""
@@ -32,9 +32,9 @@ def make_batches(
 ) -> Iterator[Batch]:
     """Batches of ``batch_size`` windows of one bucket each; their numbers are in ``index``.
 
-    A window waits until others fill its batch, but not for ever: a stream of landscape images must
-    not keep a portrait one, and all results after it, to its end. Then, and at the end, fillers
-    complete the batch.
+    A window waits until others fill its batch, but not until the end of the stream: otherwise, a
+    portrait image among landscape ones would delay all later results. A batch that has waited too
+    long, and every batch at the end, is padded with fillers.
     """
     waiting: dict[int, list[Window]] = {}
     for window in windows:
@@ -60,17 +60,11 @@ def _batch(windows: Sequence[Window], buckets: Sequence[tuple[int, int]], batch_
         height, width = sizes[i] = window.placement.height, window.placement.width
         images[i, :height, :width] = window.pixels
         originals[i], index[i] = window.original, window.number
-    nothing = np.zeros((batch_size, 0))
     return Batch(
         images=images,
         sizes=sizes,
         original_sizes=originals,
-        ground_truth=GroundTruth(
-            boxes=nothing.reshape(batch_size, 0, 4).astype(np.float32),
-            labels=nothing.astype(np.int32),
-            valid=nothing.astype(bool),
-            is_crowd=nothing.astype(bool),
-        ),
+        ground_truth=GroundTruth.empty(batch_size, 0),
         index=index,
         example_mask=np.arange(batch_size) < len(windows),
         cut_away=np.zeros(batch_size, np.int32),

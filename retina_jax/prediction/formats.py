@@ -1,4 +1,4 @@
-"""Writes detections as files of other programs: COCO, YOLO, Pascal VOC, CSV."""
+"""Writes detections in the formats COCO, YOLO, Pascal VOC and CSV."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from retina_jax.training.workdir import Classes
 
 FORMATS = ("coco", "yolo", "voc", "csv")
 PER_PICTURE = {"yolo": ("labels", ".txt"), "voc": ("annotations", ".xml")}
-"""Formats with one file per picture: their folder and suffix."""
+"""Formats with one file per image: their folder and suffix."""
 
 
 def path_of(out: Path, name: str, form: str) -> Path | None:
-    """The file of one picture; None for a format that has one file for all."""
+    """The file of one image; None for a format with one file for all images."""
     if form not in PER_PICTURE:
         return None
     folder, suffix = PER_PICTURE[form]
@@ -26,14 +26,14 @@ def path_of(out: Path, name: str, form: str) -> Path | None:
 
 
 def write_picture(path: Path, line: Line, form: str, classes: Classes) -> None:
-    """Writes the file of one picture, in "yolo" or "voc"."""
+    """Writes the file of one image, in "yolo" or "voc"."""
     write_text(path, _yolo(line) if form == "yolo" else _voc(line, classes))
 
 
 def write_all(out: Path, form: str, numbered: Iterable[tuple[int, Line]], classes: Classes) -> Path:
-    """Writes what a format has once; returns the file or folder with the detections.
+    """Writes the files that a format has once; returns the file or folder with the detections.
 
-    ``numbered``: image id and line of each picture; read once, and not held in memory.
+    ``numbered``: image id and line of each image; read once, and not held in memory.
     """
     if form == "coco":
         return _write_coco(out, numbered, classes)
@@ -83,7 +83,7 @@ def _write_csv(path: Path, numbered: Iterable[tuple[int, Line]], classes: Classe
 
 
 def _yolo(line: Line) -> str:
-    """Class, centre, size, score: relative to the picture."""
+    """Class, centre, size, score: relative to the image."""
     rows = []
     for (x, y, w, h), score, label in zip(line.boxes, line.scores, line.labels, strict=True):
         box = (x + w / 2) / line.width, (y + h / 2) / line.height, w / line.width, h / line.height

@@ -1,11 +1,12 @@
-"""A trained network with all that prediction needs: config, classes, weights, pixel scale."""
+"""A trained network and all that prediction needs: config, classes, weights, pixel scale."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import runpy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,18 @@ import jax
 import ml_collections
 import numpy as np
 
+from retina_jax import parallel
 from retina_jax.config import resolve, validate
 from retina_jax.data.deep import PixelScale
 from retina_jax.errors import UserError
+from retina_jax.evaluation.detect import make_detect
 from retina_jax.files import on_disk, open_path
 from retina_jax.interop.fit import fit
 from retina_jax.interop.graft import graft
 from retina_jax.interop.structure import class_outputs
 from retina_jax.interop.weights import read_weights
 from retina_jax.models import retinanet
-from retina_jax.training.checkpoint import FOLDER, Checkpoints
+from retina_jax.training.checkpoint import FOLDER, Chosen, restore_chosen
 from retina_jax.training.step import variable_shapes
 from retina_jax.training.workdir import (
     CONFIG,
@@ -32,9 +35,12 @@ from retina_jax.training.workdir import (
     read_pixel_scale,
     workdir_at,
 )
+from retina_jax.types import Batch, Detections
 
 CHECKPOINTS = ("best", "latest")
 Note = Callable[[str], None]
+Detect = Callable[[Iterable[Batch]], Iterator[tuple[int, Detections]]]
+"""Number in the stream and detections of each image, in order; see `evaluation.detect`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,14 +48,32 @@ class Network:
     """Weights and what they mean; `from_workdir` and `from_weights` read one."""
 
     config: ml_collections.ConfigDict
-    """Locked and valid."""
+    """Valid."""
     classes: Classes
     variables: Any
     """NumPy arrays, as the network of ``config`` takes them."""
     pixel_scale: PixelScale | None
-    """The 16-bit or float values that training mapped to 0 and 255; None: it saw no such images."""
+    """The 16-bit or float values that training mapped to 0 and 255; None: it had no such images."""
     source: str
-    """Where the weights are from, for messages."""
+    """Where the weights come from, for messages."""
+    checkpoint: Chosen | None = None
+    """The checkpoint that they come from; None for a weight file."""
+
+    @functools.cached_property
+    def model(self) -> retinanet.RetinaNet:
+        """The network without its weights."""
+        return retinanet.build(self.config, len(self.classes.names))
+
+    def make_detect(self, config: ml_collections.ConfigDict) -> Detect:
+        """Puts the network on as many devices of this host as can share a batch equally.
+
+        ``config`` is that of this network, possibly with other fields of ``eval``.
+        """
+        here, size = len(parallel.Devices.local()), config.eval.batch_size
+        shared = max(n for n in range(1, here + 1) if size % n == 0)
+        devices = parallel.Devices.local(shared)
+        detect = make_detect(self.model, config, devices)
+        return functools.partial(detect, devices.replicate(self.variables))
 
     def digest(self) -> str:
         """Identifies the weights: 16 hexadecimal digits."""
@@ -61,42 +85,39 @@ class Network:
 
 
 def from_workdir(
-    workdir: str | Path, checkpoint: str = "best", note: Note = lambda line: None
+    workdir: str | Path,
+    checkpoint: str | int = "best",
+    note: Note = lambda line: None,
+    config: ml_collections.ConfigDict | None = None,
 ) -> Network:
-    """The network of a run. Reads the run's config, never its data set.
+    """The network of a run. Never reads its data set.
 
     Args:
-      checkpoint: "best" by AP (the latest if none was evaluated), or "latest".
+      checkpoint: "best" by AP (the latest if none was evaluated), "latest", or a step.
       note: called with each warning.
+      config: instead of that of the run, such as one with flags.
 
-    Raises `UserError` for a folder without a run or without a checkpoint.
+    Raises `UserError` for a folder without a run or without a checkpoint, or of another network
+    than that of ``config``.
     """
-    if checkpoint not in CHECKPOINTS:
+    if checkpoint not in CHECKPOINTS and not isinstance(checkpoint, int):
         raise UserError(f"checkpoint={checkpoint!r} must be one of {', '.join(CHECKPOINTS)}")
     folder = workdir_at(workdir)
     if not folder.is_dir():
         raise UserError(f"--workdir={workdir} is not a folder; set it to the workdir of a run")
     if not (folder / CONFIG).exists() and not (folder / FOLDER).is_dir():
         raise UserError(
-            f"--workdir={workdir} is not a workdir: it has no {CONFIG}; set it to that of a run"
+            f"--workdir={workdir} is not a workdir: it has no {CONFIG}; set it to the workdir of "
+            "a run"
         )
-    config = read_config(folder)
+    config = read_config(folder) if config is None else config
     validate(config)
-    step = None
-    if (folder / FOLDER).is_dir():
-        checkpoints = Checkpoints(folder)
-        best = checkpoint == "best"
-        step = checkpoints.best_or_latest_step() if best else checkpoints.latest_step()
-    if step is None:
-        raise UserError(f"--workdir={workdir} has no checkpoint to predict with; train it first")
-    weights = checkpoints.restore_weights(step)
-    checkpoints.close()
-    source = f"checkpoint of step {step} in {folder}"
-    classes = read_classes(folder)
+    chosen, weights = restore_chosen(workdir, checkpoint)
+    source, classes = str(chosen), read_classes(folder)
     if classes is None:  # a run of an earlier version, or imported weights
         classes = _numbered(_count_classes(config, weights, source), source, note)
     variables = _fitted(config, len(classes.names), weights, source)
-    return Network(config, classes, variables, read_pixel_scale(folder), source)
+    return Network(config, classes, variables, read_pixel_scale(folder), source, chosen)
 
 
 def from_weights(
@@ -122,13 +143,16 @@ def from_weights(
     with on_disk(path) as local:
         imported = read_weights(local)
     if class_outputs(imported.tree) is None:
-        raise UserError(f"{path} holds a backbone without heads, which detects nothing; train it")
+        raise UserError(
+            f"{path} holds only a backbone, which cannot detect objects; use the "
+            "weights of a detector"
+        )
     count = _count_classes(config, imported.tree, str(path))
     if class_names is not None:
         if len(class_names) != count:
             raise UserError(
-                f"class_names has {len(class_names)} names, but {path} has {count} classes; name "
-                "each of them"
+                f"class_names has {len(class_names)} names, but {path} has {count} classes; give "
+                "one name per class"
             )
         ids = tuple(i for i, _ in imported.classes) if imported.classes else tuple(range(count))
         classes = Classes(tuple(class_names), ids)
@@ -175,18 +199,18 @@ def _count_classes(config: ml_collections.ConfigDict, tree: Any, source: str) ->
 
 
 def _numbered(count: int, source: str, note: Note) -> Classes:
-    """Classes whose names are their numbers, as the weights state no others."""
-    note(f"{source} does not name its {count} classes; they are called by their numbers")
+    """Classes named by their numbers, because the weights state no names."""
+    note(f"{source} does not name its {count} classes; they are named class 0, class 1 and so on")
     return Classes(tuple(f"class {i}" for i in range(count)), tuple(range(count)))
 
 
 def _fitted(config: ml_collections.ConfigDict, classes: int, weights: Any, source: str) -> Any:
-    """``weights`` as the network takes them; `UserError` if they are of another one."""
+    """``weights`` as the network takes them; `UserError` if they belong to a different network."""
     shapes = variable_shapes(retinanet.build(config, classes))
     variables, unmatched = graft(shapes, weights, source)
     if unmatched:
         raise UserError(
-            f"{source} has another number of classes than the {classes} in its {CONFIG}; restore "
-            "the file"
+            f"{source} has a different number of classes from the {classes} in its {CONFIG}; "
+            "restore the file"
         )
     return variables

@@ -1,4 +1,4 @@
-"""The pictures to detect in: files, arrays and opened images, and how paths name many files."""
+"""The input images of prediction (files, arrays, opened images), and the files of a path."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ VIDEO_SUFFIXES = frozenset(".mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .wmv .flv"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Picture:
-    """One picture, which is read when its turn comes."""
+    """One image, which is read only when its turn comes."""
 
     name: str
     """For messages and output files: a path, or "picture 3"."""
-    source: Path | np.ndarray | Image.Image
-    """A file; an array (`data.images.array_pixels`); or an opened image."""
+    source: Path | bytes | np.ndarray | Image.Image
+    """A file; its content; an array (`data.images.array_pixels`); or an opened image."""
 
     def pixels(self, pixel_scale: PixelScale | None) -> np.ndarray:
         """RGB uint8 ``[h, w, 3]``, treated as `prepare` and training would.
@@ -41,6 +41,8 @@ class Picture:
         """
         if isinstance(self.source, Image.Image):
             return picture_pixels(self.source, pixel_scale)
+        if isinstance(self.source, bytes):
+            return read_upright(self.source, pixel_scale)
         if not isinstance(self.source, Path):
             return array_pixels(self.source, pixel_scale)
         try:

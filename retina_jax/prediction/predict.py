@@ -1,4 +1,4 @@
-"""Detects in files and writes what it found; a stopped prediction goes on where it stopped."""
+"""Detects objects in files and writes the detections; an interrupted prediction resumes."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from retina_jax.errors import UserError
 from retina_jax.files import atomic_write
 from retina_jax.prediction import formats
 from retina_jax.prediction.ahead import in_threads
+from retina_jax.prediction.artefact import Artefact, from_export
 from retina_jax.prediction.network import Network, from_workdir
 from retina_jax.prediction.pictures import VIDEO_SUFFIXES, Picture, find_files
 from retina_jax.prediction.record import Line, Record
@@ -51,9 +52,9 @@ class _File:
 
 
 def predict(request: Request, report: Reporter | None = None) -> Prediction:
-    """Detects in every picture and video, and writes detections and drawn pictures to ``out``.
+    """Detects objects in every image and video; writes detections and drawings to ``out``.
 
-    The same request goes on where it was stopped. Raises `UserError` for inputs, values or an
+    An interrupted request resumes if it is repeated. Raises `UserError` for inputs, values or an
     ``out`` folder that cannot be used; files that cannot be read are left out.
     """
     report = report or Reporter()
@@ -64,11 +65,15 @@ def predict(request: Request, report: Reporter | None = None) -> Prediction:
         raise UserError(f"--format={request.format} must be one of {listed}")
     tiling = None if request.tile is None else Tiling(request.tile, request.overlap)
     if request.batch_size is not None and request.batch_size < 1:
-        raise UserError(f"--batch-size={request.batch_size} must be 1 or more")
+        raise UserError(f"--batch-size={request.batch_size} must be 1 or more; set --batch-size=8")
     if request.out.exists() and not request.out.is_dir():
         raise UserError(f"--out={request.out} is a file; set it to a new folder")
     files = _find(request)
-    network = from_workdir(request.workdir, request.checkpoint, report.note)
+    if request.export:
+        network = from_export(request.export)
+        network.check(request.threshold, request.nms, request.class_agnostic)
+    else:
+        network = from_workdir(request.workdir, request.checkpoint, report.note)
     if network.config.train.compilation_cache:
         keep_compiled_programs()
     labels = labels_of(request.classes, network.classes, "--classes") if request.classes else None
@@ -97,8 +102,8 @@ def _find(request: Request) -> list[_File]:
     return files
 
 
-def _command(request: Request, network: Network) -> dict[str, object]:
-    """What must be the same for results to go into one folder."""
+def _command(request: Request, network: Network | Artefact) -> dict[str, object]:
+    """What must be equal for the results of two requests to share a folder."""
     return {
         "--input": [os.path.abspath(given) for given in request.inputs],
         "--threshold": "not set" if request.threshold is None else request.threshold,
@@ -120,7 +125,7 @@ class _Run:
     def __init__(
         self,
         request: Request,
-        network: Network,
+        network: Network | Artefact,
         labels: list[int] | None,
         tiling: Tiling | None,
         files: list[_File],
@@ -139,13 +144,13 @@ class _Run:
         self._new = 0
 
     def run(self) -> Prediction:
-        """Detects, then writes what the format has once."""
+        """Detects objects, then writes the files that the format has once."""
         with StopRequest() as stop, contextlib.closing(self._record):
             pictures = [f for f in self._files if not f.is_video]
             todo = [f for f in pictures if not self._record.has(f.name, f.stamp)]
             if len(todo) < len(pictures):
                 done = len(pictures) - len(todo)
-                self._report.say(f"{done} of {len(pictures)} images are finished")
+                self._report.say(f"{done} of {len(pictures)} images are already finished")
             if todo:
                 self._detect_pictures(todo, len(pictures), stop)
             for file in self._files:
@@ -223,7 +228,7 @@ class _Run:
         self._report.note(line, "left out")
 
     def _advance(self, bar: ProgressBar) -> None:
-        """Counts one picture; the rate is that after the first, which includes compilation."""
+        """Counts one image; the rate excludes the first ones, which include compilation."""
         now = time.monotonic()
         if self._started is None:
             self._started = now
@@ -235,7 +240,7 @@ class _Run:
         bar.advance(f"{self._new / seconds:.1f} images/s" if seconds > _FIRST_RATE_AFTER else None)
 
     def _detect_video(self, file: _File, stop: StopRequest) -> None:
-        """Detects in every frame; the video is written anew, from the record where it can be."""
+        """Detects objects in every frame; rewrites the video, using recorded detections."""
         try:
             reader = VideoReader(file.path)
         except PictureError as error:
@@ -350,7 +355,7 @@ class _DroppedError(Exception):
 
 @contextlib.contextmanager
 def _kept_if(path: Path, is_whole: Callable[[], object]) -> Iterator[Path]:
-    """`atomic_write` of a file that is dropped at the end unless it is whole."""
+    """`atomic_write` of a file that is dropped at the end unless it is complete."""
     with contextlib.suppress(_DroppedError), atomic_write(path) as temporary:
         yield temporary
         if not is_whole():

@@ -1,4 +1,4 @@
-"""The record of a prediction's finished pictures: a stopped command goes on after them."""
+"""The record of the finished images of a prediction, from which an interrupted command resumes."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ NAME = "predictions.jsonl"
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A finished picture."""
+    """A finished image."""
 
     name: str
     stamp: tuple[int, int]
-    """Size and modification time of its file: a changed file is not finished."""
+    """Size and modification time of its file; if they change, the image is processed again."""
     height: int
     width: int
     boxes: list[list[float]]
-    """COCO's xywh, pixels, to three digits."""
+    """COCO's xywh, pixels, rounded to three decimals."""
     scores: list[float]
-    """To six digits."""
+    """Rounded to six decimals."""
     labels: list[int]
 
     @classmethod
@@ -44,13 +44,13 @@ class Line:
 
 
 class Record:
-    """One line of JSON per finished picture, appended and flushed at once.
+    """One line of JSON per finished image, appended and flushed at once.
 
     The first line holds the command. A last line that a kill cut short is dropped.
     """
 
     def __init__(self, out: Path, command: Mapping[str, Any]):
-        """Opens or begins the record in folder ``out``.
+        """Opens or creates the record in folder ``out``.
 
         Raises `UserError` if the folder has other files, or results of another command.
         """
@@ -69,8 +69,8 @@ class Record:
                 ) from None
             if used is not None:
                 raise UserError(
-                    f"--out={out} holds {used.name}, which is not of this command; set it to a new "
-                    "folder"
+                    f"--out={out} holds {used.name}, which this command did not write; set it to "
+                    "a new folder"
                 )
         try:
             self._file = self._path.open("a", encoding="utf-8")
@@ -106,18 +106,18 @@ class Record:
         self._file.flush()
 
     def append(self, line: Line) -> None:
-        """Adds a finished picture."""
+        """Adds a finished image."""
         self._file.flush()
         place = self._path.stat().st_size
         self._write(dataclasses.asdict(line))
         self._stamps[line.name], self._places[line.name] = line.stamp, place
 
     def has(self, name: str, stamp: tuple[int, int]) -> bool:
-        """Whether a picture is finished, and its file is still the same."""
+        """Whether an image is finished and its file has not changed since."""
         return self._stamps.get(name) == stamp
 
     def lines(self, names: list[str]) -> Iterator[Line]:
-        """The finished ones of ``names``, in their order; read from disk one by one."""
+        """The finished images among ``names``, in their order; read from disk one by one."""
         with self._path.open("rb") as file:
             for name in names:
                 if name in self._places:

@@ -1,4 +1,4 @@
-"""What a prediction is asked for, and what it gives back."""
+"""The request and the result of a prediction."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ class Request:
     """What to predict, as the flags of the command say."""
 
     workdir: str
+    """A run; "": the artefact ``export``."""
     inputs: Sequence[str]
     """Files, folders or patterns."""
     out: Path
     checkpoint: str = "best"
     threshold: float | None = None
-    """None: that of the run for files, and at least `DRAWN_FROM` for drawn boxes."""
+    """None: that of the run for the files, and at least `DRAWN_FROM` for drawings."""
     classes: Sequence[str] = ()
     """Names of the classes to keep; (): all."""
     format: str = "coco"
     batch_size: int | None = None
-    """None: that of the run's evaluations, or less for fewer pictures."""
+    """None: ``eval.batch_size`` of the run, or less for fewer images."""
     images: bool = True
     """Whether to draw."""
     tile: int | None = None
@@ -35,6 +36,7 @@ class Request:
     """None: ``eval.nms`` of the run."""
     class_agnostic: bool | None = None
     """None: ``eval.class_agnostic`` of the run."""
+    export: str = ""
 
 
 @dataclasses.dataclass
@@ -44,10 +46,10 @@ class Prediction:
     path: Path | None = None
     """The file or folder with the detections; None if a signal came before the end."""
     pictures: int = 0
-    """Number of finished pictures and frames, of earlier commands too."""
+    """Number of finished images and frames, including those of earlier attempts."""
     detections: int = 0
     drawn: int = 0
-    """Number of detections that score enough to be drawn."""
+    """Number of detections that score above `drawn_from`."""
     drawn_from: float = 0.0
     left_out: list[str] = dataclasses.field(default_factory=list)
     """A line for each file that could not be read."""

@@ -1,11 +1,11 @@
-"""The detections of one picture, with what they mean."""
+"""The detections of one image, with class names and category ids."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 from PIL import Image
@@ -23,7 +23,7 @@ class Detection(NamedTuple):
     """One detected object."""
 
     box: tuple[float, float, float, float]
-    """``(x1, y1, x2, y2)``, half-open, in pixels of the original picture."""
+    """``(x1, y1, x2, y2)``, half-open, in pixels of the original image."""
     score: float
     """0 to 1."""
     label: int
@@ -34,9 +34,9 @@ class Detection(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageDetections:
-    """The detections of one picture, highest score first: a sequence of `Detection`.
+    """The detections of one image, highest score first: a sequence of `Detection`.
 
-    Boxes are in pixels of the original picture (after EXIF rotation).
+    Boxes are in pixels of the original image (after EXIF rotation).
     """
 
     boxes: np.ndarray
@@ -46,7 +46,7 @@ class ImageDetections:
     labels: np.ndarray
     """``[k]`` int32: numbers of the classes, from 0."""
     height: int
-    """Of the picture, pixels."""
+    """Of the image, pixels."""
     width: int
     classes: Classes
     """Names and COCO category ids of all classes of the network, by label."""
@@ -62,7 +62,7 @@ class ImageDetections:
         picture: Picture,
         pixel_scale: PixelScale | None = None,
     ) -> ImageDetections:
-        """``detections`` in pixels of a picture of ``size`` (height, width)."""
+        """``detections`` in pixels of an image of ``size`` (height, width)."""
         boxes = np.asarray(detections.boxes, np.float64).reshape(-1, 4)
         scores = np.asarray(detections.scores, np.float32)
         labels = np.asarray(detections.labels, np.int32)
@@ -70,12 +70,12 @@ class ImageDetections:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of the picture, pixels."""
+        """Height and width of the image, pixels."""
         return self.height, self.width
 
     @property
     def source(self) -> str:
-        """The path of the picture, or "picture 3" for pixels in memory."""
+        """The path of the image, or "picture 3" for the third image in memory."""
         return self.picture.name
 
     @property
@@ -86,7 +86,14 @@ class ImageDetections:
     def __len__(self) -> int:
         return len(self.scores)
 
-    def __getitem__(self, index: int) -> Detection:
+    @overload
+    def __getitem__(self, index: int) -> Detection: ...
+    @overload
+    def __getitem__(self, index: slice) -> ImageDetections: ...
+    def __getitem__(self, index):
+        """One detection, or those of a slice, such as ``found[:5]``."""
+        if isinstance(index, slice):
+            return self._of_rows(index)
         x1, y1, x2, y2 = self.boxes[index].tolist()
         label = int(self.labels[index])
         score = float(self.scores[index])
@@ -106,14 +113,17 @@ class ImageDetections:
     ) -> ImageDetections:
         """The detections that score above ``threshold``, of the classes ``labels`` (None: all).
 
-        NMS never drops a box for one that scores less, so a network with this threshold finds the
-        same.
+        NMS never drops a box because of a lower-scoring one, so detecting with this threshold
+        gives the same result.
         """
         kept = self.scores > threshold
         if labels is not None:
             kept &= np.isin(self.labels, list(labels))
+        return self._of_rows(kept)
+
+    def _of_rows(self, rows: np.ndarray | slice) -> ImageDetections:
         return dataclasses.replace(
-            self, boxes=self.boxes[kept], scores=self.scores[kept], labels=self.labels[kept]
+            self, boxes=self.boxes[rows], scores=self.scores[rows], labels=self.labels[rows]
         )
 
     def to_coco(self, image_id: int = 0) -> list[dict[str, Any]]:
@@ -125,7 +135,7 @@ class ImageDetections:
         return coco.results(image_id, detections, self.classes.ids)
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain Python values, for JSON."""
+        """Everything as plain Python values, for JSON."""
         return {
             "source": self.source,
             "height": self.height,
@@ -143,19 +153,19 @@ class ImageDetections:
         }
 
     def pixels(self) -> np.ndarray:
-        """The picture, RGB uint8 ``[height, width, 3]``; reads a file again."""
+        """The image, RGB uint8 ``[height, width, 3]``; a file is read again."""
         return self.picture.pixels(self.pixel_scale)
 
     def draw(self) -> Image.Image:
-        """The picture with boxes, class names and scores; reads a file again.
+        """The image with boxes, class names and scores; a file is read again.
 
-        A picture of less than 320 pixels is enlarged, so that the names can be read.
+        An image whose long side is below 320 pixels is enlarged, so that the names are legible.
         """
         return annotate(self.pixels(), self.boxes, self.labels.tolist(), self.names, self.scores)
 
 
 def labels_of(names: Sequence[str], classes: Classes, named: str) -> list[int]:
-    """The labels of class names; `UserError`, in terms of ``named``, for an unknown one."""
+    """The labels of class names; `UserError` for an unknown one, with ``named`` as its flag."""
     label_of = {name: label for label, name in enumerate(classes.names)}
     for name in names:
         if name not in label_of:

@@ -1,4 +1,4 @@
-"""Detects in a stream of pictures: reads ahead, fills batches, restores the order."""
+"""Detects objects in a stream of images: reads ahead, fills batches, restores the order."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ from retina_jax.data.images import PictureError
 from retina_jax.data.loader import decoding_threads
 from retina_jax.data.plan import Placement, place
 from retina_jax.errors import UserError
-from retina_jax.evaluation.detect import make_detect
 from retina_jax.evaluation.nms import Rule
-from retina_jax.models import retinanet
 from retina_jax.prediction.ahead import in_threads
+from retina_jax.prediction.artefact import Artefact
 from retina_jax.prediction.batches import Window, make_batches
 from retina_jax.prediction.network import Network
 from retina_jax.prediction.pictures import Picture
@@ -31,20 +30,22 @@ Outcome = ImageDetections | PictureError
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Read:
-    """A picture that was read: its size and its tiles, scaled for the network."""
+class Read:
+    """An image that was read: its size and its tiles, scaled for the network."""
 
     size: tuple[int, int]
+    """Height and width, pixels."""
     tiles: list[Tile]
     scaled: list[tuple[Placement, np.ndarray]]
+    """Of each tile: where it is placed, and its pixels; `Predictor.detect` takes them out."""
 
 
 @dataclasses.dataclass(eq=False)
 class _Open:
-    """A picture in the stream until all its tiles are detected."""
+    """An image in the stream whose tiles are not all processed yet."""
 
     picture: Picture
-    read: _Read | PictureError
+    read: Read | PictureError
     parts: dict[int, Detections] = dataclasses.field(default_factory=dict)
 
     def is_done(self) -> bool:
@@ -52,33 +53,37 @@ class _Open:
 
 
 class Predictor:
-    """Detects in pictures of any size, with one compiled program per bucket.
+    """Detects objects in images of any size, with one compiled program per bucket (input shape).
 
-    Any number of threads may call `stream`.
+    Any number of threads may call `stream`, `read` and `detect`.
     """
 
     def __init__(
         self,
-        network: Network,
+        network: Network | Artefact,
         batch_size: int = 1,
         threshold: float | None = None,
         tiling: Tiling | None = None,
         nms: str | None = None,
         class_agnostic: bool | None = None,
     ):
-        """Puts the network on the devices: as many of this host as ``batch_size`` can be shared by.
+        """Puts the network on as many devices of this host as can share ``batch_size`` equally.
+
+        An exported model is loaded when the first image comes.
 
         Args:
-          batch_size: images (or tiles) per call of the network.
-          threshold: smallest score of a detection; None: ``eval.score_threshold`` of the config.
-          tiling: how to cut pictures; None: not at all.
+          batch_size: images (or tiles) per forward pass.
+          threshold: keeps detections that score above this; None: ``eval.score_threshold`` of the
+            config.
+          tiling: how to cut images into tiles; None: not at all.
           nms: "hard" or "soft"; None: ``eval.nms`` of the config.
-          class_agnostic: whether boxes of all classes compete; None: as the config says.
+          class_agnostic: whether boxes of different classes suppress each other; None: as in the
+            config.
 
-        Raises `UserError` for a value out of range.
+        Raises `UserError` for a value out of range, or one that an artefact cannot follow.
         """
         if batch_size < 1:
-            raise UserError(f"--batch-size={batch_size} must be 1 or more")
+            raise UserError(f"--batch-size={batch_size} must be 1 or more; set --batch-size=8")
         if threshold is not None:
             check_threshold(threshold)
         self.network = network
@@ -92,27 +97,28 @@ class Predictor:
             config.eval.class_agnostic = class_agnostic
         validate(config)
         config.lock()
-        here = len(parallel.Devices.local())
-        shared = max(n for n in range(1, here + 1) if batch_size % n == 0)
-        devices = parallel.Devices.local(shared)
-        model = retinanet.build(config, len(network.classes.names))
-        self._detect = make_detect(model, config, devices)
-        self._variables = devices.replicate(network.variables)
+        self._detect = network.make_detect(config)
         self._tiling = tiling
 
     def stream(self, pictures: Iterable[Picture]) -> Iterator[tuple[Picture, Outcome]]:
-        """Each picture, in order, with its detections, or the reason why it cannot be read.
+        """Each image, in order, with its detections, or the reason why it cannot be read.
 
-        Reads a few batches ahead; memory does not grow with the number of pictures. Raises
+        Reads a few batches ahead; memory does not grow with the number of images. Raises
         `UserError` if the device's memory is too small.
         """
+        return self.detect(in_threads(self.read, pictures, decoding_threads(0)))
+
+    def detect(
+        self, pictures: Iterable[tuple[Picture, Read | PictureError]]
+    ) -> Iterator[tuple[Picture, Outcome]]:
+        """`stream`, for pictures that `read` has read; each is used once."""
         options, rule = self.config.eval, Rule.of(self.config.eval)
         pending: collections.deque[_Open] = collections.deque()
         owner: dict[int, tuple[_Open, int]] = {}
 
         def windows() -> Iterator[Window]:
             number = 0
-            for picture, read in in_threads(self._read, pictures, decoding_threads(0)):
+            for picture, read in pictures:
                 entry = _Open(picture, read)
                 pending.append(entry)
                 if isinstance(read, PictureError):
@@ -132,7 +138,7 @@ class Predictor:
         batches = make_batches(windows(), resolve(self.config).buckets, options.batch_size)
         advice = f"lower the batch size (--batch-size={options.batch_size})"
         with parallel.explain_out_of_memory(advice):
-            for number, detections in self._detect(self._variables, batches):
+            for number, detections in self._detect(batches):
                 entry, part = owner.pop(number)
                 entry.parts[part] = detections
                 yield from done()
@@ -146,7 +152,8 @@ class Predictor:
         merged = merge(entry.read.tiles, parts, size, rule)
         return ImageDetections.of(merged, size, network.classes, entry.picture, network.pixel_scale)
 
-    def _read(self, picture: Picture) -> _Read | PictureError:
+    def read(self, picture: Picture) -> Read | PictureError:
+        """Decodes and scales a picture as evaluation does; or the reason why it cannot be read."""
         try:
             pixels = picture.pixels(self.network.pixel_scale)
         except PictureError as error:
@@ -156,10 +163,10 @@ class Predictor:
         scaled = [
             self._scaled(pixels[t.top : t.top + t.height, t.left : t.left + t.width]) for t in tiles
         ]
-        return _Read(size, tiles, scaled)
+        return Read(size, tiles, scaled)
 
     def _scaled(self, image: np.ndarray) -> tuple[Placement, np.ndarray]:
-        """What the evaluation's loader writes into a batch."""
+        """The pixels that the evaluation's loader would write into a batch."""
         data = self.config.data
         placement = place(*image.shape[:2], **placement_rule(self.config))
         kind = np.float32 if data.float_pixels else np.uint8

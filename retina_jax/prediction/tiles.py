@@ -1,4 +1,4 @@
-"""Pictures much larger than the network's input: overlapping tiles, and their detections merged."""
+"""For images much larger than the network's input: overlapping tiles, with merged detections."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _AT_EDGE = 2.0  # pixels between a box and an edge of its tile that may cut the 
 
 @dataclasses.dataclass(frozen=True)
 class Tile:
-    """A part of a picture, pixels."""
+    """A part of an image, pixels."""
 
     top: int
     left: int
@@ -27,7 +27,7 @@ class Tile:
 
 @dataclasses.dataclass(frozen=True)
 class Tiling:
-    """How pictures are cut: tiles of ``side`` × ``side`` pixels that overlap by a share of it."""
+    """How images are cut: tiles of ``side`` × ``side`` pixels, and their overlap as a fraction."""
 
     side: int
     overlap: float = 0.2
@@ -37,12 +37,12 @@ class Tiling:
             raise UserError(f"--tile={self.side} must be 32 pixels or more, such as --tile=800")
         if not 0 <= self.overlap < 1:
             raise UserError(
-                f"--overlap={self.overlap} must be 0 or more and below 1: the share of a tile that "
-                "its neighbour also shows; set --overlap=0.2"
+                f"--overlap={self.overlap} must be 0 or more and below 1: the overlap of "
+                "neighbouring tiles as a fraction of their side; set --overlap=0.2"
             )
 
     def tiles(self, height: int, width: int) -> list[Tile]:
-        """The tiles of a picture, evenly spread, all of one size: the picture itself if it fits."""
+        """The tiles of an image, evenly spread and of equal size; one tile if the image fits."""
         high, wide = min(self.side, height), min(self.side, width)
         return [
             Tile(top, left, high, wide)
@@ -61,16 +61,16 @@ class Tiling:
 def merge(
     tiles: Sequence[Tile], parts: Sequence[Detections], size: tuple[int, int], rule: Rule
 ) -> Detections:
-    """The detections of a picture of ``size`` (height, width) from those of its tiles.
+    """The detections of an image of ``size`` (height, width) from those of its tiles.
 
-    Boxes of ``parts`` are in pixels of their tile; those of the result in pixels of the picture.
-    A single tile is returned as it is. Otherwise hard NMS between boxes of different tiles, with
-    ``rule.iou``, removes what several tiles saw; each tile has had NMS and its limit of detections,
-    so the picture has no limit.
+    Boxes of ``parts`` are in pixels of their tile; those of the result in pixels of the image. The
+    detections of a single tile are returned unchanged. Otherwise, hard NMS between boxes of
+    different tiles, with ``rule.iou``, removes duplicates. NMS and the limit on detections have
+    already been applied to each tile, so the image as a whole has no limit.
 
-    A tile may cut an object that its neighbour shows whole. Their IoU can be small, so a box at an
-    edge inside the picture is also dropped if a box that is not cut, of its class and of no lower
-    score, covers more than ``rule.iou`` of it.
+    A tile may cut an object that its neighbour shows whole. The IoU of the two boxes can be small.
+    A box that touches a tile's edge inside the image is therefore also dropped if an uncut box of
+    its class, with at least its score, covers more than ``rule.iou`` of it.
     """
     if len(tiles) == 1:
         return parts[0]
@@ -104,7 +104,7 @@ def merge(
 
 
 def _covered(box: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """The share of ``box`` that each of ``others`` covers."""
+    """The fraction of ``box`` that each of ``others`` covers."""
     sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
     shared = np.maximum(sides, 0).prod(axis=1)
     return shared / max(float((box[2:] - box[:2]).prod()), 1e-9)

@@ -1,4 +1,4 @@
-"""Videos in and out, through OpenCV."""
+"""Reads and writes videos with OpenCV."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class VideoReader:
             yield np.ascontiguousarray(frame[..., ::-1])
 
     def skip(self, count: int) -> None:
-        """Passes over frames without decoding them to pixels."""
+        """Skips frames without decoding them to pixels."""
         for _ in range(count):
             if not self._capture.grab():
                 return
@@ -62,7 +62,7 @@ def open_writer(path: Path, rate: float) -> Iterator[VideoWriter]:
 
 
 class VideoWriter:
-    """Writes frames of one size; the first one decides it."""
+    """Writes frames of one size, which is that of the first."""
 
     def __init__(self, path: Path, rate: float):
         self._path, self._rate = path, rate

@@ -1,4 +1,4 @@
-"""Compares evaluations of runs on the same images: what differs, and how sure that is."""
+"""Compares evaluations of runs on the same images, with bootstrap confidence intervals."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _SAMPLES_AT_ONCE = 50
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """One number of two runs; None without ground truth."""
+    """One metric of two runs; None without ground truth."""
 
     name: str
     before: float | None
@@ -71,8 +71,7 @@ class Comparison:
     classes: list[Difference]
     """AP by class."""
     images: list[tuple[int, float, float]]
-    """Row of the split and error of the image (`ImageErrors.error`) in both runs: those that
-    changed most."""
+    """The images whose error changed most: row of the split, `ImageErrors.error` in both runs."""
     fields: dict[str, tuple[Any, Any]]
     """Config fields that differ."""
 
@@ -104,7 +103,7 @@ def compare(
     Raises `UserError` if the evaluations are not of the same images and classes.
     """
     if len(runs) < 2:
-        raise UserError("compare needs two runs or more; name their workdirs")
+        raise UserError("compare needs at least two runs; name their workdirs")
     if samples < 1:
         raise UserError(f"--samples={samples} must be 1 or more; set --samples=1000")
     folders = [_evaluation(run) for run in runs]
@@ -141,7 +140,7 @@ def _evaluation(run: str | Path) -> tuple[Path, Path]:
 
 
 def _names(folders: Sequence[tuple[Path, Path]]) -> list[str]:
-    """Short names that tell the evaluations apart."""
+    """Short names that distinguish the evaluations."""
     short = [f"{workdir.name}/{folder.name}" for folder, workdir in folders]
     if len(set(short)) == len(short):
         return short
@@ -191,7 +190,7 @@ def _read(name: str, folder: Path, workdir: Path, truth: dict[str, Any]) -> Eval
     if odd:
         raise UserError(
             f"{path} has detections of image {odd[0]['image_id']} and class "
-            f"{odd[0]['category_id']}, which the data set of the first run has not; compare "
+            f"{odd[0]['category_id']}, which the data set of the first run does not have; compare "
             "evaluations of the same split"
         )
     errors = errors_of(truth, detections, coco.evaluate_boxes(truth, detections))
@@ -246,7 +245,7 @@ def _comparison(
 
 
 def difference(name: str, before: np.ndarray, now: np.ndarray) -> Difference:
-    """The first value of each run, and the interval from the others, which are paired."""
+    """The first value of each run, and the interval from the paired differences of the others."""
     changes = (now - before)[1:]
     changes = changes[~np.isnan(changes)]
     interval = None

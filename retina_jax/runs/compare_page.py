@@ -79,10 +79,10 @@ def write_page(compared: Compared, out: Path) -> Path:
     names = [compared.comparisons[0].before.name, *(c.now.name for c in compared.comparisons)]
     title = " and ".join(names)
     note = (
-        f"{len(compared.split):,} images. Differences are the second run's number less the "
-        f"first's. Intervals hold {CONFIDENCE * 100:.0f} % of the differences on "
-        f"{compared.samples:,} resamples of the images, the same for both runs; they do not "
-        "contain what another seed of training would change. Clear: the interval excludes 0."
+        f"{len(compared.split):,} images. A difference is the value of the second run minus that "
+        f"of the first. The intervals are {CONFIDENCE * 100:.0f} % bootstrap confidence intervals "
+        f"from {compared.samples:,} resamples of the images, the same for both runs; they do not "
+        "include the variation between training seeds. Clear: the interval excludes 0."
     )
     sections = []
     for comparison in compared.comparisons:
@@ -107,7 +107,7 @@ def _sections(comparison: Comparison, compared: Compared, several: bool) -> list
 
 
 def intervals(differences: Sequence[Difference]) -> str:
-    """A chart of differences with their intervals; those that are largest, if there are many."""
+    """A chart of differences with their intervals; only the largest ones if there are many."""
     known = [d for d in differences if d.change is not None and d.interval]
     known = sorted(known, key=lambda d: -abs(d.change))[:_MOST_IN_CHART]
     if not known:
@@ -134,14 +134,16 @@ def intervals(differences: Sequence[Difference]) -> str:
         if len(known) <= 12:
             parts.append(f'<text class="y" x="48" y="{y + 4:.1f}">{escape(d.name[:9])}</text>')
     title = "differences and their intervals"
-    return figure("Differences", charts.svg("".join(parts), title), "Green and red: clear.")
+    return figure(
+        "Differences", charts.svg("".join(parts), title), "Green and red: the interval excludes 0."
+    )
 
 
 def _pictures(comparison: Comparison, compared: Compared) -> str:
     """Ground truth and the detections of both runs."""
     split = compared.split
-    entries = [("correct", "correct, object"), *((kind, kind) for kind in KINDS[1:-1])]
-    parts = [f"<p>Detections from {_LEAST:g} on.</p>", key(entries)]
+    entries = [("correct", "correct detection, object"), *((kind, kind) for kind in KINDS[1:-1])]
+    parts = [f"<p>Detections that score at least {_LEAST:g}.</p>", key(entries)]
     for row, old, new in comparison.images:
         jpeg = thumbnail(split, row, True, _BYTES)
         size = tuple(int(v) for v in split.sizes[row])

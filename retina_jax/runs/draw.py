@@ -31,7 +31,7 @@ def draw(
     Raises `UserError` if the step was not evaluated.
     """
     if count < 1:
-        raise UserError(f"--count={count} must be 1 or more")
+        raise UserError(f"--count={count} must be 1 or more; set --count=12")
     config = read_config(workdir)
     evaluation = evaluation_folder(workdir, step)
     directory = open_data_set(config.data.dir, config.data.name)

@@ -24,7 +24,7 @@ from retina_jax.runs.meaning import (
     check_pixel_scale,
     evaluation_name,
 )
-from retina_jax.training.checkpoint import FOLDER, Checkpoints
+from retina_jax.training.checkpoint import restore_chosen
 from retina_jax.training.step import variable_shapes
 from retina_jax.training.stop import StopRequest
 from retina_jax.training.workdir import CONFIG, Classes, read_pixel_scale, workdir_at
@@ -60,20 +60,13 @@ def evaluate(
     model = retinanet.build(config, len(split.class_names))
     evaluator = Evaluator(model, split, config, devices, report)
     folder = workdir_at(workdir)
-    step = None
-    if (folder / FOLDER).is_dir():
-        checkpoints = Checkpoints(folder)
-        best = config.eval.checkpoint == "best"
-        step = checkpoints.best_or_latest_step() if best else checkpoints.latest_step()
-    if step is None:
-        raise UserError(f"--workdir={workdir} has no checkpoint to evaluate; train it first")
-    weights = checkpoints.restore_weights(step)
-    source = f"checkpoint of step {step} in {folder}"
+    chosen, weights = restore_chosen(workdir, config.eval.checkpoint)
+    step = chosen.step
     check_classes(folder, Classes.of(split), report)
-    variables, unmatched = graft(variable_shapes(model), weights, source)
+    variables, unmatched = graft(variable_shapes(model), weights, str(chosen))
     if unmatched:
         raise UserError(
-            f"{source} has a different number of classes than {directory} "
+            f"{chosen} has a different number of classes than {directory} "
             f"({len(split.class_names)}); set --config.data.dir and --config.data.name to the data "
             "set that it was trained on"
         )
@@ -81,7 +74,7 @@ def evaluate(
         check_pixel_scale(read_pixel_scale(folder), split, report)
         for name, (own, now) in changed_score_fields(folder, config).items():
             report.note(f"config.{name} is {own} in the run, {now} in this evaluation")
-    kind = " (averaged weights)" if checkpoints.has_average(step) else ""
+    kind = " (averaged weights)" if chosen.averaged else ""
     images = counted(len(split), "image")
     report.say(f"evaluating step {step} of {folder}{kind} on {images} ({directory})")
     variables = devices.replicate(variables)
@@ -95,7 +88,6 @@ def evaluate(
         evaluator.finish_report()
     finally:
         evaluator.abandon_report()
-    checkpoints.close()
     return EvaluationResult(target, metrics, stop.signal)
 
 

@@ -10,8 +10,10 @@ from retina_jax.errors import UserError
 def evaluation_folder(workdir: Path, step: int | None = None) -> Path:
     """The folder of an evaluated step of a run; None: the last one.
 
-    Raises `UserError` if the step was not evaluated.
+    Raises `UserError` if there is no such folder, or the step was not evaluated.
     """
+    if not workdir.is_dir():
+        raise UserError(f"{workdir} is not a folder; name the workdir of a run")
     evaluations = [p.parent for p in workdir.glob("eval/*/detections.json")]
     by_step = {int(folder.name): folder for folder in evaluations if folder.name.isdigit()}
     if not by_step or (step is not None and step not in by_step):

@@ -1,4 +1,4 @@
-"""Repeats one step of a run, on a batch that was kept; writes nothing to the run."""
+"""Repeats one step of a run on its stored batch; writes nothing to the run."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Replay:
 
     kept: KeptBatch
     weights_of: int
-    """The step whose weights these are."""
+    """The step whose weights were used."""
     metrics: dict[str, float]
     """Of the training step itself."""
     state: TrainState
@@ -59,11 +59,11 @@ def replay(
     most_repeated: int,
     report: Reporter,
 ) -> Replay:
-    """Takes the step of a kept ``batch`` (a file) again, with the weights that it saw.
+    """Repeats the step of a stored ``batch`` (a file) with the weights that it saw.
 
-    These are computed from the newest checkpoint before the step, or from the start, if at most
-    ``most_repeated`` steps lie between. Otherwise the weights are those of the checkpoint nearest
-    to the step, before or after. Raises `UserError` for files that are missing or do not fit.
+    The weights are recomputed from the newest checkpoint before the step, or from the start, if at
+    most ``most_repeated`` steps lie in between. Otherwise, those of the checkpoint nearest to the
+    step, before or after it, are used. Raises `UserError` for files that are missing or do not fit.
     """
     folder = workdir_at(workdir)
     kept = kept_batch.read(open_path(batch, "--batch"))
@@ -94,8 +94,8 @@ def replay(
         check_same_data(folder, config, [split()], report)
         devices.check_batch(config.train.batch_size, "train.batch_size", config.train.accumulate)
         report.say(
-            f"repeating steps {first + 1} to {first + repeated}, for the weights of the step; "
-            "--repeat=0 takes those of the nearest checkpoint"
+            f"repeating steps {first + 1} to {first + repeated}, to recompute the weights of the "
+            "step; --repeat=0 uses the nearest checkpoint instead"
         )
         batches = TrainLoader(split(), config).batches(first, first + repeated)
         batches = parallel.prefetch(batches, devices.shard)
@@ -121,7 +121,7 @@ def replay(
 
 
 def _devices_for(config: ml_collections.ConfigDict, images: int) -> parallel.Devices:
-    """As many devices of this machine as can share a batch of all hosts."""
+    """As many devices of this machine as can share the global batch."""
     local = parallel.Devices.local()
     parts = config.train.accumulate
     shared = [n for n in range(1, len(local) + 1) if images % (n * parts) == 0]
@@ -131,10 +131,9 @@ def _devices_for(config: ml_collections.ConfigDict, images: int) -> parallel.Dev
 
 
 def _beginning(steps: list[int], before: int, most_repeated: int) -> tuple[int, int]:
-    """The step whose weights to take, and how many steps to repeat from there.
+    """The step to start from, and how many steps to repeat from there.
 
-    ``steps`` have checkpoints; step 0 can be had without one. ``before`` is the step whose weights
-    are asked for.
+    ``steps`` have checkpoints; step 0 needs none. ``before`` is the step whose weights are wanted.
     """
     candidates = {0, *steps}
     newest = max(step for step in candidates if step <= before)

@@ -1,4 +1,4 @@
-"""What a replayed step shows, as lines: where it stops being finite, on which images."""
+"""The report of a replayed step as text: where it becomes non-finite, and on which images."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class _Leaf(NamedTuple):
 def lines(replay: Replay) -> Iterator[str]:
     """The report of a step, from its input to its gradient."""
     kept, found, metrics = replay.kept, replay.examination, replay.metrics
-    saw = "as in training" if replay.exact else f"not of step {kept.step - 1}, which the step saw"
+    saw = "as in training" if replay.exact else f"training used those of step {kept.step - 1}"
     yield f"step {kept.step} with the weights of step {replay.weights_of} ({saw})"
     yield (
         f"loss {metrics['loss']:.6g}, classification {metrics['loss_classification']:.6g}, "
@@ -35,8 +35,8 @@ def lines(replay: Replay) -> Iterator[str]:
         f"learning rate {metrics['learning_rate']:.6g}"
     )
     if metrics["finite"]:
-        yield "the loss and the gradient are finite: the step would be taken"
-    yield "share of each image in the losses:"
+        yield "the loss and the gradient are finite: training would apply this step"
+    yield "contribution of each image to the losses:"
     for i, image_id in enumerate(kept.image_ids):
         yield (
             f"  image {image_id}: classification {found.classification[i]:.6g}, "
@@ -67,15 +67,16 @@ def _outputs(replay: Replay) -> Iterator[str]:
     broken = [i for i, (_, values) in enumerate(calls) if values.not_finite.any()]
     if not broken:
         name, values = max(calls, key=lambda call: call[1].largest.max())
-        yield f"outputs of modules: all finite; largest {values.largest.max():.6g}, of {name}"
+        yield f"module outputs: all finite; largest magnitude {values.largest.max():.6g}, of {name}"
         return
     first = broken[0]
     yield _of_images(f"first module with an output that is not finite: {calls[first][0]}",
                      ids, calls[first][1])  # fmt: skip
-    yield f"modules before it, in forward order, largest output:{'' if first else ' none'}"
+    none = "" if first else " none"
+    yield f"modules before it, in forward order, with their largest output:{none}"
     for name, values in calls[max(0, first - _SHOWN) : first]:
         yield f"  {name}: {values.largest.max():.6g}"
-    yield f"calls of modules with outputs that are not finite: {len(broken)} of {len(calls)}"
+    yield f"module calls with non-finite output: {len(broken)} of {len(calls)}"
     yield _of_images("logits and deltas", ids, calls[-1][1])
 
 
@@ -83,7 +84,7 @@ def _of_images(title: str, ids: list[int], values: Any) -> str:
     bad = [ids[i] for i in np.flatnonzero(values.not_finite)]
     if not bad:
         return f"{title}: finite, largest {values.largest.max():.6g}"
-    return f"{title}: {int(values.not_finite.sum())} values not finite, on images {_listed(bad)}"
+    return f"{title}: {int(values.not_finite.sum())} non-finite values, on images {_listed(bad)}"
 
 
 def _of_arrays(title: str, leaves: list[_Leaf]) -> str:

@@ -1,4 +1,4 @@
-"""Where runs stand, from the files in their workdirs; imports nothing of JAX and writes nothing."""
+"""The progress of runs, from the files in their workdirs; does not import JAX, writes nothing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TAIL = 1 << 16  # bytes at the end of a log, which may be large
 
 @dataclasses.dataclass(frozen=True)
 class Status:
-    """Where a run stands; None for what is not known yet."""
+    """The progress of a run; None for what is not known yet."""
 
     folder: Path
     state: str
@@ -33,25 +33,28 @@ class Status:
     loss: float | None
     images_per_second: float | None
     seconds_left: float | None
-    """At the rate of the last line, without evaluations; None if the run does not run."""
+    """At the speed of the last log line, without evaluations; None if the run is not running."""
     checkpoint: int | None
     """Step of the newest."""
     last: tuple[int, float | None] | None
     """Step and AP of the last evaluation."""
     best: tuple[int, float] | None
     error: str
-    """The last one, and how long ago; "" without."""
+    """The last error and its age; "" if there is none."""
 
 
 def status_of(workdir: str | Path) -> Status:
-    """Reads the files of a run, also while it runs. Raises `UserError` without a config.json."""
+    """Reads the files of a run, even a running one. Raises `UserError` without a config.json."""
     folder = open_path(workdir, "RUN")
     if not is_address(folder):
         folder = folder.absolute()
     config = _json(folder / "config.json")
     train = config.get("train")
     if not isinstance(train, dict) or "steps" not in train:
-        raise UserError(f"{workdir} has no config.json of a run; name the workdir of one")
+        raise UserError(
+            f"{workdir} is not the workdir of a run: it has no config.json; name one "
+            "that train wrote"
+        )
     steps, batch_size = int(train["steps"]), int(train.get("batch_size", 16))
     entry = _last(folder / "metrics.jsonl")
     checkpoint = max(_numbers(folder / "checkpoints"), default=None)
@@ -82,7 +85,7 @@ def status_of(workdir: str | Path) -> Status:
 
 
 def _state(folder: Path, done: bool, step: int | None) -> tuple[str, bool]:
-    """The state in words, and whether the run runs."""
+    """The state in words, and whether the run is running."""
     path = folder / lease_file.FILE
     renewed = modified(path)
     if renewed is None:
@@ -95,7 +98,7 @@ def _state(folder: Path, done: bool, step: int | None) -> tuple[str, bool]:
     if lease_file.has_ended(holder):
         return f"killed ({who})", False
     if age > lease_file.STALE_AFTER:
-        return f"no sign of life for {duration(age)} ({who})", False
+        return f"no heartbeat for {duration(age)} ({who})", False
     return f"running on {who}", True
 
 

@@ -47,7 +47,7 @@ def read_source(source: str, field: str) -> Imported:
         config = path / CONFIG
         fields = leaves(json.loads(config.read_text())) if config.exists() else {}
         classes = read_classes(path) if config.exists() else None
-        return weights_of_run(weights_of(path), fields, classes and classes.pairs())
+        return weights_of_run(weights_of(path, field), fields, classes and classes.pairs())
     if path.is_dir() or path.suffix not in SUFFIXES:
         raise UserError(
             f"{field}={source!r} is neither a workdir with checkpoints nor a weight file "
@@ -78,7 +78,7 @@ def import_weights(
     """
     report = report or Reporter()
     if classes < 0:
-        raise UserError(f"--classes={classes} must be 1 or more")
+        raise UserError(f"--classes={classes} must be 1 or more; set --classes=80")
     folder = open_path(workdir, "--out")
     if (folder / FOLDER).exists():
         raise UserError(f"--out={folder} already has checkpoints; use another folder")

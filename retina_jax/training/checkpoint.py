@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import secrets
 from collections.abc import Mapping
@@ -15,8 +16,9 @@ from orbax.checkpoint import checkpoint_managers
 
 from retina_jax import parallel
 from retina_jax.errors import RunError, UserError
-from retina_jax.files import is_address, make_folder, move_folder, open_path
+from retina_jax.files import is_address, make_folder, move_folder
 from retina_jax.training import averaging
+from retina_jax.training.workdir import workdir_at
 from retina_jax.types import TrainState
 
 FOLDER = "checkpoints"
@@ -243,18 +245,51 @@ def _is_average(name: str) -> bool:
     return name.startswith("averaged/")
 
 
-def weights_of(workdir: str | Path) -> dict[str, Any]:
-    """Weights of a workdir's best checkpoint by AP, else the latest; `UserError` without one.
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """The checkpoint of a run that a command reads."""
 
-    Their average, if the run keeps one.
+    folder: Path
+    """The workdir."""
+    step: int
+    averaged: bool
+    """Whether its weights are an average (``train.ema``)."""
+
+    def __str__(self) -> str:
+        return f"checkpoint of step {self.step} in {self.folder}"
+
+
+def restore_chosen(
+    workdir: str | Path, checkpoint: str | int = "best", flag: str = "--workdir"
+) -> tuple[Chosen, dict[str, Any]]:
+    """A checkpoint of a workdir, and its weights as `Checkpoints.restore_weights` gives them.
+
+    Args:
+      checkpoint: "best" by AP (the latest if none was evaluated), "latest", or a step.
+      flag: names ``workdir`` in messages.
+
+    Raises `UserError` for a folder without a complete checkpoint, or without that of the step.
     """
-    folder = open_path(workdir, "--workdir")
-    if not (folder / FOLDER).is_dir():
-        raise UserError(f"{str(workdir)!r} is not a workdir with checkpoints; train it first")
-    checkpoints = Checkpoints(folder)
-    step = checkpoints.best_or_latest_step()
+    folder, step = workdir_at(workdir, flag), None
+    if (folder / FOLDER).is_dir():
+        checkpoints = Checkpoints(folder)
+        best = checkpoint == "best"
+        step = checkpoints.best_or_latest_step() if best else checkpoints.latest_step()
     if step is None:
-        raise UserError(f"{str(workdir)!r} has no complete checkpoint; train it first")
+        raise UserError(f"{flag}={workdir} has no checkpoint; train it first")
+    if isinstance(checkpoint, int):
+        if checkpoint not in (steps := checkpoints.steps()):
+            raise UserError(
+                f"{flag}={workdir} has no checkpoint of step {checkpoint}; choose from: "
+                f"{', '.join(map(str, steps))}"
+            )
+        step = checkpoint
+    chosen = Chosen(folder, step, checkpoints.has_average(step))
     weights = checkpoints.restore_weights(step)
     checkpoints.close()
-    return weights
+    return chosen, weights
+
+
+def weights_of(workdir: str | Path, flag: str = "--workdir") -> dict[str, Any]:
+    """The weights that `restore_chosen` chooses by default."""
+    return restore_chosen(workdir, flag=flag)[1]

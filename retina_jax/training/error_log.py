@@ -1,4 +1,4 @@
-"""The errors of a run, in its workdir; imports nothing of JAX."""
+"""The log of a run's errors in its workdir; does not import JAX."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LONGEST = 2000  # characters
 
 
 def record_error(folder: Path, text: str) -> None:
-    """Appends a line with the time; a disk that refuses it is not worth another error."""
+    """Appends a line with the time; ignores a disk that cannot be written."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     line = json.dumps({"time": now, "error": " ".join(text.split())[:_LONGEST]})
     path = folder / FILE

@@ -1,4 +1,4 @@
-"""What one step computes, module by module and image by image: where a loss stops being finite."""
+"""What one step computes, by module and image, to find where a loss becomes non-finite."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class Examination:
 
     parts: LossParts
     classification: Float[Array, "n"]
-    """The share of each image in the classification loss of the batch."""
+    """The contribution of each image to the classification loss of the batch."""
     box: Float[Array, "n"]
-    """Its share in the box loss, not weighted."""
+    """Its contribution to the box loss, without ``loss.box_weight``."""
     foreground: Float[Array, "n"]
     pixels: Spread
     """Of the normalised images."""

@@ -1,4 +1,4 @@
-"""The batch of a step that was not finite, on disk: all that the step saw but the weights."""
+"""The batch of a non-finite step, on disk: everything that the step saw except the weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from retina_jax.types import Batch, GroundTruth
 
 FOLDER = "nonfinite"
 MOST = 10
-"""Files of one run, unless a step ends it: a batch of large images takes tens of megabytes."""
+"""Maximum number of files per run, besides that of a step that ends it; tens of MB each."""
 _TRUTH = ("boxes", "labels", "valid", "is_crowd")
 
 
@@ -66,13 +66,14 @@ def read(path: Path) -> KeptBatch:
     except FileNotFoundError:
         there = sorted(path.parent.glob("step_*.npz"), key=lambda p: int(p.stem.split("_")[1]))
         fix = (
-            f"the last one there is {there[-1]}"
+            f"the last one in this folder is {there[-1]}"
             if there
-            else "a run writes them to WORKDIR/" + FOLDER
+            else "a run writes such files to WORKDIR/" + FOLDER
         )
         raise UserError(f"--batch={path}: no such file; {fix}") from None
     except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
+        reason = getattr(error, "strerror", None) or "a damaged or different file"
         raise UserError(
-            f"--batch={path} is not the batch of a step ({type(error).__name__}: {error}); set it "
-            f"to a file of WORKDIR/{FOLDER}"
+            f"--batch={path} is not the batch of a step ({reason}); set it to a file of "
+            f"WORKDIR/{FOLDER}"
         ) from None

@@ -1,4 +1,4 @@
-"""The content of a workdir's lease, for those who only look; imports nothing of JAX."""
+"""The content of a workdir's lease, for commands that only read it; does not import JAX."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ STALE_AFTER = 60.0  # seconds without renewal
 
 
 def identity() -> dict[str, Any]:
-    """Host and process, and what tells them from later ones with the same names."""
+    """Host and process, and what distinguishes them from later ones with the same names."""
     own: dict[str, Any] = {"host": platform.node(), "pid": os.getpid()}
     with contextlib.suppress(OSError):  # Linux only
         own["machine"] = _machine()
@@ -29,12 +29,12 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> str:
-    """When a process started, in ticks since boot. Raises `OSError` if it does not run."""
+    """When a process started, in ticks since boot. Raises `OSError` if it is not running."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
 
 
 def runs_here(holder: dict[str, Any]) -> bool:
-    """Whether the holder is a process of this machine that runs."""
+    """Whether the holder is a running process of this machine."""
     try:
         return holder["machine"] == _machine() and holder["started"] == _started(holder["pid"])
     except (KeyError, OSError):
@@ -42,7 +42,7 @@ def runs_here(holder: dict[str, Any]) -> bool:
 
 
 def has_ended(holder: dict[str, Any]) -> bool:
-    """Whether the holder was a process of this machine, and certainly runs no longer."""
+    """Whether the holder was a process of this machine and has certainly ended."""
     try:
         return holder["machine"] == _machine() and not runs_here(holder)
     except (KeyError, OSError):

@@ -178,7 +178,7 @@ class TrainingLoop:
                     seconds = time.perf_counter() - started
                     if first:
                         meter.time_compilation(config.batch_size, seconds)
-                        self._report.say(f"first step after {seconds:.1f} s, compilation included")
+                        self._report.say(f"first step after {seconds:.1f} s, including compilation")
                     else:
                         meter.time(config.batch_size, seconds, waited)
                 with watchdog.paused():  # it may write what it recorded
@@ -229,7 +229,7 @@ class TrainingLoop:
         return Profiler(self._folder, steps, self._report)
 
     def _settle(self, meter: Meter, loader: TrainLoader) -> None:
-        """`Meter.settle`; reports spikes, and keeps the batches of steps that are not finite."""
+        """`Meter.settle`; reports spikes, and stores the batches of non-finite steps."""
         try:
             meter.settle(self._config.train.on_nonfinite, self._checkpoints.latest_step())
         finally:

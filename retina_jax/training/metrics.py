@@ -94,7 +94,7 @@ class Meter:
     def open_interval(self) -> dict[str, Any]:
         """What the next `read` will average, of settled steps; JSON, for the checkpoint.
 
-        So a run that was killed logs the same averages as one that was not.
+        A run that was killed therefore logs the same averages as one that was not.
         """
         cut_away = sum(int(n) for n in parallel.group.exchange("boxes", str(self._cut_away)))
         if not parallel.is_main():

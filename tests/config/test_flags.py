@@ -78,7 +78,7 @@ def test_an_older_name_still_works(flags):
     [
         ([], "--out is missing; set --out=runs/x"),
         (["--out="], "--out is missing; set --out=runs/x"),
-        (["--out=o", "--keep_all=0"], "keep_all"),
+        (["--out=o", "--keep_all=0"], "--keep_all=0 must be 1 or more; set --keep_all=1"),
         (["--out=o", "--keep_all=x"], "keep_all"),
         (["--out=o", "word"], "unexpected argument 'word'; write flags as --flag=value"),
         (["--out=o", "--outs=o"], "outs"),

@@ -53,17 +53,11 @@ def detector(nms_device="host"):
 def batch(first_row, scale=1.0, mask=(True, True), seed=0):
     rng = np.random.default_rng(seed)
     sizes = np.array([(64, 96), (48, 96)], np.int32)
-    truth = GroundTruth(
-        boxes=np.zeros((IMAGES, 1, 4), np.float32),
-        labels=np.zeros((IMAGES, 1), np.int32),
-        valid=np.zeros((IMAGES, 1), bool),
-        is_crowd=np.zeros((IMAGES, 1), bool),
-    )
     return Batch(
         images=rng.integers(0, 256, (IMAGES, 64, 96, 3), dtype=np.uint8),
         sizes=sizes,
         original_sizes=(sizes * scale).astype(np.int32),
-        ground_truth=truth,
+        ground_truth=GroundTruth.empty(IMAGES, 0),
         index=np.arange(first_row, first_row + IMAGES, dtype=np.int32),
         example_mask=np.array(mask),
         cut_away=np.zeros(IMAGES, np.int32),

@@ -180,7 +180,7 @@ def test_filters_enlarging_and_sorting_in_a_browser(address, reported):
         assert page.run(title).startswith(f"image {order[0]} ({HOSTILE}")
         page.press("ArrowRight")
         assert page.run(title).startswith(f"image {order[1]} ")
-        assert "small picture" in page.run("document.getElementById('enlarged-body').textContent")
+        assert "thumbnail" in page.run("document.getElementById('enlarged-body').textContent")
         page.press("ArrowLeft")
         assert page.run("document.getElementById('previous').disabled")
         page.press("Escape")

@@ -70,7 +70,7 @@ def test_a_program_that_ends_does_not_wait(reported, arguments, notes, tmp_path,
     assert writer.pending
     threading.Timer(0.1, go_on.set).start()
     writer.abandon()
-    assert notes == [f"{tmp_path}/report.html was left unfinished; retina-jax evaluate writes it"]
+    assert notes == [f"{tmp_path}/report.html is unfinished; retina-jax evaluate writes it"]
     assert not (tmp_path / "report.html").exists()
 
 

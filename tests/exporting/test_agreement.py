@@ -68,7 +68,7 @@ def test_nothing_is_compared_on_empty_images():
 def test_what_rounding_decides_is_excused_and_counted(extra):
     found = compared([FIRST, SECOND, LAST], [FIRST, SECOND, LAST, extra])
     assert (found.detections, found.undecided) == (3, 1)
-    assert "; 1 at a threshold on one side only" in found.text()
+    assert "; 1 on one side only, at a threshold" in found.text()
 
 
 def test_noise_has_images_of_several_sizes_and_padding():

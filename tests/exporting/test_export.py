@@ -8,34 +8,18 @@ import sys
 
 import numpy as np
 import pytest
+from support import EXPORTED as KINDS
 from support import on_one_device
 
-from retina_jax.config.backbones import BACKBONES, Backbone
 from retina_jax.errors import RunError, UserError
 from retina_jax.exporting import export as exporting
 from retina_jax.exporting import program
 from retina_jax.exporting.agreement import compare
-from retina_jax.exporting.load import Detector
-from retina_jax.main import main
 from retina_jax.training.workdir import read_config
 from retina_jax.types import Detections
 
 pytestmark = pytest.mark.usefixtures("shallow")
-has_onnx = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime"))
-KINDS = ["stablehlo", "onnx"] if has_onnx else ["stablehlo"]
 FILE = "model-128x128"
-
-
-@pytest.fixture(scope="module")
-def exported(finished_run, tmp_path_factory):
-    """A folder for each format, exported by the command, and what it printed on stderr."""
-    folder = tmp_path_factory.mktemp("exported")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(BACKBONES, "resnet18", Backbone((1, 1, 1, 1), bottleneck=False))
-        for kind in KINDS:
-            arguments = [f"--workdir={finished_run}", f"--format={kind}", f"--out={folder / kind}"]
-            assert main(["retina-jax", "export", *arguments]) == 0
-    return folder
 
 
 def of_the_run(workdir, folder):
@@ -44,25 +28,25 @@ def of_the_run(workdir, folder):
     from retina_jax.data.data_set import data_dir, find_data_set, open_split
     from retina_jax.data.loader import EvaluationLoader
     from retina_jax.evaluation.detect import make_detect
-    from retina_jax.exporting.source import read_run
+    from retina_jax.prediction.network import from_workdir
 
     config = read_config(workdir)
-    trained = read_run(workdir, config)
+    network = from_workdir(workdir)
     split = open_split(find_data_set(data_dir(config.data.dir), config.data.name), "validation")
     devices = parallel.Devices.local(1)
-    detect = make_detect(trained.model, config, devices)
+    detect = make_detect(network.model, config, devices)
     batch = EvaluationLoader(split, config).first_of(0)
     batch = batch.replace(original_sizes=batch.sizes)
     np.savez(folder / "images.npz", images=batch.images, sizes=batch.sizes)
-    return [d for _, d in detect(devices.replicate(trained.variables), [batch])]
+    return [d for _, d in detect(devices.replicate(network.variables), [batch])]
 
 
 ALONE = """
 import importlib.util, sys
 import numpy as np
 sys.modules["retina_jax"] = sys.modules["flax"] = None  # importing them fails
-folder, kinds = sys.argv[1], sys.argv[2:]
-given = np.load(f"{folder}/images.npz")
+folder, out, *kinds = sys.argv[1:]
+given = np.load(f"{out}/images.npz")
 for kind in kinds:
     spec = importlib.util.spec_from_file_location("load", f"{folder}/{kind}/load.py")
     load = importlib.util.module_from_spec(spec)
@@ -70,23 +54,25 @@ for kind in kinds:
     detector = load.Detector()
     for i, (image, (height, width)) in enumerate(zip(given["images"], given["sizes"])):
         boxes, scores, labels = detector(image[:height, :width])
-        np.savez(f"{folder}/{kind}-{i}.npz", boxes=boxes, scores=scores, labels=labels)
+        np.savez(f"{out}/{kind}-{i}.npz", boxes=boxes, scores=scores, labels=labels)
 """
 
 
-def test_loading_needs_no_retina_jax_and_gives_evaluations_detections(exported, finished_run):
-    expected = of_the_run(finished_run, exported)
+def test_loading_needs_no_retina_jax_and_gives_evaluations_detections(
+    exported, finished_run, tmp_path
+):
+    expected = of_the_run(finished_run, tmp_path)
     done = subprocess.run(
-        [sys.executable, "-c", ALONE, exported, *KINDS],
+        [sys.executable, "-c", ALONE, exported, tmp_path, *KINDS],
         env={k: v for k, v in on_one_device().items() if k != "PYTHONPATH"},
-        cwd=exported,
+        cwd=tmp_path,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("an exported model is code, not data") == len(KINDS)
     for kind in KINDS:
-        files = (np.load(exported / f"{kind}-{i}.npz") for i in range(len(expected)))
+        files = (np.load(tmp_path / f"{kind}-{i}.npz") for i in range(len(expected)))
         found = [Detections(**file) for file in files]
         result = compare(expected, found, 0.5, 0.0, 1e-3)
         assert result.undecided >= 0
@@ -120,57 +106,6 @@ def test_the_card_says_what_it_is_and_how_long_it_loads(exported, finished_run, 
     }  # fmt: skip
 
 
-def test_a_changed_file_is_not_loaded(exported, tmp_path):
-    folder = tmp_path / "changed"
-    shutil.copytree(exported / "stablehlo", folder)
-    path = folder / f"{FILE}.stablehlo"
-    path.write_bytes(path.read_bytes() + b"\0")
-    with pytest.raises(ValueError, match="is not the file that was exported"):
-        Detector(folder).detect(np.zeros((1, 128, 128, 3), np.uint8), np.array([[128, 128]]))
-    with pytest.raises(ValueError, match=r"images of 64x64 pixels; there are models for 128x128"):
-        Detector(folder).detect(np.zeros((1, 64, 64, 3), np.uint8), np.array([[64, 64]]))
-
-
-def test_the_loader_places_images_as_evaluation_does(exported):
-    from retina_jax.data.plan import place
-    from retina_jax.data.transforms import resize
-
-    detector = Detector(exported / "stablehlo")
-    detector.buckets = {(96, 160): None, (160, 96): None, (128, 128): None}
-    rng = np.random.default_rng(0)
-    for height, width in rng.integers(3, 400, (40, 2)):
-        for rounding in ("nearest", "floor"):
-            detector.card["placement"]["rounding"] = rounding
-            image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
-            padded, size = detector.place(image)
-            buckets = tuple(detector.buckets)
-            placed = place(height, width, buckets, 128, 128, rounding)
-            assert padded.shape[:2] == buckets[placed.bucket]
-            assert tuple(size) == (placed.height, placed.width)
-            np.testing.assert_array_equal(
-                padded[: size[0], : size[1]], resize(image, placed.height, placed.width)
-            )
-            assert not padded[size[0] :].any()
-
-
-@pytest.mark.parametrize("at_once", [0, 2, 3])
-def test_the_loader_fills_batches_of_a_fixed_size(exported, at_once):
-    detector, calls = Detector(exported / "stablehlo"), []
-
-    def run(images, sizes):
-        calls.append(len(images))
-        return {"scores": images[:, 0, 0, :1] / 10, "sizes": sizes}
-
-    detector.card["batch_size"] = at_once
-    detector._programs[128, 128] = run
-    images = np.zeros((4, 128, 128, 3), np.uint8)
-    images[:, 0, 0, 0] = [1, 2, 3, 4]
-    found = detector.detect(images, np.tile([[9, 7]], (4, 1)))
-    assert calls == {0: [4], 2: [2, 2], 3: [3, 3]}[at_once]
-    np.testing.assert_allclose(found["scores"][:, 0], [0.1, 0.2, 0.3, 0.4])
-    assert found["sizes"].dtype == np.int32
-
-
 def test_an_artefact_that_differs_is_no_success(finished_run, tmp_path, monkeypatch):
     def other(images, sizes):
         count = len(images)
@@ -178,7 +113,7 @@ def test_an_artefact_that_differs_is_no_success(finished_run, tmp_path, monkeypa
                 "scores": np.full((count, 2), 0.9, np.float32),
                 "labels": np.zeros((count, 2), np.int32)}  # fmt: skip
 
-    monkeypatch.setattr(program, "write", lambda trained, bucket, size, path: None)
+    monkeypatch.setattr(program, "write", lambda network, bucket, size, path: None)
     monkeypatch.setattr(program, "load", lambda path: other)
     with pytest.raises(RunError, match=r"the 128×128 artefact differs from the run: .*compared"):
         exporting.export(read_config(finished_run), finished_run, tmp_path)
@@ -187,12 +122,18 @@ def test_an_artefact_that_differs_is_no_success(finished_run, tmp_path, monkeypa
 
 def test_refusals_are_one_line(finished_run, tmp_path, monkeypatch):
     config = read_config(finished_run)
+    (tmp_path / "begun").mkdir()
+    shutil.copy(finished_run / "config.json", tmp_path / "begun")
     with pytest.raises(UserError, match=r"--format=onyx must be one of stablehlo, onnx"):
         exporting.export(config, finished_run, tmp_path, "onyx")
-    with pytest.raises(UserError, match=r"--bucket=64x64 is not a bucket of .*: 128x128"):
+    with pytest.raises(UserError, match=r"--bucket=64x64 is not a bucket of .* one of: 128x128"):
         exporting.export(config, finished_run, tmp_path, bucket="64x64")
-    with pytest.raises(UserError, match="has no checkpoint to export; train it first"):
-        exporting.export(config, tmp_path, tmp_path)
+    taken = tmp_path / "taken.txt"
+    taken.write_text("")
+    with pytest.raises(UserError, match=r"taken\.txt is a file; set it to a new folder"):
+        exporting.export(config, finished_run, taken)
+    with pytest.raises(UserError, match=r"begun has no checkpoint; train it first"):
+        exporting.export(config, tmp_path / "begun", tmp_path)
     find = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if "onnx" in name else find(name)

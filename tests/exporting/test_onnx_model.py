@@ -34,7 +34,7 @@ def one_block(monkeypatch, shallow):
     monkeypatch.setitem(BACKBONES, "resnext50_32x4d", kind)
 
 
-def network(**fields):
+def made(**fields):
     """Random weights, with statistics of norms other than 0 and 1."""
     config = get_config()
     config.data.buckets = (BUCKET,)
@@ -45,27 +45,27 @@ def network(**fields):
     config.model.predictor_std = 0.2
     config.eval.top_k = 100
     config.update_from_flattened_dict(fields)
-    trained = untrained(config, CLASSES)
+    network = untrained(config, CLASSES)
     rng = np.random.default_rng(0)
-    trained.variables["batch_stats"] = jax.tree.map(
+    network.variables["batch_stats"] = jax.tree.map(
         lambda x: x + rng.uniform(0, 0.3, x.shape).astype(np.float32),
-        trained.variables["batch_stats"],
+        network.variables["batch_stats"],
     )
-    return trained
+    return network
 
 
 @pytest.mark.parametrize(
     ("fields", "at_once"), [(PLAIN, 0), (OTHER, 3)], ids=["any batch", "batches of 3"]
 )
 def test_onnxruntime_finds_what_jax_finds(one_block, tmp_path, fields, at_once):
-    trained = network(**fields)
-    config, path = trained.config, tmp_path / "model.onnx"
-    onnx_model.write(trained, BUCKET, at_once, path)
+    network = made(**fields)
+    config, path = network.config, tmp_path / "model.onnx"
+    onnx_model.write(network, BUCKET, at_once, path)
     batch = noise(BUCKET, np.float32 if config.data.float_pixels else np.uint8)
-    step = jax.jit(make_detection_step(trained.model, config))
+    step = jax.jit(make_detection_step(network.model, config))
 
     def ours(images, sizes):
-        found = step(trained.variables, images, sizes)
+        found = step(network.variables, images, sizes)
         return {"boxes": found.boxes, "scores": found.scores, "labels": found.labels}
 
     theirs = onnx_model.load(path)
@@ -80,5 +80,5 @@ def test_onnxruntime_finds_what_jax_finds(one_block, tmp_path, fields, at_once):
 def test_a_primitive_without_a_rule_is_refused_in_one_line(one_block, tmp_path, monkeypatch):
     monkeypatch.delitem(onnx_primitives.RULES, "logistic")
     with pytest.raises(UserError, match=r"has no rule for logistic, .*; use --format=stablehlo"):
-        onnx_model.write(network(), BUCKET, 1, tmp_path / "model.onnx")
+        onnx_model.write(made(), BUCKET, 1, tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from retina_jax.config import default_config
+from retina_jax.config.backbones import BACKBONES
 from retina_jax.models import retinanet
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
@@ -41,7 +42,7 @@ def random_weights():
     traced = {}
 
     def shapes_of(config, classes):
-        key = config.to_json(), classes
+        key = config.to_json(), classes, BACKBONES[config.model.backbone].blocks
         if key not in traced:
             model = retinanet.build(config, classes)
             images = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)

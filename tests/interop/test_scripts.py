@@ -22,21 +22,21 @@ NARROW = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def torchvision_file(tmp_path_factory, config_of, random_weights):
+@pytest.fixture
+def torchvision_file(tmp_path, config_of, random_weights):
     """A file of torchvision's names: ResNet-18 with group norm heads, 5 classes."""
     config = config_of(
         backbone="resnet18", width=64, fpn_channels=64, head_channels=64, head_norm="group"
     )
     tree = random_weights(config, 5)
-    path = tmp_path_factory.mktemp("weights") / "theirs.safetensors"
+    path = tmp_path / "theirs.safetensors"
     write_arrays(path, export_names(tree, "torchvision", batch_counters=True))
     return path
 
 
 @pytest.mark.slow
 def test_there_and_back_bit_for_bit_and_on_from_there(
-    program, torchvision_file, shapes_dir, tmp_path, monkeypatch
+    shallow, program, torchvision_file, shapes_dir, tmp_path, monkeypatch
 ):
     data = f"--config.data.dir={shapes_dir}"
     own = [*NARROW, data, "--config.anchors.order=ratio_major"]
@@ -44,7 +44,7 @@ def test_there_and_back_bit_for_bit_and_on_from_there(
                    f"--workdir={tmp_path}/run")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "torchvision RetinaNet:" in done.stderr
-    assert "22 num_batches_tracked" in done.stderr or "num_batches_tracked" in done.stderr
+    assert "num_batches_tracked" in done.stderr
     again = program("import-weights", *own, f"--weights={torchvision_file}",
                     f"--workdir={tmp_path}/run")  # fmt: skip
     assert again.returncode == 2

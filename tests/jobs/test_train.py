@@ -46,16 +46,38 @@ def metrics_of(workdir, step):
     return json.loads((workdir / "eval" / str(step) / "metrics.json").read_text())
 
 
+@pytest.fixture
+def four_pictures(tiny_config, made_once):
+    """A config that learns four pictures by heart; what varies between tests is not compiled in."""
+    from retina_jax.prepare import shapes
+
+    config = tiny_config
+    config.data.dir = str(
+        made_once("four", lambda out: shapes.build(out, {"train": 4, "validation": 1}))
+    )
+    config.data.eval_split = "train"
+    config.data.flip = False
+    config.data.short_side = config.data.long_side = 64
+    config.model.width = 16
+    config.model.fpn_channels = config.model.head_channels = 32
+    config.optimizer.learning_rate = 0.2
+    config.optimizer.warmup_steps = 30
+    config.optimizer.schedule = "step"  # a cosine of two steps is another schedule
+    config.train.batch_size = config.eval.batch_size = 4
+    return config
+
+
 @pytest.mark.optimized
 @pytest.mark.usefixtures("quick_init")
-def test_two_steps_a_restart_and_two_more_equal_four_bit_for_bit(tiny_config, tmp_path, quiet):
+def test_two_steps_a_restart_and_two_more_equal_four_bit_for_bit(four_pictures, tmp_path, quiet):
     whole, halves = tmp_path / "whole", tmp_path / "halves"
-    tiny_config.optimizer.schedule = "step"  # a cosine of two steps is another schedule
-    assert train.run(tiny_config, str(whole), quiet) == 0
-    tiny_config.train.steps = 2
-    assert train.run(tiny_config, str(halves), quiet) == 0
-    tiny_config.train.steps = 4
-    assert train.run(tiny_config, str(halves), quiet) == 0
+    config = four_pictures
+    config.data.flip = True
+    assert train.run(config, str(whole), quiet) == 0
+    config.train.steps = 2
+    assert train.run(config, str(halves), quiet) == 0
+    config.train.steps = 4
+    assert train.run(config, str(halves), quiet) == 0
     jax.tree.map(np.testing.assert_array_equal, last_state(whole), last_state(halves))
     logs = [
         [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -69,27 +91,11 @@ def test_two_steps_a_restart_and_two_more_equal_four_bit_for_bit(tiny_config, tm
 @pytest.mark.slow
 @pytest.mark.optimized
 @pytest.mark.usefixtures("quick_init")
-def test_overfits_four_pictures(tiny_config, tmp_path, quiet, monkeypatch):
-    from retina_jax.prepare import shapes
-
-    one = parallel.Devices(parallel.Devices.local().devices[:1])
-    monkeypatch.setattr(parallel.Devices, "local", lambda: one)
-
-    shapes.build(tmp_path / "data", {"train": 4, "validation": 1})
-    config = tiny_config
-    config.data.dir = str(tmp_path / "data")
-    config.data.eval_split = "train"
-    config.data.flip = False
-    config.data.short_side = config.data.long_side = 64
-    config.model.width = 16
-    config.model.fpn_channels = config.model.head_channels = 32
-    config.optimizer.learning_rate = 0.2
-    config.optimizer.warmup_steps = 30
-    config.train.batch_size = 4
-    config.train.steps = 200
-    config.train.log_every = 50
-    config.train.checkpoint_every = 200
-    assert train.run(config, str(tmp_path / "run"), quiet) == 0
+def test_overfits_four_pictures(four_pictures, tmp_path, quiet):
+    four_pictures.train.steps = 200
+    four_pictures.train.log_every = 50
+    four_pictures.train.checkpoint_every = 200
+    assert train.run(four_pictures, str(tmp_path / "run"), quiet) == 0
     assert metrics_of(tmp_path / "run", 200)["AP"] > 0.95
 
 

@@ -87,7 +87,7 @@ def test_addresses_of_buckets_alone_are_opened(flag, kind, launch, tools):
     code, out, (line,) = launch(*kind, *words)
     name = flag.removesuffix(" of launch")
     assert (code, out) == (2, "")
-    assert f"{name}=s3://b/r is an address that the command does not open; set {name}=gs://" in line
+    assert f"{name}=s3://b/r is an address that the command cannot open; set {name}=gs://" in line
     assert not tools.calls
     words = [word.format("gs://b/r") for word in ADDRESSES[flag]]
     code, out, _ = launch(*kind, "--dry-run", *words)

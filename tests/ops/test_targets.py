@@ -15,13 +15,9 @@ assign = jax.jit(assign_targets)
 
 
 def truth_of(boxes, labels, padded_to, crowd=()):
-    count = len(boxes)
-    padded = GroundTruth(
-        boxes=np.zeros((padded_to, 4), np.float32),
-        labels=np.zeros(padded_to, np.int32),
-        valid=np.arange(padded_to) < count,
-        is_crowd=np.isin(np.arange(padded_to), crowd),
-    )
+    count, padded = len(boxes), GroundTruth.empty(padded_to)
+    padded.valid[:count] = True
+    padded.is_crowd[list(crowd)] = True
     padded.boxes[:count] = boxes
     padded.labels[:count] = labels
     return padded

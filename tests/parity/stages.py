@@ -193,10 +193,6 @@ class Stages:
           boxes: of each image, in its pixels.
           outputs: logits and deltas, as `outputs` gives them, in place of the network's.
         """
-        config = self.config.copy_and_resolve_references()
-        # pixels come as the network sees them
-        config.data.mean, config.data.std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-        config.data.pixel_order = "RGB"
         truth = batch.ground_truth
         exact = np.array(truth.boxes)
         for image, own in zip(exact, boxes, strict=True):
@@ -204,18 +200,29 @@ class Stages:
         batch = batch.replace(
             images=np.asarray(pixels, np.float32), ground_truth=truth.replace(boxes=exact)
         )
-        model = Known(*self._by_level(*outputs)) if outputs else OnStoredStatistics(self.model)
-        step = make_train_step(model, _KEEP_GRADIENT, lambda count: 1.0, config)
+        step = self._step_of(Known(*self._by_level(*outputs))) if outputs else self._step
         params = self.tree.get("params", {})
         state = TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
             batch_stats=self.tree.get("batch_stats", {}),
             opt_state=_KEEP_GRADIENT.init(params),
-            loss_normalizer=jnp.asarray(config.loss.ema_initial, jnp.float32),
+            loss_normalizer=jnp.asarray(self.config.loss.ema_initial, jnp.float32),
         )
-        state, metrics = jax.jit(step)(state, batch)
+        state, metrics = step(state, batch)
         return metrics, state.opt_state, float(state.loss_normalizer)
+
+    @functools.cached_property
+    def _step(self):
+        """The train step of the network; compiled once per input shape."""
+        return self._step_of(OnStoredStatistics(self.model))
+
+    def _step_of(self, model):
+        config = self.config.copy_and_resolve_references()
+        # pixels come as the network sees them
+        config.data.mean, config.data.std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        config.data.pixel_order = "RGB"
+        return jax.jit(make_train_step(model, _KEEP_GRADIENT, lambda count: 1.0, config))
 
     def named(self, gradient):
         """A gradient under the system's names."""

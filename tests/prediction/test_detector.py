@@ -95,6 +95,8 @@ def test_a_result_is_a_sequence_that_draws_and_converts(detector, sources):
     assert name == found.classes.names[label] == detector.class_names[label]
     assert (np.array(box) == found.boxes[0]).all()
     assert score == max(d.score for d in found)
+    assert list(found[1:3]) == [found[1], found[2]]
+    assert found[:5].size == found.size
     content = json.loads(json.dumps(found.to_dict()))
     assert content["source"] == str(path)
     assert (content["height"], content["width"]) == found.size
@@ -147,7 +149,7 @@ def test_a_wrong_option_is_one_line(detector, sources, options, message):
 
 def test_a_threshold_below_the_networks_is_refused(network, sources):
     strict = retina_jax.Detector(network, threshold=0.5)
-    with pytest.raises(UserError, match=r"threshold=0.2 is below the detector's, 0.5"):
+    with pytest.raises(UserError, match=r"threshold=0.2 is below that of the detector, 0.5"):
         strict(next(sources[0].iterdir()), threshold=0.2)
 
 

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from retina_jax import Detector
 from retina_jax.errors import UserError
 from retina_jax.prediction.network import from_weights, from_workdir
 
@@ -27,10 +28,28 @@ def test_exported_weights_are_the_networks(network, finished_run, tmp_path):
     named = from_weights(file, network.config, class_names="abcde"[: len(network.classes.names)])
     assert named.classes.names == tuple("abcde"[: len(network.classes.names)])
     assert named.classes.ids == network.classes.ids
+    (tmp_path / "mine.py").write_text(
+        "from retina_jax.training.workdir import read_config\n"
+        f"from pathlib import Path\nget_config = lambda: read_config(Path({str(finished_run)!r}))"
+    )
+    detector = Detector.from_weights(file, tmp_path / "mine.py", batch_size=2)
+    assert detector.class_names == network.classes.names
+    assert detector.category_ids == network.classes.ids
     with pytest.raises(UserError, match=r"class_names has 2 names, but .* has \d classes"):
         from_weights(file, network.config, class_names=["a", "b"])
     with pytest.raises(UserError, match="is neither an experiment"):
         from_weights(file, tmp_path / "none.py")
+
+
+def test_a_checkpoint_is_chosen_by_its_step(finished_run):
+    from retina_jax.training.checkpoint import Checkpoints
+
+    checkpoints = Checkpoints(finished_run)
+    step = checkpoints.steps()[0]
+    checkpoints.close()
+    assert from_workdir(finished_run, step).source.startswith(f"checkpoint of step {step} in ")
+    with pytest.raises(UserError, match=rf"no checkpoint of step 99; choose from: .*\b{step}\b"):
+        from_workdir(finished_run, 99)
 
 
 def test_weights_that_name_no_classes_have_numbers_for_names(network, finished_run, tmp_path):
@@ -89,7 +108,7 @@ def test_a_folder_without_a_run_is_one_line(finished_run, tmp_path):
     for name, message in (
         ("none", "none is not a folder; set it to the workdir of a run"),
         ("empty", "empty is not a workdir: it has no config.json"),
-        ("begun", "begun has no checkpoint to predict with; train it first"),
+        ("begun", "begun has no checkpoint; train it first"),
     ):
         with pytest.raises(UserError, match=f"^--workdir=.*{message}"):
             from_workdir(tmp_path / name)

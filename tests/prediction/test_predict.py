@@ -194,7 +194,7 @@ def test_another_command_is_refused(stub, folder, tmp_path):
         predict(Request("run", [str(folder)], tmp_path / "out"))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.tex").touch()
-    with pytest.raises(UserError, match=r"holds thesis.tex, which is not of this command"):
+    with pytest.raises(UserError, match=r"holds thesis.tex, which this command did not write"):
         predict(Request("run", [str(folder)], tmp_path / "mine"))
 
 
@@ -355,10 +355,10 @@ def test_the_batch_of_a_large_video_is_small(stub, film, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
-        (["--threshold=1.5"], "--threshold=1.5 must lie between 0 and 1; set 0.5"),
+        (["--threshold=1.5"], "--threshold=1.5 must lie between 0 and 1; set --threshold=0.5"),
         (["--classes=cta"], "--classes=cta: the network has no such class; did you mean 'cat'?"),
         (["--batch-size=0"], "--batch-size=0 must be 1 or more"),
-        (["--overlap=0.5"], "--overlap=0.5 needs tiles; add --tile=800, or remove it"),
+        (["--overlap=0.5"], "--overlap=0.5 needs tiles; add --tile=800 or remove --overlap"),
         (["--tile=5"], "--tile=5 must be 32 pixels or more, such as --tile=800"),
         (["--input=none"], "--input=none: no such file or folder; set it to an existing one"),
         (["--input=empty"], "--input=empty contains no files with the suffix of an image or video"),

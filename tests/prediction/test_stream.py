@@ -12,7 +12,7 @@ from retina_jax.config import default_config
 from retina_jax.data.images import PictureError
 from retina_jax.data.plan import place
 from retina_jax.errors import UserError
-from retina_jax.prediction import stream as module
+from retina_jax.prediction import network as module
 from retina_jax.prediction.batches import Window, make_batches
 from retina_jax.prediction.network import Network
 from retina_jax.prediction.pictures import Picture
@@ -192,7 +192,8 @@ def test_a_stream_without_an_end_is_read_a_few_batches_ahead(predictor):
 @pytest.mark.parametrize(("size", "shared"), [(1, 1), (6, 6), (8, 8), (9, 3), (16, 8)])
 def test_the_devices_share_a_batch_as_far_as_it_can_be_shared(predictor, size, shared, monkeypatch):
     used = []
-    monkeypatch.setattr(module, "make_detect", lambda model, config, devices: used.append(devices))
+    make = lambda model, config, devices: used.append(devices) or print  # noqa: E731
+    monkeypatch.setattr(module, "make_detect", make)
     predictor(size)
     assert len(used[0]) == shared
 

@@ -112,6 +112,12 @@ def test_an_interval_by_hand():
 
 def test_the_command_prints_and_writes_a_page(pair, tmp_path, capsys):
     assert job.main([*map(str, pair), "--samples=20", f"--out={tmp_path}"]) == 0
+    with pytest.raises(
+        UserError, match="--out=s3://b/x is an address that this program cannot open"
+    ):
+        job.main([*map(str, pair), "--out=s3://b/x"])
+    with pytest.raises(UserError, match="nothere is not a folder; name the workdir of a run"):
+        job.main([str(pair[0]), str(tmp_path / "nothere")])
     printed = capsys.readouterr().out
     for text in ("AP50", "loss.gamma", "triangle", "half/4", "comparison.html"):
         assert text in printed

@@ -77,8 +77,8 @@ def test_a_replayed_step_is_that_of_training_and_leaves_the_run_as_it_is(
     assert found.names[-1] == "logits and deltas"
     assert "class_head/predict at P7" in found.names
     text = "\n".join(lines(found))
-    assert "outputs of modules: all finite" in text
-    assert "the step would be taken" in text
+    assert "module outputs: all finite" in text
+    assert "training would apply this step" in text
 
 
 def test_the_first_module_that_is_not_finite_is_named(tiny_config, finished_run, kept, monkeypatch):
@@ -143,20 +143,24 @@ def test_weights_of_another_step_are_said_to_be_so(tiny_config, finished_run, ke
     found = replay(tiny_config, finished_run, kept(4), 0, Reporter())
     assert not found.exact
     assert next(lines(found)) == (
-        "step 4 with the weights of step 2 (not of step 3, which the step saw)"
+        "step 4 with the weights of step 2 (training used those of step 3)"
     )
 
 
 def test_a_file_that_is_missing_or_something_else_is_a_mistake(tiny_config, finished_run, tmp_path):
-    with pytest.raises(UserError, match=r"step_9\.npz: no such file; a run writes them to WORKDIR"):
+    with pytest.raises(
+        UserError, match=r"step_9\.npz: no such file; a run writes such files to WORKDIR"
+    ):
         replay(tiny_config, finished_run, tmp_path / "step_9.npz", 0, Reporter())
     (tmp_path / "step_8.npz").write_bytes(b"PK\3\4 not an archive")
-    with pytest.raises(UserError, match=r"step_9\.npz: no such file; the last one there is .*_8\."):
+    with pytest.raises(
+        UserError, match=r"step_9\.npz: no such file; the last one in this folder is .*_8\."
+    ):
         replay(tiny_config, finished_run, tmp_path / "step_9.npz", 0, Reporter())
     with pytest.raises(UserError, match=r"step_8\.npz is not the batch of a step"):
         replay(tiny_config, finished_run, tmp_path / "step_8.npz", 0, Reporter())
     np.savez(tmp_path / "step_7.npz", images=np.zeros((1, 8, 8, 3), np.uint8))
-    with pytest.raises(UserError, match=r"step_7\.npz is not the batch of a step \(KeyError"):
+    with pytest.raises(UserError, match=r"step_7\.npz is not the batch of a step \(a damaged"):
         replay(tiny_config, finished_run, tmp_path / "step_7.npz", 0, Reporter())
 
 

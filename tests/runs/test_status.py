@@ -66,7 +66,7 @@ def test_only_the_end_of_a_long_log_is_read(run):
 @pytest.mark.parametrize(
     ("age", "holder", "state"),
     [
-        (300, {}, "no sign of life for 5 min (elsewhere, process 17)"),
+        (300, {}, "no heartbeat for 5 min (elsewhere, process 17)"),
         (1, {"machine": "here", "started": "1", "pid": 2**22 + 1},
          "killed (elsewhere, process 4194305)"),
     ],

@@ -77,7 +77,7 @@ def test_a_half_written_checkpoint_is_not_seen(tmp_path):
 
 
 def test_a_folder_without_checkpoints_is_no_start(tmp_path):
-    with pytest.raises(UserError, match="is not a workdir with checkpoints"):
+    with pytest.raises(UserError, match=r"^--workdir=.* has no checkpoint; train it first"):
         weights_of(str(tmp_path))
 
 

@@ -1,7 +1,7 @@
 """Runs the exported detector in this folder: `Detector`, or ``python load.py IMAGE...``.
 
-Needs NumPy, and JAX for a .stablehlo file or onnxruntime for an .onnx file. Only reading and
-resizing of image files also needs OpenCV (Pillow, if the model was trained on antialiased images).
+Needs NumPy, and JAX for a .stablehlo file or onnxruntime for an .onnx file. Reading and
+resizing images also needs OpenCV (or Pillow, if the model was trained on antialiased images).
 """
 
 import hashlib
@@ -11,13 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
+CARD = "model.json"
+
 
 class Detector:
     """The exported model. It is a program: load it only if you trust its origin."""
 
     def __init__(self, folder=Path(__file__).parent):
         self.folder = Path(folder)
-        self.card = json.loads((self.folder / "model.json").read_text())
+        self.card = json.loads((self.folder / CARD).read_text())
         self.buckets = {tuple(file["bucket"]): file for file in self.card["files"]}
         self._programs = {}
         note = "note: an exported model is code, not data; load it only if you trust its origin"
@@ -30,7 +32,7 @@ class Detector:
         ``sizes [n, 2]``: its height and width. Boxes are xyxy in pixels of the input; a score of 0
         marks padding.
         """
-        run, many = self._program(tuple(images.shape[1:3])), len(images)
+        run, many = self.program(tuple(images.shape[1:3])), len(images)
         at_once = self.card["batch_size"] or many
         fill = [(0, -many % at_once)]
         images, sizes = (np.pad(x, fill + [(0, 0)] * (x.ndim - 1)) for x in (images, sizes))
@@ -70,35 +72,41 @@ class Detector:
         padded[: size[0], : size[1]] = image
         return padded, np.array(size, np.int32)
 
-    def _program(self, bucket):
+    def program(self, bucket):
+        """The function in the file of a bucket; it is read when it is first used."""
         if bucket not in self.buckets:
             there = ", ".join(f"{h}x{w}" for h, w in self.buckets)
             raise ValueError(
-                f"images of {bucket[0]}x{bucket[1]} pixels; there are models for {there}"
+                f"images of {bucket[0]}x{bucket[1]} pixels; this export has models for {there}"
             )
         if bucket not in self._programs:
             content = (self.folder / self.buckets[bucket]["file"]).read_bytes()
             if hashlib.sha256(content).hexdigest() != self.buckets[bucket]["sha256"]:
                 raise ValueError(
-                    f"{self.buckets[bucket]['file']} is not the file that was exported"
+                    f"{self.buckets[bucket]['file']} does not match its SHA-256 in model.json"
                 )
-            self._programs[bucket] = (_onnx if self.card["format"] == "onnx" else _jax)(content)
+            self._programs[bucket] = PROGRAMS[self.card["format"]](content)
         return self._programs[bucket]
 
 
-def _jax(content):
+def stablehlo_program(content):
+    """The function in the bytes of a .stablehlo file."""
     import jax
     from jax import export
 
     return jax.jit(export.deserialize(bytearray(content)).call)
 
 
-def _onnx(content):
+def onnx_program(content):
+    """The function in the bytes of an .onnx file."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     return lambda i, s: dict(zip(names, session.run(names, {"images": i, "sizes": s}), strict=True))
+
+
+PROGRAMS = {"stablehlo": stablehlo_program, "onnx": onnx_program}
 
 
 def main(paths):
@@ -108,7 +116,7 @@ def main(paths):
     for path in paths:
         image = cv2.imread(path, cv2.IMREAD_COLOR)
         if image is None:
-            raise SystemExit(f"{path} is not an image that OpenCV reads")
+            raise SystemExit(f"{path} is not an image that OpenCV can read")
         boxes, scores, labels = detector(np.ascontiguousarray(image[..., ::-1]))
         for box, score, label in zip(boxes.tolist(), scores.tolist(), labels.tolist(), strict=True):
             found = {"file": path, "class": detector.card["classes"][label]["name"],

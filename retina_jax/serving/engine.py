@@ -1,0 +1,132 @@
+"""The network as a server uses it: reads one image, runs a batch of one bucket."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from retina_jax.config import resolve
+from retina_jax.data.images import PictureError, TooManyPixels, stored_size
+from retina_jax.data.plan import Placement
+from retina_jax.prediction.network import Network
+from retina_jax.prediction.pictures import Picture
+from retina_jax.prediction.result import ImageDetections
+from retina_jax.prediction.stream import Predictor, Read
+from retina_jax.prediction.tiles import Tile
+from retina_jax.training.workdir import Classes
+
+_MEASURING, _MOST_RUNS = 2.0, 10
+"""Seconds after which a bucket's programs are no longer timed, and most runs of each."""
+Ready = tuple[Picture, Read]
+"""An image that was read and scaled; its picture holds the name alone."""
+
+
+class Engine(Protocol):
+    """What the server needs of a detector. All methods but `warm_up` are used by any thread."""
+
+    name: str
+    """Of the model, for people."""
+    classes: Classes
+    threshold: float
+    """Smallest score of a detection."""
+    batch_size: int
+    buckets: Sequence[tuple[int, int]]
+    """Height and width of each input shape."""
+
+    def read(self, name: str, encoded: bytes, most_pixels: int) -> tuple[int, Ready]:
+        """Decodes and scales an image file; its bucket, and what `run` takes.
+
+        Raises `PictureError` for a file that cannot be read, and `TooManyPixels`, before anything
+        is decoded, for one of more than ``most_pixels``.
+        """
+
+    def run(self, bucket: int, images: list[Ready]) -> list[ImageDetections]:
+        """The detections of at most ``batch_size`` images of one bucket."""
+
+    def pays_from(self, bucket: int) -> int:
+        """The smallest number of images that are faster in a batch than one by one."""
+
+    def warm_up(self, done: Callable[[str], None]) -> None:
+        """Compiles everything that `run` can need; ``done`` is told of each program."""
+
+
+class NetworkEngine:
+    """An `Engine` of a trained network, with two compiled programs per bucket.
+
+    One takes a single image, the other ``batch_size`` images. Both exist because a batch costs the
+    same however few images are in it: on a CPU nearly as much as all of them one by one, on an
+    accelerator far less.
+    """
+
+    def __init__(
+        self, network: Network, name: str, batch_size: int = 8, threshold: float | None = None
+    ):
+        """``threshold``: smallest score of a detection; None: that of the run.
+
+        Raises `UserError` for a value out of range.
+        """
+        self._batch = Predictor(network, batch_size, threshold)
+        self._single = Predictor(network, 1, threshold) if batch_size > 1 else self._batch
+        self.name, self.batch_size = name, batch_size
+        self.classes = network.classes
+        self.threshold = float(self._batch.config.eval.score_threshold)
+        self.buckets = tuple(resolve(self._batch.config).buckets)
+        self._pays_from = {}
+
+    def read(self, name: str, encoded: bytes, most_pixels: int) -> tuple[int, Ready]:
+        width, height = stored_size(encoded)
+        if width * height > most_pixels:
+            raise TooManyPixels(
+                f"has {width}×{height} pixels, {width * height / 1e6:.1f} megapixels; the limit is "
+                f"{most_pixels / 1e6:g}"
+            )
+        read = self._single.read(Picture(name, encoded))
+        if isinstance(read, PictureError):
+            raise read
+        return read.scaled[0][0].bucket, (Picture(name, b""), read)
+
+    def run(self, bucket: int, images: list[Ready]) -> list[ImageDetections]:
+        predictor = self._single if len(images) == 1 else self._batch
+        return [outcome for _, outcome in predictor.detect(images)]
+
+    def pays_from(self, bucket: int) -> int:
+        return self._pays_from.get(bucket, 2)
+
+    def warm_up(self, done: Callable[[str], None]) -> None:
+        sizes = sorted({1, self.batch_size})
+        for bucket, (height, width) in enumerate(self.buckets):
+            for count in sizes:
+                self._timed(bucket, count)  # compiles
+                done(f"{height}×{width}, batch {count}")
+            seconds = self._seconds(bucket, sizes)
+            least = math.ceil(seconds[self.batch_size] / seconds[1])
+            self._pays_from[bucket] = max(2, min(least, self.batch_size))
+
+    def _seconds(self, bucket: int, sizes: Sequence[int]) -> dict[int, float]:
+        """The time of each program; they take turns, and the least disturbed run counts."""
+        least, spent = dict.fromkeys(sizes, math.inf), 0.0
+        for _ in range(_MOST_RUNS):
+            for count in sizes:
+                taken = self._timed(bucket, count)
+                least[count] = min(least[count], taken)
+                spent += taken
+            if spent > _MEASURING:
+                break
+        return least
+
+    def _timed(self, bucket: int, count: int) -> float:
+        started = time.perf_counter()
+        self.run(bucket, [self._noise(bucket) for _ in range(count)])
+        return time.perf_counter() - started
+
+    def _noise(self, bucket: int) -> Ready:
+        """An image that fills an input of this shape."""
+        size = self.buckets[bucket]
+        kind = np.float32 if self._single.config.data.float_pixels else np.uint8
+        pixels = np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(kind)
+        read = Read(size, [Tile(0, 0, *size)], [(Placement(bucket, *size), pixels)])
+        return Picture("warm-up", b""), read
