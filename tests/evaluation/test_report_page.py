@@ -185,7 +185,7 @@ def test_filters_enlarging_and_sorting_in_a_browser(address, reported):
         assert page.run("document.getElementById('previous').disabled")
         page.press("Escape")
         page.wait_for("!document.getElementById('enlarged').open")
-        assert page.run(f"document.activeElement.dataset.id === '{order[0]}'")
+        page.wait_for(f"document.activeElement.dataset.id === '{order[0]}'")
 
         page.run("document.querySelector('table.sortable th:nth-child(2) button').click()")
         column = "[...document.querySelectorAll('table.sortable tbody td:nth-child(2)')]"

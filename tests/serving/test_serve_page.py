@@ -114,7 +114,7 @@ def test_images_are_detected_filtered_enlarged_and_saved(site):
         assert page.run("document.getElementById('next').disabled")
         page.press("Escape")
         page.wait_for("!document.getElementById('enlarged').open")
-        assert "4.png · 640×480" in page.run("document.activeElement.textContent")
+        page.wait_for("document.activeElement.textContent.includes('4.png · 640×480')")
 
         page.run("document.getElementById('clear').click()")
         assert page.run("document.querySelectorAll('.image').length") == 0
