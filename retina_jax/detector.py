@@ -114,21 +114,22 @@ class Detector:
 
     @classmethod
     def from_export(cls, path: str | Path, **options: Any) -> Detector:
-        """A detector from a file that ``retina-jax export`` wrote: StableHLO, or ONNX.
+        """A detector from a model that ``retina-jax export`` wrote, in StableHLO or ONNX.
 
-        An exported model is code, not data: load it only if you trust its origin. Prints that on
-        stderr. The files are compared with the SHA-256 in ``model.json`` before they run.
+        An exported model is code, not data: load it only if you trust its origin. A notice on
+        stderr says so. Each file is compared with its SHA-256 in ``model.json`` before it runs.
 
-        It finds what the run finds. Its score threshold and NMS are built in: a higher
-        ``threshold`` selects, a lower one is refused. It runs on one device. A model of a fixed
-        batch size takes any number of pictures; an incomplete batch costs as much as a full one.
+        The detections are those of the run, up to rounding. The score threshold and NMS are built
+        in: ``threshold`` can be raised but not lowered. The model runs on one device. A model with
+        a fixed batch size takes any number of images; an incomplete batch costs as much as a full
+        one.
 
         Args:
-          path: the folder of the export, or one of its files, for that input shape alone.
-          options: of the constructor; the default of ``batch_size`` is that of the export, or 1.
+          path: the folder of the export (all its buckets), or the file of one bucket.
+          options: of the constructor; ``batch_size`` defaults to that of the export, or to 1.
 
-        Raises `UserError` for a path that is no complete export, for options that differ from what
-        is built in, and without onnxruntime for ONNX.
+        Raises `UserError` if ``path`` is not a complete export, an option contradicts a built-in
+        value, or onnxruntime is missing for ONNX.
         """
         artefact = from_export(path)
         options.setdefault("batch_size", artefact.loader.card["batch_size"] or 1)
@@ -249,10 +250,10 @@ def _picture(given: Any, number: int) -> Picture:
     if isinstance(given, (str, Path)):
         return Picture(str(given), Path(given).expanduser())
     if isinstance(given, Image.Image):
-        return Picture(getattr(given, "filename", "") or f"picture {number}", given)
+        return Picture(getattr(given, "filename", "") or f"image {number}", given)
     if hasattr(given, "__array__"):
-        return Picture(f"picture {number}", np.asarray(given))
+        return Picture(f"image {number}", np.asarray(given))
     raise UserError(
-        f"picture {number} is of type {type(given).__name__}; it must be a path, an array or a "
+        f"image {number} is of type {type(given).__name__}; it must be a path, an array or a "
         "Pillow image"
     )

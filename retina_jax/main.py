@@ -16,7 +16,7 @@ COMMANDS = {
     "train": "train a model and evaluate it periodically; the same command resumes",
     "evaluate": "evaluate a checkpoint with the COCO metrics",
     "predict": "detect objects in images and videos; draw them, write COCO, YOLO, VOC or CSV files",
-    "serve": "detect objects over HTTP: a JSON API and a local page",
+    "serve": "detect objects over HTTP, with a JSON API and a web page",
     "replay": "repeat a step with a non-finite loss; show where it becomes non-finite",
     "prepare": "convert COCO, VOC, YOLO or TFDS annotations and images to a data set",
     "compile": "compile for a TPU slice, without a TPU: memory, FLOPs, largest batch",
@@ -29,7 +29,7 @@ COMMANDS = {
     "export": "write a trained detector as StableHLO or ONNX, with a model card",
     "ablate": "run the paper's ablation studies, and write tables and figures",
     "launch": "run a command on Cloud TPUs, GKE or SLURM, and restart it after preemptions",
-    "benchmark": "measure training, prediction and the input pipeline",
+    "benchmark": "measure training, prediction, the input pipeline, exported models and serving",
 }
 BROKEN_PIPE = 141
 """The exit code that a shell reports after SIGPIPE."""

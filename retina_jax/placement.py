@@ -1,4 +1,4 @@
-"""Which process of which run this one is, by its flags or its environment."""
+"""This process's place in a run of several processes, from flags or the environment."""
 
 from __future__ import annotations
 
@@ -74,8 +74,10 @@ def _own_variables() -> tuple[str | None, int | None, int | None]:
 
 
 def check_alone(command: str) -> None:
-    """Raises `UserError` if the environment starts several processes of ``command``, a command of
-    one: each would do the whole work, and write the same files."""
+    """Raises `UserError` if the environment says that several processes run ``command``.
+
+    Each of them would do all the work and write the same files.
+    """
     own = os.environ.get("RETINA_JAX_NUM_PROCESSES", "1")
     tasks = os.environ["SLURM_NTASKS"] if all(name in os.environ for name in _SLURM) else "1"
     hosts = str(len(os.environ.get(_TPU_HOSTS, "").split(",")))
@@ -84,6 +86,6 @@ def check_alone(command: str) -> None:
     ):  # fmt: skip
         if count != "1":
             raise UserError(
-                f"{command} runs in one process, but ${variable} says that there are {count}; "
+                f"{command} runs in one process, but ${variable} indicates {count} processes; "
                 f"start it on one host, without ${variable}"
             )

@@ -235,10 +235,10 @@ MISTAKES = {
         ["--config.data.buckets=800"],
         "config.data.buckets=(800,) must be (height, width) pairs",
     ),
-    "no steps to profile": (["--profile=9:3"], "--profile=9:3 names no steps; set --profile=10"),
+    "no steps to profile": (["--profile=9:3"], "--profile=9:3 selects no steps; set --profile=10"),
     "steps to profile that do not come": (
         ["--profile=9:30", "--config.train.steps=20"],
-        "--profile=9:30 goes beyond config.train.steps=20; record earlier steps",
+        "--profile=9:30 exceeds config.train.steps=20; record earlier steps",
     ),
     "unknown flag": (["--stepz=4"], "stepz"),
     "unknown mode": (["--mode=fly"], "unknown command 'fly'; available: train, evaluate,"),

@@ -125,7 +125,7 @@ def test_commands_of_one_process_refuse_to_run_as_several(
     words = command.replace("=w ", f"={finished_run} ").split()
     assert main.main(["retina-jax", *words]) == 2
     said = capsys.readouterr().err
-    assert f"{words[0]} runs in one process, but ${variable} says that there are 3; " in said
+    assert f"{words[0]} runs in one process, but ${variable} indicates 3 processes; " in said
 
 
 @pytest.mark.parametrize(

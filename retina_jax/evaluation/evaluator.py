@@ -177,10 +177,10 @@ class Evaluator:
         return metrics
 
     def drawn(self) -> list[tuple[int, Image.Image]]:
-        """Of the last `run`: image ids, and pictures of ground truth and detections.
+        """Images of the last `run`, by id, with their ground truth and detections drawn.
 
-        At most eight, the same at each evaluation; none without ``eval.pictures``, and in processes
-        that do not score.
+        At most eight, the same at each evaluation; none if ``eval.pictures`` is 0 or this process
+        does not score.
         """
         return self._drawn
 

@@ -67,11 +67,12 @@ def draw_pairs(
     min_score: float = 0.4,
     note: Callable[[str], None] | None = None,
 ) -> list[tuple[int, Image.Image]]:
-    """Draws ``count`` images, evenly spread over the split: their ids and pictures, 648 px wide.
+    """Draws ``count`` images, evenly spread over the split; returns their ids and drawings.
 
-    Each picture shows an image twice: with ground truth and with detections. ``detections`` are
-    COCO results; those that score below ``min_score`` are not drawn. An image that cannot be read
-    is left out, with a ``note``; without ``note``, raises what reading it raised.
+    Each drawing, 648 px wide, shows an image twice: with ground truth and with detections.
+    ``detections`` are COCO results; those that score below ``min_score`` are not drawn. An image
+    that cannot be read is left out, and ``note`` is called with a line; without ``note``, the error
+    is raised.
     """
     count = min(count, len(split))
     rows = [int(i) for i in np.linspace(0, len(split) - 1, count).round()]
@@ -91,7 +92,7 @@ def draw_pairs(
         except Exception as error:  # whatever ArrayRecord and OpenCV make of damaged files
             if note is None:
                 raise
-            note(f"image {image_id} is left out of the pictures: {error}")
+            note(f"image {image_id} is not drawn: {error}")
             continue
         found = by_image.get(image_id, [])
         pairs.append((image_id, _pair(split, example, image, found, label_of)))
@@ -101,7 +102,7 @@ def draw_pairs(
 def write_sheet(
     pairs: Sequence[tuple[int, Image.Image]], class_names: Sequence[str], path: Path
 ) -> None:
-    """Writes the pictures of `draw_pairs` to ``path`` (PNG), below a legend; nothing if none."""
+    """Writes the drawings of `draw_pairs` to ``path`` (PNG), below a legend; nothing if none."""
     if not pairs:
         return
     pairs = [picture for _, picture in pairs]

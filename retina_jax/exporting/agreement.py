@@ -28,7 +28,7 @@ _PAIRED_WITHIN = 4.0  # pixels; a box farther away is another detection
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """The largest differences between an artefact and the run."""
+    """The largest differences between an exported model and the run."""
 
     images: int
     source: str
@@ -82,7 +82,7 @@ def noise(bucket: tuple[int, int], dtype: type) -> Batch:
 
 
 class Checker:
-    """Compares artefacts with `evaluation.detect` on the same weights."""
+    """Compares exported models with `evaluation.detect` on the same weights."""
 
     def __init__(self, network: Network):
         config = network.config.copy_and_resolve_references()
@@ -98,7 +98,7 @@ class Checker:
             self._batches = {}
 
     def check(self, program: Program, bucket: tuple[int, int], batch_size: int) -> Agreement:
-        """Raises `RunError` unless the artefact and the run give the same detections."""
+        """Raises `RunError` unless the exported model and the run give the same detections."""
         batch, source = self._batches.get(bucket), "images of the data set"
         if batch is None:
             dtype = np.float32 if self._config.data.float_pixels else np.uint8
@@ -111,14 +111,14 @@ class Checker:
         agreement = dataclasses.replace(found, source=source)
         if found.undecided < 0 or found.pixels > PIXELS * coarse or found.score > SCORE * coarse:
             raise RunError(
-                f"the {bucket[0]}×{bucket[1]} artefact differs from the run: {agreement.text()}; "
+                f"the {bucket[0]}×{bucket[1]} model differs from the run: {agreement.text()}; "
                 f"at most {PIXELS * coarse:g} px and {SCORE * coarse:g} are allowed"
             )
         return agreement
 
 
 def run_program(program: Program, batch: Batch, batch_size: int) -> Iterator[Detections]:
-    """Detections of an artefact on each image of a batch, in pixels of the original image."""
+    """Detections of an exported model on each image of a batch, in pixels of the original image."""
     at_once = batch_size or len(batch.images)
     rows = np.flatnonzero(batch.example_mask)
     for start in range(0, len(rows), at_once):

@@ -24,7 +24,7 @@ _PACKAGES = {
 }
 _LOADS = {
     "stablehlo": "with jax {jax} and, by the guarantee of jax.export, with every jax released "
-    "within six months after it; later versions may refuse it. To load it for longer, keep jax "
+    "within six months after it; later versions may refuse them. To load them for longer, keep jax "
     "{jax} installed, or export the run again",
     "onnx": "with every runtime that implements ONNX operator set {opset}; this does not expire",
 }
@@ -94,7 +94,7 @@ def markdown(card: dict[str, Any]) -> str:
         "[n, 2]` (int32: height and width without padding), and returns `boxes [n, k, 4]` (xyxy, "
         "pixels of the input), `scores [n, k]` and `labels [n, k]`, highest score first, with "
         f"k = {evaluation['max_detections']}. "
-        "A score of 0 marks padding. Normalisation, decoding and NMS are inside.",
+        "A score of 0 marks padding. Normalisation, decoding and NMS are part of the model.",
         "",
         "With retina_jax installed, `Detector.from_export` and `retina-jax predict --export` take "
         "this folder instead of a run.",

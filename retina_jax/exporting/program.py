@@ -24,7 +24,7 @@ from retina_jax.prediction.network import Network
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 Program = Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]
-"""A loaded artefact."""
+"""A loaded exported model: images and sizes to detections."""
 
 
 def input_shapes(

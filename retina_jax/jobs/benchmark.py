@@ -7,16 +7,17 @@ usage: retina-jax benchmark step --config=experiments/coco.py [--runs=5] [--step
        retina-jax benchmark input --config=…      decode, scale, flip, pad: images/s per core,
            compared with a bare OpenCV loop and, if it is installed, torchvision
        retina-jax benchmark memory --config=… [--steps=10000]     host memory of the loader
-       retina-jax benchmark export --config=…     exported StableHLO and ONNX against this program,
-           per bucket, in float32 (needs the extra: pip install 'retina_jax[onnx]')
+       retina-jax benchmark export --config=…     exported models, compared with this program, per
+           bucket, in float32 (needs the extra: pip install 'retina_jax[onnx]')
        retina-jax benchmark serve --workdir=RUN [--clients=8] [--batch-size=8]     latency, images/s
-           and memory of servers with and without batches, over loopback; counts lost answers
-           (needs the extra: pip install 'retina_jax[serve]')
+           and memory of servers with and without batches, over loopback; counts lost and wrong
+           answers (needs the extra: pip install 'retina_jax[serve]')
        retina-jax benchmark padding --config=…    padded pixels by batching scheme, for
            simulated COCO image sizes
 
-The pipelines (or buckets) under comparison are timed in turn, RUNS times each, so that slow
-drifts in machine speed affect all of them equally. The results are medians.
+The pipelines, buckets or servers under comparison are timed in turn, RUNS times each, so that slow
+drifts in machine speed affect all of them equally. The results are medians; the latencies of
+`benchmark serve` are percentiles over all requests.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ FLAGS = (
     Flag("runs", "number of timed runs per bucket or pipeline", 5, least=1),
     Flag("steps", "number of steps, or batches, per run", 20, least=1),
     Flag("classes", "number of classes in the random data", 80, least=1),
-    Flag("workdir", "folder of the run that `benchmark serve` serves"),
-    Flag("clients", "number of clients at a time of `benchmark serve`", 8, least=1),
-    Flag("batch_size", "most images per call of the network of `benchmark serve`", 8, least=1),
+    Flag("workdir", "benchmark serve: folder of the run"),
+    Flag("clients", "benchmark serve: number of simultaneous clients", 8, least=1),
+    Flag("batch_size", "benchmark serve: maximum number of images per forward pass", 8, least=1),
     *PROCESSES,
 )
 

@@ -1,4 +1,4 @@
-"""Detect objects in images and videos with a trained run, or an export of one.
+"""Detect objects in images and videos with a trained run or an exported model.
 
 usage: retina-jax predict --workdir=RUN|--export=PATH --input=FILE|FOLDER|PATTERN|VIDEO --out=DIR
            [--threshold=0.5] [--classes=car,person] [--format=coco|yolo|voc|csv] [--no-images]
@@ -35,8 +35,8 @@ def parser() -> ArgumentParser:
         "--export",
         default="",
         metavar="PATH",
-        help="instead of a run: a folder that retina-jax export wrote, or a file of it. It is "
-        "code; use it only if you trust its origin",
+        help="use an exported model instead of a run: the folder that retina-jax export wrote, or "
+        "one of its models; they are code, so use them only if you trust their origin",
     )
     add(
         "--input",

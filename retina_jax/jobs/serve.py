@@ -1,17 +1,18 @@
-"""Serve a trained run: a local page and a JSON API that detect objects in images.
+"""Serve a trained run over HTTP: a JSON API and a web page that detect objects in images.
 
 usage: retina-jax serve --workdir=RUN [--checkpoint=best|latest | --step=STEP] [--host=127.0.0.1]
            [--port=8000] [--score-threshold=0.05] [--batch-size=8] [--max-body=32] [--max-images=16]
            [--max-megapixels=50] [--max-queue=64] [--max-seconds=30] [--stop-seconds=20]
            [--log-requests]
 
-POST /detect takes an image, or several as a form, and returns boxes in pixels of the original
-images, as evaluation would find them; GET /health tells whether the server is ready; /openapi.json
-describes both. Images that arrive together share a batch. All programs are compiled before the
-server is ready.
+POST /detect takes an image, or a form with several, and returns the detections that evaluation
+would find, with boxes in pixels of the original images. GET /health shows whether the server is
+ready, that is, whether all its programs are compiled. /openapi.json describes both. Images that
+wait at the same time share a batch if that is faster.
 
-Only this machine can connect unless --host is set; there is no encryption and no log-in. The first
-Ctrl-C or SIGTERM answers the open requests and refuses new ones; the second stops at once.
+Unless --host is set, only programs on this machine can connect. There is no encryption and no
+log-in. After the first Ctrl-C or SIGTERM, the server refuses new requests, answers the open ones
+and exits; after the second, it exits at once.
 
 Needs the extra: pip install 'retina_jax[serve]'
 """
@@ -36,35 +37,40 @@ def parser() -> ArgumentParser:
         "--checkpoint",
         choices=("best", "latest"),
         default="best",
-        help="best by AP, or latest (default: %(default)s)",
+        help="checkpoint to use: the best by AP, or the latest (default: %(default)s)",
     )
-    add("--step", type=int, help="checkpoint of this step")
+    add("--step", type=int, help="use the checkpoint of this step instead")
     add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    add("--port", type=int, default=8000, help="0: any free port (default: %(default)s)")
+    add(
+        "--port",
+        type=int,
+        default=8000,
+        help="port to listen on; 0: any free port (default: %(default)s)",
+    )
     add(
         "--score-threshold",
         type=float,
-        help="smallest score of a detection (default: eval.score_threshold of the run)",
+        help="minimum score of a detection (default: eval.score_threshold of the run)",
     )
     add(
         "--batch-size",
         type=int,
         default=8,
-        help="most images per call of the network (default: %(default)s)",
+        help="maximum number of images per forward pass (default: %(default)s)",
     )
     for name, kind, default, meaning in (
-        ("body", float, 32, "size of a request, MiB"),
-        ("images", int, 16, "images in a request"),
-        ("megapixels", float, 50, "size of an image, millions of pixels"),
-        ("queue", int, 64, "images that wait, and requests that are open"),
-        ("seconds", float, 30, "time for a request"),
+        ("body", float, 32, "maximum size of a request body, MiB"),
+        ("images", int, 16, "maximum number of images in a request"),
+        ("megapixels", float, 50, "maximum size of an image, millions of pixels"),
+        ("queue", int, 64, "maximum number of waiting images, and of open requests"),
+        ("seconds", float, 30, "maximum time for a request, seconds"),
     ):
         add(f"--max-{name}", type=kind, default=default, help=f"{meaning} (default: %(default)s)")
     add(
         "--stop-seconds",
         type=float,
         default=20,
-        help="time that open requests have after a signal (default: %(default)s)",
+        help="seconds that open requests have to finish after a signal (default: %(default)s)",
     )
     add("--log-requests", action="store_true", help="print a line for each request")
     return made
@@ -84,10 +90,14 @@ def main(argv: list[str]) -> int:
     if not 0 <= options.port <= 65535:
         raise UserError(f"--port={options.port} must lie between 0 and 65535; set --port=8000")
     if not 1 <= options.batch_size <= 1024:
-        raise UserError(f"--batch-size={options.batch_size} must lie between 1 and 1024; set 8")
+        raise UserError(
+            f"--batch-size={options.batch_size} must lie between 1 and 1024; set --batch-size=8"
+        )
     threshold = options.score_threshold
     if threshold is not None and not 0 <= threshold <= 1:
-        raise UserError(f"--score-threshold={threshold} must lie between 0 and 1; set 0.5")
+        raise UserError(
+            f"--score-threshold={threshold} must lie between 0 and 1; set --score-threshold=0.5"
+        )
     check_packages("serve")
     from retina_jax.serving.limits import Limits
     from retina_jax.serving.server import bind, serve

@@ -23,7 +23,8 @@ WORKDIR = Flag(
 
 PROFILE = Flag(
     "profile", "record steps with jax.profiler in WORKDIR/profile: 10 for ten steps after warm-up, "
-    "100:110 for steps 100 to 110; compilation and evaluation are left out"
+    "100:110 for steps 100 to 110; the recording moves to later steps to avoid compilation and "
+    "evaluation"
 )  # fmt: skip
 
 

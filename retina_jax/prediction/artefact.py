@@ -1,4 +1,4 @@
-"""An exported file in the place of a network: what `export` wrote, read back."""
+"""Reads an exported model, for use instead of a network."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ from retina_jax.training.workdir import Classes
 from retina_jax.types import Batch, Detections
 
 _PACKAGES = {"onnx": "onnxruntime"}
-"""What a format needs besides the dependencies of this package."""
+"""The package that a format needs in addition to this package's dependencies."""
 _REQUIRED = ("batch_size", "classes", "config", "files", "pixel_scale", "run", "step")
 
 
 @dataclasses.dataclass(frozen=True)
 class Artefact:
-    """An exported detector, in the place of a `Network`; `from_export` reads one.
+    """An exported detector, used instead of a `Network`; `from_export` reads one.
 
     The score threshold, NMS and batch size are built in. It runs on one device.
     """
 
     config: ml_collections.ConfigDict
-    """That of the run; ``data.buckets`` are those that were exported."""
+    """The config of the run, with the exported buckets as ``data.buckets``."""
     classes: Classes
     pixel_scale: PixelScale | None
-    """The 16-bit or float values that training mapped to 0 and 255; None: it saw no such images."""
+    """The 16-bit or float values that training mapped to 0 and 255; None: it had no such images."""
     source: str
-    """Where it is from, for messages."""
+    """Where it comes from, for messages."""
     loader: Detector
 
     def check(self, threshold: float | None, nms: str | None, class_agnostic: bool | None) -> None:
-        """Raises `UserError` for values other than those that are built in; None is as built."""
+        """Raises `UserError` for values that contradict the built-in ones; None: as built in."""
         own = self.config.eval
         if threshold is not None and threshold < own.score_threshold:
             raise UserError(
@@ -59,12 +59,12 @@ class Artefact:
         ):
             if value not in (None, built_in):
                 raise UserError(
-                    f"{flag} differs from the NMS that is built into {self.source}; detect with "
+                    f"{flag} differs from the NMS that is built into {self.source}; use "
                     "--workdir=RUN instead"
                 )
 
     def make_detect(self, config: ml_collections.ConfigDict) -> Detect:
-        """Detection with ``config``, which is that of the artefact with other fields of ``eval``.
+        """Detection with ``config``: the exported config, possibly with other fields of ``eval``.
 
         Raises `UserError` as `check` does.
         """
@@ -114,14 +114,14 @@ class Artefact:
 def from_export(path: str | Path, flag: str = "--export") -> Artefact:
     """The detector that ``retina-jax export`` wrote.
 
-    An exported model is code, not data: load it only if you trust its origin. Prints that on
-    stderr. The file ``load.py`` beside it is not executed.
+    An exported model is code, not data: load it only if you trust its origin. A notice on stderr
+    says so. The ``load.py`` next to it is not executed.
 
     Args:
-      path: the folder of the export, for all its input shapes, or one of its files.
+      path: the folder of the export (all its buckets), or the file of one bucket.
       flag: names ``path`` in messages.
 
-    Raises `UserError` for a path that is no complete export, and without the packages that run it.
+    Raises `UserError` if ``path`` is not a complete export or a required package is missing.
     """
     path = Path(path).expanduser()
     folder = path.parent if path.is_file() else path
@@ -129,8 +129,8 @@ def from_export(path: str | Path, flag: str = "--export") -> Artefact:
         raise UserError(f"{flag}={path}: no such file or folder; set it to the --out of an export")
     if not (folder / CARD).is_file():
         raise UserError(
-            f"{flag}={path} is no complete export: {folder} has no {CARD}; set it to the --out of "
-            "an export"
+            f"{flag}={path} is not a complete export: {folder} has no {CARD}; set it to the --out "
+            "of an export"
         )
     card = _read(folder / CARD)
     if path.is_file() and path.name not in [file["file"] for file in card["files"]]:
@@ -174,5 +174,5 @@ def _read(path: Path) -> dict[str, Any]:
         return {**card, **{name: card[name] for name in _REQUIRED}}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path} is not the card of an export ({type(error).__name__}: {error}); export again"
+            f"{path} does not describe an export ({type(error).__name__}: {error}); export again"
         ) from None

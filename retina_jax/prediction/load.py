@@ -15,7 +15,7 @@ CARD = "model.json"
 
 
 class Detector:
-    """The exported model. It is a program: load it only if you trust its origin."""
+    """The exported model. It is code, not data: load it only if you trust its origin."""
 
     def __init__(self, folder=Path(__file__).parent):
         self.folder = Path(folder)
@@ -26,11 +26,11 @@ class Detector:
         print(note, file=sys.stderr)
 
     def detect(self, images, sizes):
-        """Boxes ``[n, k, 4]``, scores ``[n, k]`` and labels ``[n, k]`` of padded images.
+        """Boxes ``[n, k, 4]``, scores ``[n, k]`` and labels ``[n, k]`` in padded images.
 
-        ``images [n, h, w, 3]``: RGB, h × w one of ``buckets``, each image at the top left;
-        ``sizes [n, 2]``: its height and width. Boxes are xyxy in pixels of the input; a score of 0
-        marks padding.
+        ``images [n, h, w, 3]``: RGB; ``(h, w)`` is one of ``buckets``; each image at the top left.
+        ``sizes [n, 2]``: height and width of each image. Boxes are xyxy in pixels of the padded
+        input; a score of 0 marks padding.
         """
         run, many = self.program(tuple(images.shape[1:3])), len(images)
         at_once = self.card["batch_size"] or many
@@ -51,7 +51,7 @@ class Detector:
         return boxes, found["scores"][kept], found["labels"][kept]
 
     def place(self, image):
-        """The image, resized into the bucket where it is largest, and its size there."""
+        """The image, resized to the bucket where it is largest and padded, and its size there."""
         rule, (height, width) = self.card["placement"], image.shape[:2]
         limit = min(rule["short_side"] / min(height, width), rule["long_side"] / max(height, width))
         scales = {b: min(limit, b[0] / height, b[1] / width) for b in self.buckets}
@@ -73,11 +73,11 @@ class Detector:
         return padded, np.array(size, np.int32)
 
     def program(self, bucket):
-        """The function in the file of a bucket; it is read when it is first used."""
+        """The function in the file of a bucket; the file is read on first use."""
         if bucket not in self.buckets:
             there = ", ".join(f"{h}x{w}" for h, w in self.buckets)
             raise ValueError(
-                f"images of {bucket[0]}x{bucket[1]} pixels; this export has models for {there}"
+                f"this export has no model for {bucket[0]}x{bucket[1]} pixels, only for {there}"
             )
         if bucket not in self._programs:
             content = (self.folder / self.buckets[bucket]["file"]).read_bytes()

@@ -1,4 +1,4 @@
-"""A trained network and all that prediction needs: config, classes, weights, pixel scale."""
+"""A trained network with all that prediction needs: config, classes, weights, pixel scale."""
 
 from __future__ import annotations
 
@@ -45,19 +45,19 @@ Detect = Callable[[Iterable[Batch]], Iterator[tuple[int, Detections]]]
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """Weights and what they mean; `from_workdir` and `from_weights` read one."""
+    """Weights with their config and classes; `from_workdir` and `from_weights` read one."""
 
     config: ml_collections.ConfigDict
-    """Valid."""
+    """Validated."""
     classes: Classes
     variables: Any
-    """NumPy arrays, as the network of ``config`` takes them."""
+    """NumPy arrays, in the structure of the network of ``config``."""
     pixel_scale: PixelScale | None
     """The 16-bit or float values that training mapped to 0 and 255; None: it had no such images."""
     source: str
     """Where the weights come from, for messages."""
     checkpoint: Chosen | None = None
-    """The checkpoint that they come from; None for a weight file."""
+    """The checkpoint of the weights; None for a weight file."""
 
     @functools.cached_property
     def model(self) -> retinanet.RetinaNet:
@@ -95,13 +95,13 @@ def from_workdir(
     Args:
       checkpoint: "best" by AP (the latest if none was evaluated), "latest", or a step.
       note: called with each warning.
-      config: instead of that of the run, such as one with flags.
+      config: used instead of the run's own config, for example with flags applied.
 
-    Raises `UserError` for a folder without a run or without a checkpoint, or of another network
-    than that of ``config``.
+    Raises `UserError` for a folder without a run or a checkpoint, or if the network differs from
+    that of ``config``.
     """
     if checkpoint not in CHECKPOINTS and not isinstance(checkpoint, int):
-        raise UserError(f"checkpoint={checkpoint!r} must be one of {', '.join(CHECKPOINTS)}")
+        raise UserError(f"checkpoint={checkpoint!r} must be {', '.join(CHECKPOINTS)} or a step")
     folder = workdir_at(workdir)
     if not folder.is_dir():
         raise UserError(f"--workdir={workdir} is not a folder; set it to the workdir of a run")
@@ -205,12 +205,12 @@ def _numbered(count: int, source: str, note: Note) -> Classes:
 
 
 def _fitted(config: ml_collections.ConfigDict, classes: int, weights: Any, source: str) -> Any:
-    """``weights`` as the network takes them; `UserError` if they belong to a different network."""
+    """``weights`` in the network's structure; `UserError` if they belong to a different network."""
     shapes = variable_shapes(retinanet.build(config, classes))
     variables, unmatched = graft(shapes, weights, source)
     if unmatched:
         raise UserError(
             f"{source} has a different number of classes from the {classes} in its {CONFIG}; "
-            "restore the file"
+            f"restore {CONFIG}"
         )
     return variables

@@ -29,14 +29,14 @@ class Picture:
     """One image, which is read only when its turn comes."""
 
     name: str
-    """For messages and output files: a path, or "picture 3"."""
+    """For messages and output files: a path, or "image 3"."""
     source: Path | bytes | np.ndarray | Image.Image
     """A file; its content; an array (`data.images.array_pixels`); or an opened image."""
 
     def pixels(self, pixel_scale: PixelScale | None) -> np.ndarray:
         """RGB uint8 ``[h, w, 3]``, treated as `prepare` and training would.
 
-        ``pixel_scale`` maps 16-bit and float values to 8 bits. Raises `PictureError` for a picture
+        ``pixel_scale`` maps 16-bit and float values to 8 bits. Raises `PictureError` for an image
         that cannot be read.
         """
         if isinstance(self.source, Image.Image):

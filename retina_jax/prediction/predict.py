@@ -203,7 +203,7 @@ class _Run:
                     return
 
     def _written(self, found: ImageDetections, stamp: tuple[int, int], path: Path | None) -> Line:
-        """Selects, draws and writes the detections of a picture; ``path``: None for a frame."""
+        """Selects, draws and writes the detections of an image; ``path``: None for a frame."""
         found = found.select(self._least, self._labels)
         line = Line.of(found, stamp)
         if self._request.images and path is not None:
@@ -236,7 +236,7 @@ class _Run:
             return
         self._new += 1
         seconds = now - self._started
-        # pictures of a batch end together: at first their rate says nothing
+        # the images of a batch finish together, so the first rates mean nothing
         bar.advance(f"{self._new / seconds:.1f} images/s" if seconds > _FIRST_RATE_AFTER else None)
 
     def _detect_video(self, file: _File, stop: StopRequest) -> None:
@@ -341,7 +341,7 @@ class _Run:
         out, form = self._request.out, self._request.format
         lines = numbered()
         self._result.path = formats.write_all(out, form, lines, self._network.classes)
-        for _ in lines:  # counts what a format with one file per picture did not read
+        for _ in lines:  # counts the lines that a format with one file per image did not read
             pass
 
 

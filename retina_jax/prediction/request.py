@@ -16,7 +16,7 @@ class Request:
     """What to predict, as the flags of the command say."""
 
     workdir: str
-    """A run; "": the artefact ``export``."""
+    """Folder of a run; "": the exported model ``export`` is used."""
     inputs: Sequence[str]
     """Files, folders or patterns."""
     out: Path
@@ -29,7 +29,7 @@ class Request:
     batch_size: int | None = None
     """None: ``eval.batch_size`` of the run, or less for fewer images."""
     images: bool = True
-    """Whether to draw."""
+    """Whether to write images and videos with boxes."""
     tile: int | None = None
     overlap: float = 0.2
     nms: str | None = None

@@ -75,7 +75,7 @@ class ImageDetections:
 
     @property
     def source(self) -> str:
-        """The path of the image, or "picture 3" for the third image in memory."""
+        """The path of the image; for an image in memory, "image 3", numbered from 0."""
         return self.picture.name
 
     @property

@@ -69,7 +69,7 @@ class Predictor:
     ):
         """Puts the network on as many devices of this host as can share ``batch_size`` equally.
 
-        An exported model is loaded when the first image comes.
+        An exported model is loaded when its first image arrives.
 
         Args:
           batch_size: images (or tiles) per forward pass.
@@ -80,7 +80,7 @@ class Predictor:
           class_agnostic: whether boxes of different classes suppress each other; None: as in the
             config.
 
-        Raises `UserError` for a value out of range, or one that an artefact cannot follow.
+        Raises `UserError` for a value out of range, or one that an exported model does not support.
         """
         if batch_size < 1:
             raise UserError(f"--batch-size={batch_size} must be 1 or more; set --batch-size=8")
@@ -111,7 +111,7 @@ class Predictor:
     def detect(
         self, pictures: Iterable[tuple[Picture, Read | PictureError]]
     ) -> Iterator[tuple[Picture, Outcome]]:
-        """`stream`, for pictures that `read` has read; each is used once."""
+        """`stream`, for images from `read`; each can be used only once."""
         options, rule = self.config.eval, Rule.of(self.config.eval)
         pending: collections.deque[_Open] = collections.deque()
         owner: dict[int, tuple[_Open, int]] = {}
@@ -153,7 +153,7 @@ class Predictor:
         return ImageDetections.of(merged, size, network.classes, entry.picture, network.pixel_scale)
 
     def read(self, picture: Picture) -> Read | PictureError:
-        """Decodes and scales a picture as evaluation does; or the reason why it cannot be read."""
+        """An image decoded and scaled as in evaluation, or the reason why it cannot be read."""
         try:
             pixels = picture.pixels(self.network.pixel_scale)
         except PictureError as error:

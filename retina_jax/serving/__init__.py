@@ -1,1 +1,1 @@
-"""A web service over a trained network: a JSON API and a local page."""
+"""A web service for a trained network: a JSON API and a web page."""

@@ -20,19 +20,19 @@ from retina_jax.version import __version__
 
 _ERRORS = {
     400: "an empty or broken body",
-    408: "the body did not arrive in time",
+    408: "the body does not arrive in time",
     413: "too many bytes, images or pixels",
-    415: "neither an image nor a form",
-    422: "not an image that can be read, or a wrong parameter",
-    429: "too many images are waiting; Retry-After tells how many seconds to wait",
-    500: "the detector failed",
+    415: "the body is neither an image nor a form",
+    422: "an image that cannot be read, or an invalid parameter",
+    429: "too many images or requests are waiting; Retry-After gives the number of seconds to wait",
+    500: "a fault of the detector",
     503: "the server is starting or stopping",
-    504: "no detections in time",
+    504: "detection takes too long",
 }
 _FILES = {"type": "array", "items": {"type": "string", "format": "binary"}}
 _BODY = {
     "required": True,
-    "description": "An image, or a form whose files are the images: JPEG, PNG, BMP, GIF, TIFF, "
+    "description": "An image, or a form with one or more image files: JPEG, PNG, BMP, GIF, TIFF, "
     "WebP, AVIF or JPEG 2000.",
     "content": {
         "multipart/form-data": {"schema": {"type": "object", "properties": {"image": _FILES}}},
@@ -44,7 +44,7 @@ _HEADERS = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-sto
 
 
 def make_app(service: Service, note: Callable[[str], None] | None = None) -> FastAPI:
-    """The application; ``note`` gets a line for each request, if it is given.
+    """The application; if ``note`` is given, it is called with a line for each request.
 
     There is no /docs page: FastAPI's would load its script from another server.
     """
@@ -70,10 +70,11 @@ def make_app(service: Service, note: Callable[[str], None] | None = None) -> Fas
         request: Request,
         threshold: Annotated[
             float | None,
-            Query(ge=0, le=1, description="leave out detections that do not score above it"),
+            Query(ge=0, le=1, description="return only detections that score above this"),
         ] = None,
         classes: Annotated[
-            list[str] | None, Query(description="names of the classes to return; default: all")
+            list[str] | None,
+            Query(description="classes to return: names, separated by commas; default: all"),
         ] = None,
     ) -> Response:
         images = await service.detect(request, threshold, classes)
@@ -83,7 +84,7 @@ def make_app(service: Service, note: Callable[[str], None] | None = None) -> Fas
     @app.get(
         "/health",
         response_model=Health,
-        summary="Whether the server is ready, and what it has done",
+        summary="Readiness and statistics of the server",
         responses={503: {"model": Health, "description": "starting or stopping"}},
     )
     async def health() -> JSONResponse:
@@ -130,7 +131,7 @@ def _add_errors(app: FastAPI) -> None:
 
 
 class _Around:
-    """Adds headers to every response, and notes the request."""
+    """Adds headers to every response, and calls ``note`` for each request."""
 
     def __init__(self, app: Any, note: Callable[[str], None] | None):
         self._app, self._note = app, note

@@ -1,4 +1,4 @@
-"""Groups what waits for the network into batches: one thread, one bounded queue per group."""
+"""Groups the images that wait for the network into batches: one thread, one queue per group."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from typing import Any
 
 Run = Callable[[Hashable, list[Any]], Sequence[Any]]
-"""Takes a group and items of it; returns the result of each."""
+"""Takes a group and some of its items; returns the result of each item."""
 _MEMORY = 0.2  # weight of the latest batch in the mean of seconds per item
 
 
@@ -23,11 +23,11 @@ class Full(Exception):
         super().__init__(waiting, seconds)
         self.waiting = waiting
         self.seconds = seconds
-        """Time until there should be room."""
+        """Estimated time until there is room."""
 
 
 class Closed(Exception):
-    """The batcher takes nothing more."""
+    """The batcher accepts no more items."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -38,10 +38,11 @@ class _Entry:
 
 
 class Batcher:
-    """Runs items in batches of at most ``batch_size`` of one group, oldest first.
+    """Runs items in batches of at most ``batch_size`` items of one group, oldest first.
 
-    A batch starts as soon as the last one has ended, with what waits at that moment: nothing is
-    delayed to fill a batch, and batches fill by themselves when items come faster than they go.
+    A batch starts as soon as the previous one ends, with the items that wait at that moment. No
+    item is delayed to fill a batch; batches grow by themselves when items arrive faster than they
+    are processed.
     """
 
     def __init__(
@@ -55,10 +56,10 @@ class Batcher:
         """Starts the thread.
 
         Args:
-          run: called in the thread. Its error becomes that of all items of the batch.
-          capacity: most items that may wait.
-          pays_from: the smallest number of waiting items of a group that are faster in a batch
-            than one by one.
+          run: called in the thread. If it raises, every item of the batch gets the error.
+          capacity: maximum number of items that may wait.
+          pays_from: the smallest number of waiting items of a group for which a batch is faster
+            than one item at a time.
           ran: called with the number of items of each batch that ran.
         """
         self._run, self._size, self._capacity = run, batch_size, capacity
@@ -77,7 +78,7 @@ class Batcher:
             return self._count()
 
     def submit(self, items: Sequence[tuple[Hashable, Any]]) -> list[Future]:
-        """Queues ``(group, item)`` pairs, all or none; a cancelled future gives up its place.
+        """Queues all ``(group, item)`` pairs, or none; cancelling a future frees its place.
 
         Raises `Full` or `Closed`.
         """
@@ -98,9 +99,9 @@ class Batcher:
             return futures
 
     def close(self, seconds: float = 0.0) -> bool:
-        """Takes nothing more, and runs what waits for up to ``seconds``; whether that was enough.
+        """Accepts no more items, and runs the waiting ones for up to ``seconds``.
 
-        What still waits then is cancelled.
+        Cancels those that still wait then. Returns whether the thread has ended.
         """
         with self._changed:
             self._closed = True
@@ -123,7 +124,7 @@ class Batcher:
                 del self._queues[group]
 
     def _take(self) -> tuple[Hashable, list[_Entry]] | None:
-        """The next batch, waiting for it; None at the end."""
+        """Waits for the next batch and returns it; None after `close`."""
         with self._changed:
             while True:
                 self._drop_cancelled()

@@ -1,4 +1,4 @@
-"""Reads the images in the body of a request, and counts its bytes while it comes in."""
+"""Reads the images in the body of a request, and counts its bytes as they arrive."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MOST_NAME = 200  # characters of a file name
 
 
 class Refusal(Exception):
-    """A request that gets an error; ``text`` is one line."""
+    """An error in response to a request; ``text`` is one line."""
 
     def __init__(self, status: int, text: str, headers: dict[str, str] | None = None):
         super().__init__(text)
@@ -24,7 +24,7 @@ class Refusal(Exception):
 
 
 async def read_images(request: Request, limits: Limits) -> list[tuple[str, bytes]]:
-    """Name and content of each image file in a request.
+    """The name and content of each image in a request.
 
     The body is a form (multipart/form-data) whose files are the images, or one image. Raises
     `Refusal` for another type (415), more bytes or images than the limits allow (413), and no image
@@ -41,7 +41,7 @@ async def read_images(request: Request, limits: Limits) -> list[tuple[str, bytes
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("identity", ""):
         raise Refusal(
-            415, f"Content-Encoding={_shown(encoding)} is not supported; send it as it is"
+            415, f"Content-Encoding={_shown(encoding)} is not supported; send the body uncompressed"
         )
     stated = request.headers.get("content-length", "")
     if stated.isdecimal() and int(stated) > limits.body_bytes:
@@ -60,7 +60,7 @@ async def read_images(request: Request, limits: Limits) -> list[tuple[str, bytes
 
 
 async def _counted(request: Request, limits: Limits) -> AsyncIterator[bytes]:
-    """The body; its stated length is not relied on."""
+    """The body in chunks; does not rely on the stated length."""
     size = 0
     async for chunk in request.stream():
         size += len(chunk)
@@ -79,7 +79,7 @@ async def _of_form(request: Request, limits: Limits) -> list[tuple[str, bytes]]:
     except MultiPartException as error:
         if error.message.startswith("Too many files"):
             raise Refusal(
-                413, f"the request has more than {limits.images} images; send them in several"
+                413, f"the request has more than {limits.images} images; use several requests"
             ) from None
         raise Refusal(400, f"the form cannot be read: {error.message}") from None
     except FormParserError:  # of earlier versions of starlette
@@ -101,10 +101,10 @@ async def _of_form(request: Request, limits: Limits) -> list[tuple[str, bytes]]:
 def _too_large(size: int, limits: Limits) -> Refusal:
     return Refusal(
         413,
-        f"the body has {size / MEBIBYTE:.1f} MiB or more; the limit is {limits.body:g} MiB",
+        f"the body has at least {size / MEBIBYTE:.1f} MiB; the limit is {limits.body:g} MiB",
     )
 
 
 def _shown(text: str) -> str:
-    """Text of a client, on one line and not too long."""
+    """Text from a client, shortened and on one line."""
     return " ".join(text.split())[:_MOST_NAME]

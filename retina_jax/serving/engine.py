@@ -1,4 +1,4 @@
-"""The network as a server uses it: reads one image, runs a batch of one bucket."""
+"""The network as a server uses it: read one image; run a batch of images of one bucket."""
 
 from __future__ import annotations
 
@@ -20,52 +20,52 @@ from retina_jax.prediction.tiles import Tile
 from retina_jax.training.workdir import Classes
 
 _MEASURING, _MOST_RUNS = 2.0, 10
-"""Seconds after which a bucket's programs are no longer timed, and most runs of each."""
+"""Seconds after which the timing of a bucket's programs stops, and the maximum number of runs."""
 Ready = tuple[Picture, Read]
-"""An image that was read and scaled; its picture holds the name alone."""
+"""An image that was read and scaled; its `Picture` holds only the name."""
 
 
 class Engine(Protocol):
-    """What the server needs of a detector. All methods but `warm_up` are used by any thread."""
+    """A detector as the server needs it. Any thread may call all methods except `warm_up`."""
 
     name: str
-    """Of the model, for people."""
+    """Name of the model, shown to users."""
     classes: Classes
     threshold: float
-    """Smallest score of a detection."""
+    """Minimum score of a detection."""
     batch_size: int
     buckets: Sequence[tuple[int, int]]
     """Height and width of each input shape."""
 
     def read(self, name: str, encoded: bytes, most_pixels: int) -> tuple[int, Ready]:
-        """Decodes and scales an image file; its bucket, and what `run` takes.
+        """Decodes and scales an image file; returns its bucket and the input of `run`.
 
-        Raises `PictureError` for a file that cannot be read, and `TooManyPixels`, before anything
-        is decoded, for one of more than ``most_pixels``.
+        Raises `PictureError` for a file that cannot be read. For an image of more than
+        ``most_pixels``, raises `TooManyPixels` before decoding anything.
         """
 
     def run(self, bucket: int, images: list[Ready]) -> list[ImageDetections]:
         """The detections of at most ``batch_size`` images of one bucket."""
 
     def pays_from(self, bucket: int) -> int:
-        """The smallest number of images that are faster in a batch than one by one."""
+        """The smallest number of images for which a batch is faster than one image at a time."""
 
     def warm_up(self, done: Callable[[str], None]) -> None:
-        """Compiles everything that `run` can need; ``done`` is told of each program."""
+        """Compiles every program that `run` may need; calls ``done`` with a line for each."""
 
 
 class NetworkEngine:
     """An `Engine` of a trained network, with two compiled programs per bucket.
 
-    One takes a single image, the other ``batch_size`` images. Both exist because a batch costs the
-    same however few images are in it: on a CPU nearly as much as all of them one by one, on an
-    accelerator far less.
+    One takes a single image, the other ``batch_size`` images. Both are needed because a batch costs
+    the same however few images it holds: on a CPU nearly as much as ``batch_size`` single images,
+    on an accelerator far less.
     """
 
     def __init__(
         self, network: Network, name: str, batch_size: int = 8, threshold: float | None = None
     ):
-        """``threshold``: smallest score of a detection; None: that of the run.
+        """``threshold``: minimum score of a detection; None: ``eval.score_threshold`` of the run.
 
         Raises `UserError` for a value out of range.
         """
@@ -81,8 +81,8 @@ class NetworkEngine:
         width, height = stored_size(encoded)
         if width * height > most_pixels:
             raise TooManyPixels(
-                f"has {width}×{height} pixels, {width * height / 1e6:.1f} megapixels; the limit is "
-                f"{most_pixels / 1e6:g}"
+                f"has {width}×{height} pixels ({width * height / 1e6:.1f} megapixels); the limit "
+                f"is {most_pixels / 1e6:g} megapixels"
             )
         read = self._single.read(Picture(name, encoded))
         if isinstance(read, PictureError):
@@ -107,7 +107,7 @@ class NetworkEngine:
             self._pays_from[bucket] = max(2, min(least, self.batch_size))
 
     def _seconds(self, bucket: int, sizes: Sequence[int]) -> dict[int, float]:
-        """The time of each program; they take turns, and the least disturbed run counts."""
+        """The shortest time of each program; the programs are timed in turn."""
         least, spent = dict.fromkeys(sizes, math.inf), 0.0
         for _ in range(_MOST_RUNS):
             for count in sizes:
@@ -124,7 +124,7 @@ class NetworkEngine:
         return time.perf_counter() - started
 
     def _noise(self, bucket: int) -> Ready:
-        """An image that fills an input of this shape."""
+        """An image of random pixels that fills the input shape."""
         size = self.buckets[bucket]
         kind = np.float32 if self._single.config.data.float_pixels else np.uint8
         pixels = np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(kind)

@@ -1,4 +1,4 @@
-"""What one request may cost, and how many may wait."""
+"""How large a request may be, how long it may take, and how many may wait."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ class Limits:
     """The limits of a server; each is a flag of ``retina-jax serve``."""
 
     body: float = 32.0
-    """Size of a request's body, MiB."""
+    """Maximum size of a request body, MiB."""
     images: int = 16
-    """Images in a request."""
+    """Maximum number of images in a request."""
     megapixels: float = 50.0
-    """Millions of pixels in an image, by its header."""
+    """Maximum size of an image, millions of pixels, as stated in its header."""
     queue: int = 64
-    """Images that wait for the network, and requests that are open at a time."""
+    """Maximum number of images that wait for the network, and of open requests."""
     seconds: float = 30.0
-    """From the head of a request to its answer."""
+    """Maximum time from the headers of a request to its response."""
     stop_seconds: float = 20.0
-    """From a signal to the end of the program."""
+    """Time that open requests have to finish after a signal."""
 
     def __post_init__(self):
         """Raises `UserError` for a value out of range."""
@@ -39,7 +39,7 @@ class Limits:
         if self.queue < self.images:
             raise UserError(
                 f"--max-queue={self.queue} is less than --max-images={self.images}, so a request "
-                f"with that many images would never be answered; set --max-queue={self.images}"
+                f"with that many images would always be refused; set --max-queue={self.images}"
             )
 
     @property

@@ -1,4 +1,4 @@
-"""The local page: drop images, see their boxes; it needs nothing but this server."""
+"""The web page that shows detections in dropped images; it loads nothing from other servers."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _POLICY = (
     "default-src 'none'; img-src blob: data:; style-src 'unsafe-inline'; "
     "script-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'; form-action 'none'"
 )
-"""Lets the page talk to its own server, and to nothing else."""
+"""Allows the page to contact only its own server."""
 
 
 def page(engine: Engine, limits: Limits) -> str:
-    """The whole page; every text that comes from data is escaped."""
+    """The whole page; all text that comes from data is escaped."""
     names = engine.classes.names
     settings = {
         "model": engine.name,
@@ -38,8 +38,8 @@ def page(engine: Engine, limits: Limits) -> str:
     return f"""{head(title, _file("page.css"), _POLICY)}
 <link rel="icon" href="data:,">
 <h1>Detect objects</h1>
-<p class="faint">Model {escape(engine.name)}, {len(names)} classes. Images go to this
-server only, and are not stored.</p>
+<p class="faint">Model {escape(engine.name)}, {len(names)} classes. Images are sent
+only to this server and are not stored.</p>
 <noscript><p>This page needs JavaScript; the API does not.</p></noscript>
 <main>
 <label class="drop" id="drop"><input type="file" id="files" multiple
@@ -47,7 +47,7 @@ server only, and are not stored.</p>
 <span class="faint">Up to {limits.body:g} MiB and {limits.megapixels:g} megapixels
 each</span></label>
 <div class="filters" role="group" aria-label="filters">
-<label>Smallest score<span><input type="range" id="score" min="{engine.threshold:g}" max="1"
+<label>Minimum score<span><input type="range" id="score" min="{engine.threshold:g}" max="1"
  step="0.01" value="{start:g}"> <output id="score-value" for="score">{start:.2f}</output></span>
 </label>
 <label>Class<select id="class"><option value="-1">all classes</option>{options}</select></label>
@@ -56,10 +56,10 @@ each</span></label>
 <span id="status" role="status"></span></div>
 <div class="images" id="images"></div>
 <section aria-labelledby="api"><h2 id="api">API</h2>
-<p>The same from a command line or a program; the answer is JSON:</p>
+<p>Detect objects from a shell or a program; the response is JSON:</p>
 <pre class="wide"><code id="curl"></code></pre>
-<p><a href="openapi.json">openapi.json</a> describes the API, <a href="health">health</a> tells
-whether the server is ready and what it has done.</p></section>
+<p><a href="openapi.json">openapi.json</a> describes the API, <a href="health">health</a> shows
+whether the server is ready, with request counts and latencies.</p></section>
 </main>
 <dialog id="enlarged" aria-labelledby="enlarged-title"><header><h3 id="enlarged-title"></h3>
 <button type="button" class="button" id="previous" aria-keyshortcuts="ArrowLeft">← Previous</button>

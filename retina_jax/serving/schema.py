@@ -24,48 +24,48 @@ class Image(BaseModel):
     """The detections of one image, highest score first."""
 
     source: str = Field(description="file name in the request")
-    height: int = Field(description="of the original image, pixels, after EXIF rotation")
+    height: int = Field(description="height of the original image in pixels, after EXIF rotation")
     width: int
     detections: list[Detection]
 
 
 class Answer(BaseModel):
-    """The images of a request, in its order."""
+    """The detections in each image of a request, in the order of the request."""
 
     images: list[Image]
 
 
 class Problem(BaseModel):
-    """Why there is no answer."""
+    """The reason why a request failed."""
 
-    error: str = Field(description="one line that names the value and the limit")
+    error: str = Field(description="one line that states the problem")
 
 
 class Figures(BaseModel):
     """Counts since the server started."""
 
     uptime_seconds: float
-    answers: dict[str, int] = Field(description="answers of /detect by status code")
-    images: int = Field(description="images that the network has seen")
+    answers: dict[str, int] = Field(description="number of responses of /detect, by status code")
+    images: int = Field(description="number of images that the network has processed")
     batches: int
     images_per_batch: float
     latency_ms: dict[str, float] = Field(
-        description="p50, p95 and p99 of the latest 1,000 answers with detections"
+        description="p50, p95 and p99 of the latest 1,000 requests that succeeded"
     )
 
 
 class Health(BaseModel):
-    """Whether the server answers, and with what."""
+    """The state of the server and its settings."""
 
     status: Literal["starting", "ready", "stopping"]
     model: str
     classes: list[str]
-    threshold: float = Field(description="smallest score of a detection")
+    threshold: float = Field(description="minimum score of a detection")
     batch_size: int
-    buckets: list[tuple[int, int]] = Field(description="height and width of the input shapes")
+    buckets: list[tuple[int, int]] = Field(description="height and width of each input shape")
     batched_from: list[int] = Field(
-        description="by bucket, the number of waiting images from which a batch is faster than one "
-        "image after the other, as measured at the start"
+        description="for each bucket, the smallest number of waiting images for which a batch is "
+        "faster than one image at a time, measured at startup"
     )
     waiting: int = Field(description="images that wait for the network")
     figures: Figures

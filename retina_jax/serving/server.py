@@ -28,9 +28,9 @@ _BACKLOG = 2048
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket bound to an address, not yet listening; port 0: any free one.
+    """A socket bound to an address, not yet listening; port 0: any free port.
 
-    Raises `UserError` for an address that is not of this machine or is taken.
+    Raises `UserError` for an address that does not belong to this machine or is in use.
     """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -50,7 +50,7 @@ def bind(host: str, port: int) -> socket.socket:
             ) from None
         if error.errno in (errno.EACCES, errno.EPERM):
             raise UserError(
-                f"--port={port} needs more rights; set a port above 1023, such as --port=8000"
+                f"--port={port} needs root privileges; set a port above 1023, such as --port=8000"
             ) from None
         raise UserError(
             f"--host={host} is not an address of this machine ({error.strerror}); set "
@@ -73,10 +73,10 @@ def is_loopback(bound: socket.socket) -> bool:
 
 
 class Server(uvicorn.Server):
-    """Serves an engine: compiles its programs, answers, and stops on SIGINT or SIGTERM.
+    """Serves an engine: compiles its programs, answers requests, stops on SIGINT or SIGTERM.
 
-    The first signal ends it when all open requests are answered, or after ``limits.stop_seconds``;
-    the second one at once.
+    After the first signal, it stops when all open requests are answered, or after
+    ``limits.stop_seconds``; after the second one, at once.
     """
 
     def __init__(
@@ -117,10 +117,10 @@ class Server(uvicorn.Server):
         self._end = float("inf")
         self._warm = threading.Event()
         self.has_ended = False
-        """Whether no thread computes any more; else, the process should not wait for it."""
+        """Whether all threads have ended; if not, the process should exit without waiting."""
 
     def serve_on(self, bound: socket.socket) -> signal.Signals | None:
-        """Runs until a signal, and returns it. Raises the error that kept it from starting."""
+        """Runs until a signal, and returns it. Raises the error that made the start fail."""
         try:
             self.run(sockets=[bound])
         finally:
@@ -173,15 +173,15 @@ class Server(uvicorn.Server):
 def serve(
     engine: Engine, limits: Limits, bound: socket.socket, report: Reporter, log_requests: bool
 ) -> tuple[signal.Signals | None, bool]:
-    """Serves on a bound socket until a signal; also returns whether all threads have ended.
+    """Serves on a bound socket until a signal; returns it, and whether all threads have ended.
 
     Prints the address to stdout, everything else through ``report``.
     """
     url = url_of(bound)
     if not is_loopback(bound):
         report.note(
-            f"anyone who can reach this machine can use {url}: there is no encryption and no "
-            "log-in; put a proxy that has both in front of it",
+            f"anyone who can reach this machine can use {url}: it has neither encryption nor a "
+            "log-in; put a proxy that provides both in front of it",
             "warning",
         )
     programs = len(engine.buckets) * len({1, engine.batch_size})
@@ -194,7 +194,7 @@ def serve(
 
         def ready() -> None:
             compiling.close()
-            report.say("ready; Ctrl-C stops")
+            report.say("ready; press Ctrl-C to stop")
 
         server = Server(
             engine,

@@ -1,4 +1,4 @@
-"""What the server does with a request: admits, reads, queues and answers it."""
+"""Handles a request: admits it, reads its images, queues them, and returns their detections."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from retina_jax.serving.statistics import Statistics
 
 log = logging.getLogger("retina_jax.serving")
 CLIENT_GONE = 499
-"""nginx's code for a client that closed the connection; it is counted, never sent."""
+"""nginx's code for a closed connection; it is counted, never sent."""
 
 
 class State(enum.Enum):
@@ -36,8 +36,8 @@ class State(enum.Enum):
 class Service:
     """The requests of a server, in its event loop.
 
-    Images are decoded in threads before they wait, so the queue holds network inputs, whose size is
-    known, and a broken image never reaches the network.
+    Threads decode images before they are queued. The queue therefore holds network inputs, whose
+    size is known, and a damaged image never reaches the network.
     """
 
     def __init__(self, engine: Engine, limits: Limits):
@@ -45,7 +45,7 @@ class Service:
         self.statistics = Statistics()
         self.is_warm = self.is_stopping = False
         self.open: set[asyncio.Task] = set()
-        """Requests that wait for their answer."""
+        """Requests that have not been answered yet."""
         self._decoders = ThreadPoolExecutor(decoding_threads(0), "decoder")
         self._batcher = Batcher(
             engine.run, engine.batch_size, limits.queue, engine.pays_from, self.statistics.ran
@@ -63,16 +63,16 @@ class Service:
         return self._batcher.waiting
 
     def stop(self) -> None:
-        """Answers what is open, and refuses the rest."""
+        """Refuses new requests; open ones are still answered."""
         self.is_stopping = True
 
     def give_up(self) -> None:
-        """Answers what is still open with an error."""
+        """Answers the requests that are still open with an error."""
         for task in self.open:
             task.cancel()
 
     def close(self, seconds: float) -> bool:
-        """Ends the threads; whether the one of the network ended in time."""
+        """Ends the threads; returns whether that of the network ended within ``seconds``."""
         self._decoders.shutdown(wait=False, cancel_futures=True)
         return self._batcher.close(seconds)
 
@@ -98,7 +98,7 @@ class Service:
             raise Refusal(CLIENT_GONE, "the client has closed the connection") from None
         except Exception:
             log.exception("a request failed")
-            raise Refusal(500, "the detector failed; the server's log has the reason") from None
+            raise Refusal(500, "the detector failed; the reason is in the server's log") from None
         finally:
             self.statistics.answered(status, time.monotonic() - started)
 
@@ -107,7 +107,7 @@ class Service:
             text = f"the server is {self.state.value}; try again later"
             raise Refusal(503, text, {"Retry-After": "5", "Connection": "close"})
         if len(self.open) >= self.limits.queue:
-            raise _busy(f"{len(self.open)} requests are open", self.limits, 1)
+            raise _busy(f"open requests: {len(self.open)}", self.limits, 1)
 
     def _selection(
         self, threshold: float | None, classes: Sequence[str] | None
@@ -116,7 +116,7 @@ class Service:
         if threshold is not None and threshold < least:
             raise Refusal(
                 422,
-                f"threshold={threshold:g} is below the server's, {least:g}; restart it with "
+                f"threshold={threshold:g} is below that of the server, {least:g}; restart it with "
                 f"--score-threshold={threshold:g}",
             )
         known, names = self.engine.classes, []
@@ -130,7 +130,7 @@ class Service:
         return max(least, threshold or 0.0), labels
 
     async def _within_limits(self, request: Request) -> list[Any]:
-        """Reads and detects in a task of its own, which ends early if the client goes."""
+        """Reads and detects in a separate task, which is cancelled if the client disconnects."""
         limit = self.limits.seconds
         has_body = asyncio.Event()
         work = asyncio.create_task(self._answer(request, has_body))
@@ -143,10 +143,10 @@ class Service:
             if gone.done() and not work.done():
                 raise ClientDisconnect
             if work.cancelled():
-                raise Refusal(503, "the server is stopping; send the request again later")
+                raise Refusal(503, "the server is stopping; try again later")
             if not has_body.is_set():
                 raise Refusal(408, f"the body did not arrive within {limit:g} s", _CLOSE)
-            raise Refusal(504, f"no answer within {limit:g} s; {self.waiting} images are waiting")
+            raise Refusal(504, f"no detections within {limit:g} s; waiting images: {self.waiting}")
         finally:
             self.open.discard(work)
             for task in (work, gone):
@@ -161,7 +161,7 @@ class Service:
         try:
             futures = self._batcher.submit(read)
         except Full as full:
-            text = f"{full.waiting} images are waiting"
+            text = f"waiting images: {full.waiting}"
             raise _busy(text, self.limits, full.seconds) from None
         except Closed:
             raise Refusal(503, "the server is stopping; try again later") from None
@@ -185,7 +185,7 @@ _CLOSE = {"Connection": "close"}
 
 
 def _busy(text: str, limits: Limits, seconds: int) -> Refusal:
-    text = f"{text}, and the limit is {limits.queue} (--max-queue); try again in {seconds} s"
+    text = f"{text}, limit: {limits.queue} (--max-queue); try again in {seconds} s"
     return Refusal(429, text, {"Retry-After": str(seconds)})
 
 

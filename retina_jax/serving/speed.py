@@ -1,4 +1,4 @@
-"""Loads servers of a run over loopback: rates, latencies, memory, lost answers."""
+"""Measures servers of a run under load over loopback: rates, latencies, memory, lost answers."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _ENDS = 60.0  # seconds to stop
 
 
 def images_of(bucket: tuple[int, int]) -> list[tuple[tuple[int, int], bytes]]:
-    """Height and width, and JPEG, of images that fit an input shape; no two have the same size.
+    """Images a little larger than an input shape, no two of one size: (height, width) and JPEG.
 
-    A server that answered a request with the detections of another would state the wrong size.
+    A server that mixed up two requests would therefore return the wrong size.
     """
     rng = np.random.default_rng(0)
     height, width = bucket
@@ -44,7 +44,7 @@ def images_of(bucket: tuple[int, int]) -> list[tuple[tuple[int, int], bytes]]:
 
 
 class _Running:
-    """A server in a process of its own."""
+    """A server in a separate process."""
 
     def __init__(self, workdir: str, batch_size: int, most: int):
         command = [
@@ -89,14 +89,14 @@ class _Running:
         raise RunError(f"the server did not become ready: {' '.join(self._lines[-1:])}")
 
     def resident_mebibytes(self) -> float | None:
-        """Of the process; None where /proc does not tell."""
+        """Memory of the process; None without /proc."""
         with contextlib.suppress(OSError, StopIteration):
             lines = Path(f"/proc/{self._process.pid}/status").read_text().splitlines()
             return round(int(next(x for x in lines if x.startswith("VmRSS:")).split()[1]) / 1024, 1)
         return None
 
     def stop(self) -> int:
-        """The exit code after SIGTERM."""
+        """Sends SIGTERM; returns the exit code."""
         self._process.stdout.close()
         self._process.send_signal(signal.SIGTERM)
         try:
@@ -111,8 +111,8 @@ def load(
 ) -> tuple[float, list[float], list[str]]:
     """Sends ``count`` requests of one image from ``clients`` threads, each on one connection.
 
-    Returns the seconds of all, those of each request, and a line for each answer that is missing or
-    is not of its image.
+    Returns the total time, the time of each request (seconds), and a line for each answer that is
+    missing or belongs to another image.
     """
     numbers: queue.SimpleQueue[int] = queue.SimpleQueue()
     for number in range(count):
@@ -157,7 +157,7 @@ def load(
 def time_serving(
     workdir: str, batch_size: int, runs: int, steps: int, clients: int
 ) -> Iterator[dict[str, Any]]:
-    """Compares servers with batches of ``batch_size`` and of 1, which take turns, ``runs`` times.
+    """Compares servers with batches of ``batch_size`` and of 1, in turn, ``runs`` times each.
 
     Each run sends ``steps`` requests per client, from one client and from ``clients``. Raises
     `RunError` if a server does not start or stop.

@@ -9,11 +9,11 @@ import time
 import numpy as np
 
 _REMEMBERED = 1000
-"""Number of latencies whose percentiles are given."""
+"""Number of latest latencies that the percentiles cover."""
 
 
 class Statistics:
-    """Any thread may count."""
+    """Counts requests and batches; thread-safe."""
 
     def __init__(self):
         self._lock = threading.Lock()
@@ -23,7 +23,7 @@ class Statistics:
         self._latencies: collections.deque[float] = collections.deque(maxlen=_REMEMBERED)
 
     def answered(self, status: int, seconds: float) -> None:
-        """Counts an answer of ``/detect``; latencies are those of detections."""
+        """Counts a response of ``/detect``; only successful ones enter the latencies."""
         with self._lock:
             self._answers[status] += 1
             if status == 200:
@@ -36,7 +36,7 @@ class Statistics:
             self._images += count
 
     def figures(self) -> dict:
-        """As `schema.Figures` describes them."""
+        """The fields of `schema.Figures`."""
         with self._lock:
             latencies = {}
             if self._latencies:

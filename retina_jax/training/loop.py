@@ -32,15 +32,15 @@ from retina_jax.training.watchdog import Watchdog
 from retina_jax.types import TrainState
 
 Evaluate = Callable[[TrainState, int], dict[str, Any] | None]
-"""``(state, step)`` to COCO metrics; None after a stop request."""
+"""Maps ``(state, step)`` to COCO metrics; None after a stop request."""
 Drawn = list[tuple[int, Image.Image]]
-"""Image ids, and pictures with detections."""
+"""Image ids, and images with drawn detections."""
 _INTERVAL = "log_interval"
 """Note of a checkpoint: the steps since the last line of the log."""
 _LEFT_OUT = "left_out"
 """Note of a checkpoint: steps that ``train.on_nonfinite=rollback`` leaves out."""
 _MOST_CLASSES = 100
-"""With more classes, TensorBoard has no curve for each."""
+"""With more classes, TensorBoard gets no curves by class."""
 
 
 @dataclasses.dataclass
@@ -70,12 +70,12 @@ class TrainingLoop:
         profile: ProfiledSteps | None = None,
         drawn: Callable[[], Drawn] = list,
     ):
-        """Takes what it calls and writes to.
+        """Stores its arguments; `run` starts the loop.
 
         Args:
-          restore: the replicated state of a checkpoint, by step.
+          restore: returns the replicated state of the checkpoint of a step.
           profile: steps to record.
-          drawn: pictures of the last evaluation.
+          drawn: returns the drawn images of the last evaluation.
         """
         self._config = config
         self._folder = folder
@@ -211,7 +211,7 @@ class TrainingLoop:
             self._save(state, meter)
 
     def _profiler(self, loader: TrainLoader, first_step: int) -> Profiler:
-        """Records the steps of ``--profile``; does nothing without it."""
+        """The profiler for the steps of ``--profile``; without that flag, it does nothing."""
         steps, note = range(0), ""
         if self._profile:
             buckets = resolve(self._config).buckets

@@ -22,11 +22,11 @@ def own_processes() -> Iterator[Path]:
 
 
 def memory_in_use(devices: Iterable[Any]) -> dict[str, float]:
-    """GiB of this host's memory and of its fullest device: now, and at most since the start.
+    """Memory in use, GiB: of this host, and of its fullest device, now and at its peak so far.
 
-    ``host_gib`` is that of this process and of its loader workers, without pages that they share
-    with it. What cannot be known is left out: CPU devices, for example, have no memory of their
-    own.
+    ``host_gib`` counts this process and its loader workers, without the pages that the workers
+    share with others. Unknown values are left out: for example, CPU devices have no memory of
+    their own.
     """
     pages = 0
     for number, folder in enumerate(own_processes()):

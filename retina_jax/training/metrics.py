@@ -24,18 +24,18 @@ _BY_LEVEL = {
     name: [f"{name}_P{level}" for level in LEVELS]
     for name in ("loss_classification", "loss_box", "foreground_anchors")
 }
-"""Names of the values in ``by_level`` of a step's metrics."""
+"""Names of the values in ``by_level``, in the metrics of a step."""
 _NAMES = (
     "loss", "loss_classification", "loss_box", "foreground_anchors", "gradient_norm",
     "learning_rate",
 )  # fmt: skip
-"""Metrics of a step, for an interval in which none was taken."""
-_RECENT = 100  # steps to which a loss is compared
-_SPIKE = 5.0  # times their median
+"""Names of a step's metrics, for an interval without steps."""
+_RECENT = 100  # number of previous steps with which a loss is compared
+_SPIKE = 5.0  # a loss of more than this times their median is reported
 
 
 def by_name(metrics: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """A step's metrics (`make_train_step`) as numbers; those by pyramid level each have a name."""
+    """A step's metrics (`make_train_step`) as numbers; each value by level gets its own name."""
     values = {name: float(value) for name, value in metrics.items() if name != "by_level"}
     if "by_level" in metrics:
         for names, row in zip(_BY_LEVEL.values(), metrics["by_level"], strict=True):
@@ -46,7 +46,8 @@ def by_name(metrics: Mapping[str, np.ndarray]) -> dict[str, float]:
 def weight_norm(params: Any) -> float:
     """The L2 norm of all weights, from the first device's copy of the replicated ``params``.
 
-    A program of its own, run only at log steps: in the step, every step would read all weights.
+    A separate program that runs only at log steps; inside the step, it would read all weights every
+    time.
     """
     return float(_norm(jax.tree.map(lambda x: x.addressable_shards[0].data, params)))
 
@@ -64,7 +65,7 @@ class Meter:
         interval: Mapping[str, Any] | None = None,
         batch_size: int | None = None,
     ):
-        """Starts without steps, or with those of an open interval.
+        """Starts without steps, or with those of an interval that a checkpoint left open.
 
         Args:
           ids_at: the image ids of a step, of all processes.
@@ -92,9 +93,9 @@ class Meter:
         self.skipped = int(interval.get("skipped", 0))
 
     def open_interval(self) -> dict[str, Any]:
-        """What the next `read` will average, of settled steps; JSON, for the checkpoint.
+        """The settled steps that the next `read` will average; JSON, stored in the checkpoint.
 
-        A run that was killed therefore logs the same averages as one that was not.
+        A run that was killed thus logs the same averages as an undisturbed one.
         """
         cut_away = sum(int(n) for n in parallel.group.exchange("boxes", str(self._cut_away)))
         if not parallel.is_main():
@@ -247,7 +248,7 @@ class MetricsLog:
             self._events.add_scalar(f"{group}/{name}", value, step)
 
     def pictures(self, step: int, pictures: Iterable[tuple[int, Image.Image]]) -> None:
-        """Writes pictures of detections to TensorBoard, by image id; as JPEG, to stay small."""
+        """Writes drawn detections to TensorBoard, by image id; as JPEG, to save space."""
         for image_id, picture in pictures if self._events is not None else ():
             encoded = io.BytesIO()
             picture.save(encoded, format="JPEG", quality=85)

@@ -1,4 +1,4 @@
-"""Which steps ``--profile`` records; imports no JAX, so that a mistake is reported at once."""
+"""The steps that ``--profile`` records; imports no JAX, to report usage errors at once."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from retina_jax.errors import UserError
 from retina_jax.wording import counted
 
 _WARM_UP = 10
-"""Steps before a recording whose first step is not given: queues fill, clocks settle."""
+"""Steps before a recording without a given first step: queues fill, clock rates settle."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ProfiledSteps:
-    """A number of steps to record, from a given one or once the run is warm."""
+    """A number of steps to record, from a given first step or after warm-up."""
 
     count: int
     first: int | None = None
 
     @classmethod
     def parse(cls, text: str) -> ProfiledSteps:
-        """Of "COUNT" or "FIRST:LAST", both included. Raises `UserError`."""
+        """Parses "COUNT" or "FIRST:LAST" (inclusive). Raises `UserError`."""
         match = re.fullmatch(r"(?:(\d+):)?(\d+)", text.strip())
         first, last = (int(match[1] or 1), int(match[2])) if match else (0, 0)
         if not 0 < first <= last:
             raise UserError(
-                f"--profile={text} names no steps; set --profile=10 for ten steps after warm-up, "
+                f"--profile={text} selects no steps; set --profile=10 for ten steps after warm-up, "
                 "or --profile=100:110 for steps 100 to 110"
             )
         if match[1]:
@@ -39,12 +39,12 @@ class ProfiledSteps:
         return None if self.first is None else self.first + self.count - 1
 
     def check(self, steps: int) -> None:
-        """`UserError` if a run of ``steps`` steps does not get to all of them."""
+        """Raises `UserError` if a run of ``steps`` steps ends before the last of them."""
         last = self.count if self.last is None else self.last
         if last > steps:
             value = f"{self.first}:{last}" if self.first else str(last)
             raise UserError(
-                f"--profile={value} goes beyond config.train.steps={steps}; record earlier steps, "
+                f"--profile={value} exceeds config.train.steps={steps}; record earlier steps, "
                 f"or set --config.train.steps={last} or more"
             )
 
@@ -56,14 +56,14 @@ class ProfiledSteps:
         ends_with_evaluation: Callable[[int], bool],
         compiled: Iterable[Hashable] = (),
     ) -> tuple[range, str]:
-        """The steps to record of a run that goes on after step ``begun``, and a notice or "".
+        """The steps to record in a run that continues after step ``begun``, and a notice or "".
 
-        They are the first that fit in a row without a compilation or an evaluation between them,
+        They are the first consecutive steps without a compilation or an evaluation between them,
         which would fill the recording.
 
         Args:
           steps: the last step of the run.
-          shape_at: the input shape of a step; the first step with one compiles.
+          shape_at: the input shape of a step; the first step with a new shape compiles.
           ends_with_evaluation: whether an evaluation follows a step.
           compiled: shapes that need no compilation.
         """
@@ -76,7 +76,8 @@ class ProfiledSteps:
             if count < 1:
                 asked = named(range(self.first, self.last + 1))
                 return range(0), (
-                    f"--profile: the run goes on after step {begun}, so {asked} cannot be recorded"
+                    f"--profile: the run continues after step {begun}, so {asked} cannot be "
+                    "recorded"
                 )
         seen = {*compiled, *(shape_at(step) for step in range(begun + 1, start))}
         planned, new = start, set()
@@ -100,7 +101,7 @@ class ProfiledSteps:
             return found, ""
         return found, (
             f"--profile: recording {named(found)} instead of "
-            f"{named(range(self.first, self.last + 1))}, to leave out what is past, compilation "
+            f"{named(range(self.first, self.last + 1))}, to leave out past steps, compilation "
             "and evaluation"
         )
 

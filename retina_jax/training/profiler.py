@@ -16,10 +16,11 @@ FOLDER = "profile"
 
 
 class Profiler:
-    """Records ``steps`` of the loop to ``profile/`` of a workdir; a fault of it ends no run.
+    """Records ``steps`` of the loop to ``profile/`` in the workdir; its errors do not end the run.
 
-    Of several processes, one records: all run the same program in step, and hosts that it waits for
-    show as time in its collectives. Use as a context manager, which ends an open recording.
+    Of several processes, only one records: all run the same program in lockstep, and waiting for
+    other hosts appears as time in collectives. Use it as a context manager, which ends an open
+    recording.
     """
 
     def __init__(self, folder: Path, steps: range, report: Reporter):
@@ -30,7 +31,7 @@ class Profiler:
         self._annotation: Any = None
         self._reached = 0
         self.is_over = False
-        """Whether the steps have been recorded, or could not be."""
+        """Whether the recording has ended or failed."""
 
     def __enter__(self) -> Profiler:
         return self
@@ -39,7 +40,7 @@ class Profiler:
         self._finish()
 
     def before(self, step: int) -> None:
-        """Call it before the batch of a step is awaited."""
+        """Call this before waiting for the batch of a step."""
         if step not in self._steps:
             return
         if step == self._steps[0]:
@@ -50,7 +51,7 @@ class Profiler:
             self._annotation.__enter__()
 
     def after(self, step: int, outputs: Any) -> None:
-        """Call it when a step is dispatched; after the last, waits for ``outputs`` and writes."""
+        """Call this after dispatching a step; after the last, waits for ``outputs`` and writes."""
         if self._annotation is None:
             return
         self._annotation.__exit__(None, None, None)
@@ -61,7 +62,8 @@ class Profiler:
 
     def _start(self) -> None:
         options = jax.profiler.ProfileOptions()
-        options.python_tracer_level = 0  # each call of Python would slow the loop down, and fill it
+        # tracing every Python call would slow the loop and fill the file
+        options.python_tracer_level = 0
         self._files = mirror(self._folder)
         try:
             # a second file for Perfetto, which cannot read TensorBoard's
@@ -86,11 +88,11 @@ class Profiler:
         self._files, self.is_over = None, True
         recorded = range(self._steps[0], self._reached + 1)
         self._report.say(
-            f"profile of {named(recorded)} in {self._folder}; open it with "
-            f"tensorboard --logdir={self._folder.parent} (pip install tensorboard xprof), or the "
-            "perfetto_trace.json.gz in it at https://ui.perfetto.dev"
+            f"profile of {named(recorded)} written to {self._folder}; open it with "
+            f"tensorboard --logdir={self._folder.parent} (pip install tensorboard xprof), or open "
+            "its perfetto_trace.json.gz at https://ui.perfetto.dev"
         )
 
     def _fail(self, error: Exception) -> None:
         self._files, self._steps, self.is_over = None, range(0), True
-        self._report.note(f"the profile could not be recorded ({error}); training goes on")
+        self._report.note(f"the profile could not be recorded ({error}); training continues")

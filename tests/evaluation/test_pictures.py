@@ -69,7 +69,7 @@ def test_an_image_that_cannot_be_read_is_named_and_left_out(split, tmp_path, con
     pairs = draw_pairs(Damaged(), [], 2, note=notes.append)
     assert [image_id for image_id, _ in pairs] == [split.image_ids[-1]]
     (note,) = notes
-    assert note.startswith(f"image {split.image_ids[0]} is left out of the pictures: ")
+    assert note.startswith(f"image {split.image_ids[0]} is not drawn: ")
     with pytest.raises(Exception, match=r"."):
         draw_pairs(Damaged(), [], 1)
     write_sheet([], split.class_names, tmp_path / "sheet.png")

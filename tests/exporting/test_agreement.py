@@ -1,4 +1,4 @@
-"""The comparison of an artefact with the run: what it pairs, excuses and refuses."""
+"""The comparison of an exported model with the run: what it pairs, excuses and refuses."""
 
 import numpy as np
 import pytest

@@ -115,7 +115,7 @@ def test_an_artefact_that_differs_is_no_success(finished_run, tmp_path, monkeypa
 
     monkeypatch.setattr(program, "write", lambda network, bucket, size, path: None)
     monkeypatch.setattr(program, "load", lambda path: other)
-    with pytest.raises(RunError, match=r"the 128×128 artefact differs from the run: .*compared"):
+    with pytest.raises(RunError, match=r"the 128×128 model differs from the run: .*compared"):
         exporting.export(read_config(finished_run), finished_run, tmp_path)
     assert not (tmp_path / "model.json").exists()
 

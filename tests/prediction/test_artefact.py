@@ -161,7 +161,7 @@ def test_what_is_no_export_is_one_line(copy, tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"^--export=.*/none: no such file or folder; set it to"):
         from_export(tmp_path / "none")
-    with pytest.raises(UserError, match=r"empty is no complete export: .* has no model.json"):
+    with pytest.raises(UserError, match=r"empty is not a complete export: .* has no model.json"):
         from_export(tmp_path / "empty")
     with pytest.raises(
         UserError, match=r"load.py is not one of the models in .*; set it to one of: model-128x128"
@@ -179,7 +179,7 @@ def test_what_is_no_export_is_one_line(copy, tmp_path, monkeypatch):
         from_export(copy.folder)
     for text in ('{"format": "onnx"}', "[]", "{", '{"format": "tflite"}'):
         (copy.folder / load.CARD).write_text(text)
-        with pytest.raises(UserError, match=r"model.json is not the card of an export \("):
+        with pytest.raises(UserError, match=r"model.json does not describe an export \("):
             from_export(copy.folder)
 
 

@@ -160,10 +160,10 @@ def test_wrong_pictures_are_named(detector, tmp_path):
         (tmp_path / "none.jpg", r"none.jpg: no such file or folder"),
         ([tmp_path / "none.jpg"], r"none.jpg cannot be read: No such file"),
         (tmp_path / "*.png", r"\*.png matches no files with the suffix of an image"),
-        (np.zeros((3, 20, 30), np.uint8), r"picture 0 has the shape \(3, 20, 30\)"),
+        (np.zeros((3, 20, 30), np.uint8), r"image 0 has the shape \(3, 20, 30\)"),
         (np.zeros((20, 30), np.int64), r"has the type int64; convert it with"),
         (np.full((20, 30), 200.0), r"floating-point values up to 200"),
-        ([7], r"picture 0 is of type int"),
+        ([7], r"image 0 is of type int"),
     ):
         with pytest.raises(UserError, match=message):
             detector(given)

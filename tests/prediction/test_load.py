@@ -18,7 +18,7 @@ def test_a_changed_file_is_not_loaded(exported, tmp_path):
     with pytest.raises(ValueError, match="does not match its SHA-256"):
         Detector(folder).detect(np.zeros((1, 128, 128, 3), np.uint8), np.array([[128, 128]]))
     with pytest.raises(
-        ValueError, match=r"images of 64x64 pixels; this export has models for 128x128"
+        ValueError, match=r"this export has no model for 64x64 pixels, only for 128x128"
     ):
         Detector(folder).detect(np.zeros((1, 64, 64, 3), np.uint8), np.array([[64, 64]]))
 

@@ -112,5 +112,5 @@ def test_a_folder_without_a_run_is_one_line(finished_run, tmp_path):
     ):
         with pytest.raises(UserError, match=f"^--workdir=.*{message}"):
             from_workdir(tmp_path / name)
-    with pytest.raises(UserError, match="checkpoint='first' must be one of best, latest"):
+    with pytest.raises(UserError, match="checkpoint='first' must be best, latest or a step"):
         from_workdir(finished_run, "first")

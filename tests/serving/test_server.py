@@ -74,7 +74,7 @@ REFUSED = {
     "too many images": (detect, [numbered(k) for k in range(4)], {}, 413,
                         "the request has more than 3 images"),
     "too many bytes": (detect, [("a", b"x" * 20_000)], {}, 413,
-                       "the body has 0.0 MiB or more; the limit is 0.01 MiB"),
+                       "the body has at least 0.0 MiB; the limit is 0.01 MiB"),
     "an empty file": (detect, [("a.jpg", b"")], {}, 400, "image 1 (a.jpg) is empty"),
     "no file": (detect, [], {}, 400, "the form has no files"),
     "an unknown class": (detect, [numbered(1)], {"query": "?classes=cta"}, 422,
@@ -84,7 +84,7 @@ REFUSED = {
     "a threshold out of range": (detect, [numbered(1)], {"query": "?threshold=2"}, 422,
                                  "threshold=2: "),
     "a threshold too low": (detect, [numbered(1)], {"query": "?threshold=0.01"}, 422,
-                            "threshold=0.01 is below the server's, 0.1"),
+                            "threshold=0.01 is below that of the server, 0.1"),
     "text": (ask, ["POST", "/detect", b"{}", {"Content-Type": "application/json"}], {}, 415,
              "Content-Type=application/json is not supported"),
     "compressed": (ask, ["POST", "/detect", b"1:0",
@@ -226,7 +226,7 @@ def test_a_full_queue_is_429_with_a_time_to_wait():
         status, headers, content = detect(site.port, numbered(3), numbered(4))
         assert status == 429
         assert int(headers["retry-after"]) >= 1
-        assert content["error"].startswith("3 requests are open, and the limit is 3 (--max-queue)")
+        assert content["error"].startswith("open requests: 3, limit: 3 (--max-queue)")
         engine.go.set()
         assert {status for status, *_ in sending.wait().values()} == {200}
         assert detect(site.port, numbered(3), numbered(4))[0] == 200
@@ -240,7 +240,7 @@ def test_a_full_queue_is_429_with_a_time_to_wait():
         wait_until(lambda: site.service.waiting == 2)
         status, _, content = detect(site.port, numbered(8), numbered(9))
         assert status == 429
-        assert content["error"].startswith("2 images are waiting, and the limit is 3")
+        assert content["error"].startswith("waiting images: 2, limit: 3")
         engine.go.set()
         assert sending.wait()[5][0] == 200
 
@@ -251,7 +251,7 @@ def test_a_fault_of_the_detector_is_500_for_its_requests_alone(caplog):
     with serving(engine) as site:
         status, _, content = detect(site.port, numbered(13))
         assert (status, content["error"]) == (
-            500, "the detector failed; the server's log has the reason",
+            500, "the detector failed; the reason is in the server's log",
         )  # fmt: skip
         assert detect(site.port, numbered(14))[0] == 200
     assert "the device is gone" in caplog.text
@@ -267,7 +267,7 @@ def test_a_request_that_takes_too_long_is_504_and_gives_up_its_place():
         sending.send(1)
         outcomes = sending.wait()
         assert [outcomes[k][0] for k in (0, 1)] == [504, 504]
-        assert "no answer within 0.5 s" in outcomes[1][2]["error"]
+        assert "no detections within 0.5 s" in outcomes[1][2]["error"]
         engine.go.set()
         assert detect(site.port, numbered(2))[0] == 200
     assert [numbers for _, numbers in engine.batches] == [[0], [2]]

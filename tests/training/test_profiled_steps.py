@@ -14,15 +14,15 @@ def test_a_count_or_a_first_and_a_last_step():
 
 @pytest.mark.parametrize("text", ["", "0", "-3", "10:5", "0:4", "1:2:3", "ten", "1.5", ":4", "4:"])
 def test_anything_else_is_refused_in_a_line(text):
-    with pytest.raises(UserError, match=f"--profile={text} names no steps; set --profile=10 for"):
+    with pytest.raises(UserError, match=f"--profile={text} selects no steps; set --profile=10 for"):
         ProfiledSteps.parse(text)
 
 
 def test_steps_beyond_the_run_are_refused():
     ProfiledSteps(11, 100).check(110)
-    with pytest.raises(UserError, match=r"=100:110 goes beyond config.train.steps=109; "):
+    with pytest.raises(UserError, match=r"=100:110 exceeds config.train.steps=109; "):
         ProfiledSteps(11, 100).check(109)
-    with pytest.raises(UserError, match=r"=10 goes .* set --config.train.steps=10 or more"):
+    with pytest.raises(UserError, match=r"=10 exceeds .* set --config.train.steps=10 or more"):
         ProfiledSteps(10).check(9)
 
 
@@ -73,7 +73,8 @@ def test_a_resumed_run_records_what_is_left():
     found, note = place(ProfiledSteps(11, 100), begun=110)
     assert found is None
     assert (
-        note == "--profile: the run goes on after step 110, so steps 100 to 110 cannot be recorded"
+        note
+        == "--profile: the run continues after step 110, so steps 100 to 110 cannot be recorded"
     )
     found, note = place(ProfiledSteps(11, 100), begun=104)
     assert found == (106, 111)

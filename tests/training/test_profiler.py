@@ -66,7 +66,7 @@ def test_the_recording_begins_before_its_first_step_and_ends_after_its_last(call
     assert own.is_over
     (line,) = report.lines
     assert line.startswith(
-        f"profile of steps 3 to 4 in {tmp_path}/profile; open it with tensorboar"
+        f"profile of steps 3 to 4 written to {tmp_path}/profile; open it with tensorboar"
     )
     assert f"tensorboard --logdir={tmp_path} (pip" in line
 
@@ -75,7 +75,7 @@ def test_a_run_that_ends_within_keeps_what_it_has(calls, tmp_path):
     report = Lines()
     run(tmp_path, range(3, 9), report, last=4)
     assert calls[-2:] == ["end 4", "stop"]
-    assert report.lines[0].startswith("profile of steps 3 to 4 in ")
+    assert report.lines[0].startswith("profile of steps 3 to 4 written to ")
 
 
 def test_an_error_within_a_step_ends_the_recording(calls, tmp_path):
@@ -84,7 +84,7 @@ def test_an_error_within_a_step_ends_the_recording(calls, tmp_path):
     own.before(3)
     own.__exit__(ValueError, ValueError("odd"), None)
     assert calls == ["start", "begin 3", "end 3", "stop"]
-    assert report.lines[0].startswith("profile of step 3 in ")
+    assert report.lines[0].startswith("profile of step 3 written to ")
 
 
 def test_without_steps_nothing_happens(calls, tmp_path):
@@ -103,7 +103,7 @@ def test_a_profiler_that_fails_ends_no_run(calls, tmp_path, monkeypatch, what):
     assert run(tmp_path, range(3, 5), report).is_over
     (line,) = report.lines
     assert line == (
-        "the profile could not be recorded (CUPTI: insufficient privileges); training goes on"
+        "the profile could not be recorded (CUPTI: insufficient privileges); training continues"
     )
 
 
