@@ -46,6 +46,7 @@ class Service:
         self.is_warm = self.is_stopping = False
         self.open: set[asyncio.Task] = set()
         """Requests that have not been answered yet."""
+        self._decoding = 0  # images
         self._decoders = ThreadPoolExecutor(decoding_threads(0), "decoder")
         self._batcher = Batcher(
             engine.run, engine.batch_size, limits.queue, engine.pays_from, self.statistics.ran
@@ -156,7 +157,14 @@ class Service:
     async def _answer(self, request: Request, has_body: asyncio.Event) -> list[Any]:
         images = await read_images(request, self.limits)
         has_body.set()
-        read = await self._read(images)
+        waiting, count = self._decoding + self.waiting, len(images)
+        if waiting + count > self.limits.queue:  # before they take more memory
+            raise _busy(f"waiting images: {waiting}", self.limits, 1)
+        self._decoding += count
+        try:
+            read = await self._read(images)
+        finally:
+            self._decoding -= count
         del images  # what waits is the network's input alone
         try:
             futures = self._batcher.submit(read)

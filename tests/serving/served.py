@@ -33,8 +33,13 @@ class NumberedEngine:
         self.go = threading.Event()
         self.go.set()
         self.fails = lambda numbers: False
+        self.reading = 0  # images whose decoding has begun
+        self.may_read = threading.Event()
+        self.may_read.set()
 
     def read(self, name, encoded, most_pixels):
+        self.reading += 1
+        assert self.may_read.wait(30)
         if encoded == b"bomb":
             raise TooManyPixels(f"has 9×9 pixels; the limit is {most_pixels}")
         try:

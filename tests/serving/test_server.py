@@ -245,6 +245,22 @@ def test_a_full_queue_is_429_with_a_time_to_wait():
         assert sending.wait()[5][0] == 200
 
 
+def test_images_count_before_they_are_decoded():
+    """Else every open request could hold network inputs beyond the queue's limit."""
+    engine = NumberedEngine()
+    with serving(engine, queue=3, images=2) as site:
+        engine.may_read.clear()
+        held = threading.Thread(target=detect, args=(site.port, numbered(0), numbered(1)))
+        held.start()
+        wait_until(lambda: engine.reading)
+        status, _, content = detect(site.port, numbered(2), numbered(3))
+        engine.may_read.set()
+        assert status == 429
+        assert content["error"].startswith("waiting images: 2, limit: 3 (--max-queue)")
+        held.join(30)
+        assert detect(site.port, numbered(2), numbered(3))[0] == 200
+
+
 def test_a_fault_of_the_detector_is_500_for_its_requests_alone(caplog):
     engine = NumberedEngine()
     engine.fails = lambda numbers: 13 in numbers
