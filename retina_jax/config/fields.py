@@ -126,14 +126,14 @@ FIELDS = (
     Field("data.short_side", 800, "short side of an image after scaling, pixels", ABOVE_0, TS),
     Field("data.long_side", 1333, "upper limit of the long side after scaling, pixels; an image "
           "that would exceed it is scaled down further", ABOVE_0, TS),
-    Field("data.buckets", (), "input shapes, called buckets: (height, width) in pixels; each step "
-          "is compiled once per bucket; empty: one landscape and one portrait shape, from "
-          "short_side and long_side", ANY, TS),
+    Field("data.buckets", (), "input shapes, called buckets: (height, width) in pixels; the "
+          "training and prediction steps are compiled once per bucket; empty: one landscape and "
+          "one portrait shape, from short_side and long_side", ANY, TS),
     Field("data.max_boxes", 100, "maximum number of boxes per image, crowds included (COCO has at "
           "most 93)", ABOVE_0),
     Field("data.flip", True, "flip half of the training images horizontally", ANY, T),
-    Field("data.train_short_sides", (), "short sides, pixels, that training samples from instead "
-          "of using short_side; Detectron2: (640, 672, …, 800)", SIDES, T),
+    Field("data.train_short_sides", (), "short sides, pixels, from which one is drawn for "
+          "each training image, instead of short_side; Detectron2: (640, 672, …, 800)", SIDES, T),
     Field("data.scale_range", (1.0, 1.0), "range of an additional random scale factor in training; "
           "an image that exceeds its bucket is cropped at random (large-scale jitter: 0.1, 2.0)",
           FACTORS, T),

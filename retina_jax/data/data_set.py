@@ -72,8 +72,9 @@ class Split:
         if known not in (own, row) or (name and self.file_names[row] not in ("", name)):
             index = index_path(self.directory, self.name)
             raise UserError(
-                f"row {row} of {self.label()} is image {own} ({name!a}), but {index.name} has "
-                f"image {known} ({self.file_names[row]!a}); remove {index}, which does not match"
+                f"row {row} of {self.label()} is image {own} ({name!a}), but {index.name} says "
+                f"image {known} for it ({self.file_names[row]!a}); remove {index}, which does not "
+                "match"
             )
 
     def annotations(self, row: int) -> Example:

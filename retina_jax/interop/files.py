@@ -54,7 +54,7 @@ def read_file(path: str | Path) -> WeightFile:
         found = found[key]
     if not isinstance(found, dict):
         raise UserError(
-            f"{path} contains a {type(found).__name__}, not a dict of arrays; save "
+            f"{path} contains {type(found).__name__}, not a dict of arrays; save "
             "model.state_dict() to it"
         )
     arrays = {str(name): value for name, value in found.items() if isinstance(value, np.ndarray)}

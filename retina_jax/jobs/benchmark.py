@@ -10,7 +10,7 @@ usage: retina-jax benchmark step --config=experiments/coco.py [--runs=5] [--step
        retina-jax benchmark export --config=…     exported models, compared with this program, per
            bucket, in float32 (needs the extra: pip install 'retina_jax[onnx]')
        retina-jax benchmark serve --workdir=RUN [--clients=8] [--batch-size=8]     latency, images/s
-           and memory of servers with and without batches, over loopback; counts lost and wrong
+           and memory of servers with and without batching, over loopback; counts lost and wrong
            answers (needs the extra: pip install 'retina_jax[serve]')
        retina-jax benchmark padding --config=…    padded pixels by batching scheme, for
            simulated COCO image sizes

@@ -5,7 +5,7 @@ usage: retina-jax doctor --config=experiments/custom.py --config.data.dir=DIR [-
 
 Reads every record and reports duplicates, boxes outside the image or with zero area, wrong units,
 classes without boxes, images that are in both splits, classes that the anchors cannot match (with
-the flags that fix it), and padding. Writes OUT/doctor.html (one page with plots) and
+the flags that fix this), and padding. Writes OUT/doctor.html (one page with plots) and
 OUT/doctor.json. Exits with code 2 if a model could not learn anything useful from the data.
 """
 

@@ -1,4 +1,4 @@
-"""Detect objects in images and videos with a trained run or an exported model.
+"""Detect objects in images and videos with the model of a run or an exported model.
 
 usage: retina-jax predict --workdir=RUN|--export=PATH --input=FILE|FOLDER|PATTERN|VIDEO --out=DIR
            [--threshold=0.5] [--classes=car,person] [--format=coco|yolo|voc|csv] [--no-images]
@@ -50,7 +50,7 @@ def parser() -> ArgumentParser:
     add(
         "--out",
         required=True,
-        help="folder for the results: new or empty, or that of the command to resume",
+        help="folder for the results: new or empty, or that of the interrupted command",
     )
     add(
         "--threshold",

@@ -8,8 +8,8 @@ usage: retina-jax prepare coco --images DIR --annotations train.json --annotatio
        retina-jax prepare tfds --directory DIR/NAME/VERSION --out DIR   (TFRecord, for example)
 
 COCO: each annotation file becomes one split, named after the file: …train… gives train, …val… gives
-validation, …test… gives test. To choose another name, write SPLIT=FILE; --split of the other
-formats takes the same prefix. The result is OUT/NAME/1.0.0. The command reads every record and
+validation, …test… gives test. To choose another name, write SPLIT=FILE; --split of voc and tfds
+takes the same prefix. The result is OUT/NAME/1.0.0. The command reads every record and
 decodes every image. If it is interrupted, run it again: it continues where it stopped.
 
 An unusable record (a truncated JPEG, a missing file, an invalid box) stops the command with an
@@ -65,8 +65,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--pixel-range",
         default="",
         metavar="LOW,HIGH",
-        help="values of 16-bit and float images that become 0 and 255, such as 0,4095 (default: "
-        "the smallest common range that contains all values: 8, 10, 12, 14 or 16 bits, 0 to 1 "
+        help="values that become 0 and 255 in 16-bit and float images, such as 0,4095 (default: "
+        "the smallest usual range that contains all values: 8, 10, 12, 14 or 16 bits, 0 to 1 "
         "for floats)",
     )
     formats = parser.add_subparsers(dest="format", required=True)

@@ -9,8 +9,8 @@ share of the losses, the first module in forward order whose output is not finit
 non-finite values among weights, statistics and gradients, and the largest gradient norms.
 
 To recover the weights that the step saw, the command starts from the newest checkpoint before the
-step and repeats the steps in between on the run's data. Config flags change the step and the
-repeated ones; for example, --config.train.precision=float32.
+step and repeats the steps in between on the run's data. Config flags apply to this
+step and to the steps in between; for example, --config.train.precision=float32.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Serve a trained run over HTTP: a JSON API and a web page that detect objects in images.
+"""Serve the model of a run over HTTP: a JSON API and a web page that detect objects in images.
 
 usage: retina-jax serve --workdir=RUN [--checkpoint=best|latest | --step=STEP] [--host=127.0.0.1]
            [--port=8000] [--score-threshold=0.05] [--batch-size=8] [--max-body=32] [--max-images=16]

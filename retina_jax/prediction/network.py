@@ -200,7 +200,10 @@ def _count_classes(config: ml_collections.ConfigDict, tree: Any, source: str) ->
 
 def _numbered(count: int, source: str, note: Note) -> Classes:
     """Classes named by their numbers, because the weights state no names."""
-    note(f"{source} does not name its {count} classes; they are named class 0, class 1 and so on")
+    note(
+        f"{source} does not name its {count} classes; they will be called class 0, class 1 and so "
+        "on"
+    )
     return Classes(tuple(f"class {i}" for i in range(count)), tuple(range(count)))
 
 

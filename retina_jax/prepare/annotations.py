@@ -251,8 +251,9 @@ def check_units(found: Annotations, sizes: Mapping[int, tuple[int | None, int | 
     as_corners = ((size > corner) & (size <= sides + 1)).all(axis=1).mean()
     if len(given) >= _ENOUGH_BOXES and outside > 0.2 and as_corners > 0.98:
         raise UserError(
-            f"{found.path}: {outside:.0%} of its boxes extend past the image as [x, y, width, "
-            "height], but almost all fit as [x1, y1, x2, y2]; subtract x1 from x2 and y1 from y2"
+            f"{found.path}: read as [x, y, width, height], {outside:.0%} of its boxes extend past "
+            "the image; read as [x1, y1, x2, y2], almost all fit; subtract x1 from x2 and y1 "
+            "from y2"
         )
 
 

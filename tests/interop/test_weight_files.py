@@ -108,7 +108,7 @@ def test_paths_that_hold_no_weights(tmp_path):
     with pytest.raises(UserError, match="contains no named arrays, only the keys 'iteration'"):
         read_arrays(tmp_path / "weights.pkl")
     (tmp_path / "weights.pkl").write_bytes(pickle.dumps([np.zeros(3)]))
-    with pytest.raises(UserError, match="contains a list, not a dict of arrays"):
+    with pytest.raises(UserError, match="contains list, not a dict of arrays"):
         read_arrays(tmp_path / "weights.pkl")
 
 

@@ -165,7 +165,7 @@ ANNOTATIONS = {
         changed(lambda c: c.update(annotations=[
             {"id": i, "image_id": 1, "category_id": 3, "bbox": [20 + i, 10, 50 + i % 9, 35]}
             for i in range(12)])),
-        "almost all fit as [x1, y1, x2, y2]",
+        "read as [x1, y1, x2, y2], almost all fit",
     ),
 }  # fmt: skip
 

@@ -132,7 +132,7 @@ def test_an_index_of_other_records_is_refused(tmp_path):
     other.save(directory, "train")
     split = open_split(directory, "train")
     with pytest.raises(
-        UserError, match=r"row 1 of .* is image 2 \('p2.png'\), but .* has image 103"
+        UserError, match=r"row 1 of .* is image 2 \('p2.png'\), but .* says image 103"
     ):
         split[1]
 
