@@ -269,7 +269,7 @@ def test_corners_for_sizes_without_sizes_are_refused(tmp_path):
     content = coco_content(12, bbox=[50, 30, 90, 60])
     for image in content["images"]:
         image["width"] = None
-    with pytest.raises(UserError, match=r"almost all fit as \[x1, y1, x2, y2\]"):
+    with pytest.raises(UserError, match=r"read as \[x1, y1, x2, y2\], almost all fit"):
         prepared(tmp_path, coco_tree(tmp_path, content))
 
 
