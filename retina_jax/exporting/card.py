@@ -88,7 +88,7 @@ def markdown(card: dict[str, Any]) -> str:
         "```",
         "",
         "From Python, `load.Detector` needs only NumPy and "
-        + ("JAX" if card["format"] == "stablehlo" else "onnxruntime")
+        + ("JAX with flatbuffers" if card["format"] == "stablehlo" else "onnxruntime")
         + ". Each file takes `images [n, h, w, 3]` "
         f"({card['pixels']}, RGB, each image resized and placed at the top left) and `sizes "
         "[n, 2]` (int32: height and width without padding), and returns `boxes [n, k, 4]` (xyxy, "

@@ -5,10 +5,10 @@ usage: retina-jax export --workdir=DIR --out=DIR [--format=onnx] [--bucket=800x1
 
 Exports the best checkpoint by AP, or the latest if none was evaluated. Writes one file per bucket
 (input shape), a model card (model_card.md, model.json) and load.py, which runs the model with only
-NumPy and JAX (stablehlo) or onnxruntime (onnx). Each file takes padded images and their sizes and
-returns detections; it includes normalisation, decoding and NMS. It is compared with the run's own
-predictions, on images of the run's data set if it is available, else on synthetic images.
-StableHLO runs on CPUs, NVIDIA GPUs and TPUs.
+NumPy and JAX with flatbuffers (stablehlo) or onnxruntime (onnx). Each file takes padded images and
+their sizes and returns detections; it includes normalisation, decoding and NMS. It is compared with
+the run's own predictions, on images of the run's data set if it is available, else on synthetic
+images. StableHLO runs on CPUs, NVIDIA GPUs and TPUs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Runs the exported detector in this folder: `Detector`, or ``python load.py IMAGE...``.
 
-Needs NumPy, and JAX for a .stablehlo file or onnxruntime for an .onnx file. Reading and
-resizing images also needs OpenCV (or Pillow, if the model was trained on antialiased images).
+Needs NumPy, and JAX with flatbuffers for a .stablehlo file or onnxruntime for an .onnx file.
+Reading and resizing images also needs OpenCV (Pillow, if the model was trained on antialiased
+images).
 """
 
 import hashlib
