@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import importlib.util
 import re
+import traceback
 import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -122,6 +123,12 @@ def parse(
         raise UserError(_explain(argv, error)) from None
     except SyntaxError as error:
         raise UserError(f"--config={error.filename}: line {error.lineno}: {error.msg}") from None
+    except Exception as error:  # whatever else the config file raises
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise UserError(
+            f"--config: {type(error).__name__}: {error} ({Path(place.filename).name}, line "
+            f"{place.lineno}); correct it, or set --config to an experiment (.py)"
+        ) from None
     if rest[1:]:
         raise UserError(f"unexpected argument {rest[1]!r}; write flags as --flag=value")
     if config is None:

@@ -101,6 +101,12 @@ def test_what_an_experiment_raises_is_told_with_its_line(tmp_path):
     broken.write_text("def get_config():\n    raise ValueError('no such size')\n")
     with pytest.raises(UserError, match=r"--config: no such size \(own\.py, line 2\)"):
         parse([f"--config={broken}"], "")
+    broken.write_text("def get_config():\n    return 1 / 0\n")
+    with pytest.raises(UserError, match=r"ZeroDivisionError: .* \(own\.py, line 2\); correct it"):
+        parse([f"--config={broken}"], "")
+    (tmp_path / "config.json").write_text('{"train": true}')
+    with pytest.raises(UserError, match=r"name 'true' is not defined \(config\.json, line 1\)"):
+        parse([f"--config={tmp_path}/config.json"], "")
     with pytest.raises(UserError, match=r"coco_detectron2\.py:2x must be :1x or :3x"):
         parse([f"--config={REPOSITORY}/experiments/coco_detectron2.py:2x"], "")
 
