@@ -2,17 +2,6 @@
 // Sorts tables, draws the chosen class's precision-recall curve, and shows the gallery.
 (() => {
   const read = (id) => JSON.parse(document.getElementById(id).textContent);
-  const make = (name, properties = {}, ...children) => {
-    const element = Object.assign(document.createElement(name), properties);
-    element.append(...children);
-    return element;
-  };
-  const draw = (name, attributes, text) => {
-    const element = document.createElementNS("http://www.w3.org/2000/svg", name);
-    for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-    if (text !== undefined) element.textContent = text;
-    return element;
-  };
 
   for (const table of document.querySelectorAll("table.sortable")) {
     const heads = [...table.querySelectorAll("thead th")];

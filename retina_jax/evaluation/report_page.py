@@ -90,7 +90,7 @@ def document(
             head(title),
             f'{intro}<nav aria-label="sections">{links}</nav><main>{body}</main>',
             *(embedded(name, value) for name, value in data.items()),
-            f"<script>{_file('report.js')}</script></body></html>\n",
+            f"{script(_file('report.js'))}</body></html>\n",
         ]
     )
 
@@ -116,6 +116,11 @@ def embedded(name: str, value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     safe = text.replace("<", "\\u003c")
     return f'<script type="application/json" id="{name}">{safe}</script>'
+
+
+def script(text: str) -> str:
+    """A page's own script, after what all pages share."""
+    return f"<script>(() => {{{_file('elements.js')}{text}}})();</script>"
 
 
 def _file(name: str) -> str:

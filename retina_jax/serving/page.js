@@ -3,17 +3,6 @@
 (() => {
   const by = (id) => document.getElementById(id);
   const settings = JSON.parse(by("settings").textContent);
-  const make = (name, properties = {}, ...children) => {
-    const element = Object.assign(document.createElement(name), properties);
-    element.append(...children);
-    return element;
-  };
-  const draw = (name, attributes, text) => {
-    const element = document.createElementNS("http://www.w3.org/2000/svg", name);
-    for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-    if (text !== undefined) element.textContent = text;
-    return element;
-  };
   const AT_ONCE = 3, TRIES = 20;
   const items = []; // { file, url, card, answer, error }
   const queue = [];

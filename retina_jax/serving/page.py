@@ -6,7 +6,7 @@ import importlib.resources
 
 from retina_jax.draw import colour
 from retina_jax.evaluation.report_charts import escape
-from retina_jax.evaluation.report_page import embedded, head
+from retina_jax.evaluation.report_page import embedded, head, script
 from retina_jax.prediction.request import DRAWN_FROM
 from retina_jax.serving.engine import Engine
 from retina_jax.serving.limits import Limits
@@ -67,7 +67,7 @@ whether the server is ready, with request counts and latencies.</p></section>
 <button type="button" class="button" id="close" aria-keyshortcuts="Escape">Close</button></header>
 <div id="enlarged-body"></div></dialog>
 {embedded("settings", settings)}
-<script>{_file("page.js")}</script></body></html>
+{script(_file("page.js"))}</body></html>
 """
 
 
