@@ -11,6 +11,7 @@ from typing import Any
 
 import ml_collections
 
+from retina_jax.config.backbones import BACKBONES
 from retina_jax.config.fields import BY_NAME, FIELDS, default_config
 from retina_jax.config.shell import field_flag
 from retina_jax.errors import UserError
@@ -204,8 +205,8 @@ def _validate_relations(config: ml_collections.ConfigDict) -> None:
         _refuse("data.float_pixels", True, rule, False)
     if loss.classification == "focal_star" and not loss.gamma > 0:
         _refuse("loss.gamma", loss.gamma, "must be above 0 for focal_star", 2.0)
-    if model.stride_in_1x1 and model.backbone in ("resnet18", "resnet34"):
-        rule = f"needs bottlenecks, but {model.backbone} has basic blocks without a 1x1 convolution"
+    if model.stride_in_1x1 and not BACKBONES[model.backbone].bottleneck:
+        rule = f"needs bottlenecks, which {model.backbone} does not have"
         _refuse("model.stride_in_1x1", True, rule, False)
 
 

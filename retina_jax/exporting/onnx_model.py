@@ -83,7 +83,14 @@ def convert(graph: Graph, jaxpr: Any, consts: list[Value], inputs: list[Value]) 
 
     for equation in jaxpr.eqns:
         given = [read(atom) for atom in equation.invars]
-        inner = next((equation.params[n] for n in _INNER if n in equation.params), None)
+        if equation.primitive.name == "platform_index":  # chooses a branch of a later equation
+            values[equation.outvars[0]] = np.asarray(0, np.int32)
+            continue
+        if platforms := equation.params.get("branches_platforms"):
+            inner = equation.params["branches"][platforms.index(None)]  # not the form for CPUs
+            given = given[1:]
+        else:
+            inner = next((equation.params[n] for n in _INNER if n in equation.params), None)
         if inner is not None:
             closed = getattr(inner, "jaxpr", inner)
             own = [np.asarray(value) for value in getattr(inner, "consts", ())]

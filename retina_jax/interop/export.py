@@ -10,7 +10,7 @@ import ml_collections
 import numpy as np
 
 from retina_jax.config import CLASSIFICATION_LOSSES, leaves, resolve
-from retina_jax.config.backbones import BACKBONES
+from retina_jax.config.backbones import BACKBONES, InvertedKind
 from retina_jax.errors import UserError
 from retina_jax.interop import names
 from retina_jax.interop.fit import reorder_anchors
@@ -34,7 +34,7 @@ _ADMITTED: dict[str, tuple[tuple[Any, ...], str]] = {
 _ADMITTED_BY = {
     "torchvision": _ADMITTED
     | {
-        "model.width": ((64,), "has 64 channels in its stem"),
+        "model.width": ((64,), "has a backbone of the published width"),
         "model.stride_in_1x1": ((False,), "has the stride in the 3x3 convolution"),
         "model.head_convs": ((4,), "has four convolutions in each head"),
         "data.pixel_order": (("RGB",), "takes RGB images"),
@@ -42,6 +42,10 @@ _ADMITTED_BY = {
     },
     "detectron2": _ADMITTED
     | {
+        "model.backbone": (
+            tuple(n for n, kind in BACKBONES.items() if not isinstance(kind, InvertedKind)),
+            "has a ResNet as its backbone",
+        ),
         "model.norm_eps": ((1e-5,), "uses an eps of 1e-5 in every norm"),
         "model.p6_from": (("C5",), "computes P6 from C5"),
     },
@@ -65,7 +69,7 @@ def check_expressible(config: ml_collections.ConfigDict, system: str) -> None:
         _refuse(
             system, "model.head_channels", model.head_channels, "uses 32 groups in a group norm"
         )
-    c5_channels = model.width * (32 if BACKBONES[model.backbone].bottleneck else 8)
+    c5_channels = BACKBONES[model.backbone].stage_channels(model.width)[-1]
     if system == "torchvision" and model.p6_from == "C5" and c5_channels == model.fpn_channels:
         reason = f"computes P6 from P5 if both have the same number of channels ({c5_channels})"
         _refuse(system, "model.p6_from", model.p6_from, reason)
@@ -177,11 +181,23 @@ def _anchor_sizes(config: ml_collections.ConfigDict) -> tuple[tuple[float, ...],
 def _load_in_torchvision(config: ml_collections.ConfigDict, classes: int, path: str) -> list[str]:
     model, data, evaluation = config.model, config.data, config.eval
     norm = "nn.BatchNorm2d" if model.norm == "batch" else "misc.FrozenBatchNorm2d"
-    p6_channels = model.fpn_channels if model.p6_from == "P5" else "c5"
+    p6_channels = model.fpn_channels if model.p6_from == "P5" else "channels[-1]"
     mean, std = ([round(v / 255, 6) for v in values] for values in (data.mean, data.std))
     ratios = (tuple(config.anchors.ratios),) * len(LEVELS)
     group_norm = f"functools.partial(nn.GroupNorm, 32, eps={model.norm_eps})"
     head_norm = f", norm_layer={group_norm}" if model.head_norm == "group" else ""
+    if isinstance(BACKBONES[model.backbone], InvertedKind):
+        body = [
+            f"body = torchvision.models.{model.backbone}(norm_layer=norm).features[:18]",
+            f"channels = {list(BACKBONES[model.backbone].stage_channels(model.width))}",
+            'stages = {"6": "0", "13": "1", "17": "2"}',
+        ]
+    else:
+        body = [
+            f"body = torchvision.models.{model.backbone}(norm_layer=norm)",
+            "channels = [body.fc.in_features // n for n in (4, 2, 1)]",
+            'stages = {"layer2": "0", "layer3": "1", "layer4": "2"}',
+        ]
     load = (
         f"safetensors.torch.load_file({path!r})"
         if path.endswith(".safetensors")
@@ -193,12 +209,10 @@ def _load_in_torchvision(config: ml_collections.ConfigDict, classes: int, path: 
         "from torchvision.models.detection import anchor_utils, backbone_utils, retinanet",
         "from torchvision.ops import feature_pyramid_network as fpn, misc",
         f"norm = functools.partial({norm}, eps={model.norm_eps})",
-        f"body = torchvision.models.{model.backbone}(norm_layer=norm)",
-        "c5 = body.fc.in_features",
+        *body,
         f"top = fpn.LastLevelP6P7({p6_channels}, {model.fpn_channels})",
-        'stages = {"layer2": "0", "layer3": "1", "layer4": "2"}',
         "backbone = backbone_utils.BackboneWithFPN(",
-        f"    body, stages, [c5 // 4, c5 // 2, c5], {model.fpn_channels}, top)",
+        f"    body, stages, channels, {model.fpn_channels}, top)",
         "anchors = anchor_utils.AnchorGenerator(",
         f"    {_anchor_sizes(config)}, {ratios})",
         f"head = retinanet.RetinaNetHead({model.fpn_channels}, "

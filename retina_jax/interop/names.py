@@ -1,4 +1,4 @@
-"""Parameter names of ResNets, FPNs and heads in other systems.
+"""Parameter names of backbones, FPNs and heads in other systems.
 
 Each function yields pairs of their name and ours, for every name that a network of the family may
 have; export uses the pairs in reverse. Our names are joined by "/" and begin with params or
@@ -44,6 +44,28 @@ def torchvision_resnet(prefix: str = "") -> Pairs:
         yield from norm(f"{theirs}.downsample.1", f"{ours}/shortcut_norm")
 
 
+_MOBILENET = {1: "stem_block"} | {
+    feature: f"stage{stage}_block{feature - first}"
+    for stage, first, end in ((2, 2, 4), (3, 4, 7), (4, 7, 14), (5, 14, 18))
+    for feature in range(first, end)
+}
+"""Our block for each of torchvision's features after the stem."""
+
+
+def torchvision_mobilenet(prefix: str = "features.") -> Pairs:
+    """MobileNetV2; features 1 to 17 are blocks, of which the first has no widening convolution."""
+    yield from conv(f"{prefix}0.0", "backbone/stem_conv")
+    yield from norm(f"{prefix}0.1", "backbone/stem_norm")
+    for feature, block in _MOBILENET.items():
+        theirs, ours = f"{prefix}{feature}.conv", f"backbone/{block}"
+        layers = ["depthwise"] if feature == 1 else ["expand", "depthwise"]
+        for n, layer in enumerate(layers):
+            yield from conv(f"{theirs}.{n}.0", f"{ours}/{layer}")
+            yield from norm(f"{theirs}.{n}.1", f"{ours}/{layer}_norm")
+        yield from conv(f"{theirs}.{len(layers)}", f"{ours}/project")
+        yield from norm(f"{theirs}.{len(layers) + 1}", f"{ours}/project_norm")
+
+
 _TORCHVISION_HEADS = (
     ("head.classification_head", "cls_logits", "class_head"),
     ("head.regression_head", "bbox_reg", "box_head"),
@@ -53,6 +75,7 @@ _TORCHVISION_HEADS = (
 def torchvision_retinanet() -> Pairs:
     """v1 and v2; the heads of v2 have a group norm after each convolution."""
     yield from torchvision_resnet("backbone.body.")
+    yield from torchvision_mobilenet("backbone.body.")
     for index, level in enumerate((3, 4, 5)):
         yield from conv(f"backbone.fpn.inner_blocks.{index}.0", f"fpn/lateral{level}")
         yield from conv(f"backbone.fpn.layer_blocks.{index}.0", f"fpn/output{level}")
@@ -140,7 +163,11 @@ def caffe2_resnet() -> Pairs:
             )
 
 
-TORCHVISION_IGNORED = re.compile(r"(.*\.)?num_batches_tracked|fc\.(weight|bias)")
+TORCHVISION_IGNORED = re.compile(
+    r"(.*\.)?num_batches_tracked|fc\.(weight|bias)"
+    r"|(features\.18\.\d|classifier\.1)\.(weight|bias|running_mean|running_var)"
+)
+"""What classifies images, among it the last convolution of MobileNetV2."""
 DETECTRON2_IGNORED = re.compile(
     r"(.*\.)?num_batches_tracked|pixel_(mean|std)|anchor_generator\.cell_anchors\.\d+"
     r"|(backbone\.bottom_up\.)?(stem\.fc|linear)\.(weight|bias)"

@@ -7,8 +7,8 @@ from typing import Any
 
 import flax.traverse_util
 
-from retina_jax.config.backbones import BACKBONES
-from retina_jax.models.resnet import STAGES
+from retina_jax.config.backbones import BACKBONES, InvertedKind, ResidualKind
+from retina_jax.models.backbone import STAGES
 
 _BACKBONE_OF = {
     (
@@ -18,6 +18,7 @@ _BACKBONE_OF = {
         kind.width_per_group * kind.groups // 64,  # the 3x3's channels over a plain ResNet's
     ): name
     for name, kind in BACKBONES.items()
+    if isinstance(kind, ResidualKind)
 }
 
 
@@ -35,10 +36,15 @@ def structure_of(tree: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     stem = shapes.get("params/backbone/stem_conv/kernel")
     if stem and len(stem) == 4:
-        found["model.width"] = stem[-1]
         found["model.norm"] = (
             "frozen" if "batch_stats/backbone/stem_norm/mean" in shapes else "group"
         )
+    if name := _inverted(shapes):
+        found["model.backbone"] = name
+        if _has_published_width(shapes, name):  # other widths may share their channels
+            found["model.width"] = 64
+    elif stem and len(stem) == 4:
+        found["model.width"] = stem[-1]
     if name := _backbone(shapes):
         found["model.backbone"] = name
     p6, p7 = shapes.get("params/fpn/p6/kernel"), shapes.get("params/fpn/p7/kernel")
@@ -103,3 +109,26 @@ def _backbone(shapes: dict[str, tuple[int, ...]]) -> str | None:
         return None
     relative = 4 * second[-1] // third[-1] if third else 1
     return _BACKBONE_OF.get((counts, third is not None, _groups(shapes), relative))
+
+
+def _inverted(shapes: dict[str, tuple[int, ...]]) -> str | None:
+    """The backbone of inverted residual blocks with these numbers of blocks."""
+    pattern = re.compile(r"params/backbone/stage(\d)_block\d+/depthwise/kernel")
+    stages = [match[1] for name in shapes if (match := pattern.fullmatch(name))]
+    counts = tuple(stages.count(str(stage)) for stage in STAGES)
+    for name, kind in BACKBONES.items():
+        if isinstance(kind, InvertedKind):
+            blocks = tuple(sum(n for _, n in stage) for stage in kind.stages)
+            if blocks == counts:
+                return name
+    return None
+
+
+def _has_published_width(shapes: dict[str, tuple[int, ...]], name: str) -> bool:
+    kind = BACKBONES[name]
+    ends = [sum(n for _, n in stage) - 1 for stage in kind.stages[1:]]
+    kernels = [
+        shapes.get(f"params/backbone/stage{stage}_block{end}/project/kernel")
+        for stage, end in zip(STAGES[1:], ends, strict=True)
+    ]
+    return tuple(kernel[-1] for kernel in kernels if kernel) == kind.stage_channels(64)

@@ -132,6 +132,13 @@ _SYSTEMS = (
         lambda tree, arrays: RGB,
     ),
     _System(
+        "torchvision MobileNetV2",
+        "features.1.conv.0.0.weight",
+        lambda there: names.torchvision_mobilenet(),
+        names.TORCHVISION_IGNORED,
+        lambda tree, arrays: RGB,
+    ),
+    _System(
         "Detectron2 ResNet",  # the model zoo's are torchvision's, renamed
         "stem.conv1.weight",
         lambda there: names.detectron2_resnet(),
@@ -177,7 +184,7 @@ def import_arrays(
         some = ", ".join(list(arrays)[:4])
         raise UserError(
             f"{path} has parameters such as {some}, which match no supported system; use weights "
-            "of a torchvision or Detectron2 ResNet or RetinaNet, a Caffe2 ResNet, or retina_jax"
+            "of a torchvision or Detectron2 ResNet or RetinaNet, a torchvision MobileNetV2, a Caffe2 ResNet, or retina_jax"
         )
     table = dict(system.pairs(arrays))
     flat, ignored, unknown = {}, [], []

@@ -9,6 +9,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import lax
 
+from retina_jax.models.depthwise import depthwise_conv_3x3
+
 Initializer = Callable[..., Any]
 
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -54,6 +56,20 @@ class Conv(nn.Module):
             bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
             x = x + bias.astype(self.dtype)
         return x
+
+
+class DepthwiseConv(nn.Module):
+    """3x3 convolution of each channel on its own, with torch's padding of 1."""
+
+    stride: int = 1
+    kernel_init: Initializer = he_normal_fan_out
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        shape = (3, 3, 1, x.shape[-1])
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(self.dtype)
+        return depthwise_conv_3x3(x.astype(self.dtype), kernel, self.stride)
 
 
 class FrozenNorm(nn.Module):

@@ -1,20 +1,14 @@
 """ResNet (arXiv:1512.03385), ResNeXt (1611.05431), Wide ResNet (1605.07146); torch's padding."""
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import lax
 
 from retina_jax.config.backbones import BACKBONES
+from retina_jax.models.backbone import STAGES, Backbone, Norm
 from retina_jax.models.layers import Conv
-
-STAGES = (2, 3, 4, 5)
-
-
-Norm = Callable[[str, int], nn.Module]
 
 
 def max_pool_3x3_stride_2(x):
@@ -85,38 +79,8 @@ class Bottleneck(nn.Module):
         return nn.relu(x + y)
 
 
-def is_frozen(names: Sequence[str], frozen_stages: int) -> bool:
-    """Whether a parameter, given by its path, belongs to a frozen stage."""
-    if names[0] != "backbone" or not frozen_stages:
-        return False
-    module = names[1]
-    return module.startswith("stem_") or any(
-        module.startswith(f"stage{stage}_") for stage in STAGES if stage <= frozen_stages
-    )
-
-
-class ResNet(nn.Module):
-    """Maps ``[n, h, w, 3]`` to the stages C3, C4 and C5, with strides 8, 16 and 32.
-
-    The first ``frozen_stages`` (1: the stem, 2: also C2, …) get no gradient and use
-    ``frozen_norm``, which replaces batch norm by its stored statistics. ``remat`` recomputes each
-    block in the backward pass instead of storing its activations: less memory, more time.
-    """
-
-    backbone: str
-    width: int
-    norm: Norm
-    frozen_norm: Norm
-    dtype: Any
-    stride_in_1x1: bool = False
-    frozen_stages: int = 0
-    remat: bool = False
-
-    def _norm_of(self, stage: int) -> Norm:
-        return self.frozen_norm if stage <= self.frozen_stages else self.norm
-
-    def _stop_if_frozen(self, stage: int, x: jax.Array) -> jax.Array:
-        return lax.stop_gradient(x) if stage <= self.frozen_stages else x
+class ResNet(Backbone):
+    """`Backbone` of residual blocks, in the form that ``backbone`` names."""
 
     def _block(self, stage: int, index: int) -> nn.Module:
         kind = BACKBONES[self.backbone]
@@ -127,9 +91,7 @@ class ResNet(nn.Module):
             dtype=self.dtype,
             name=f"stage{stage}_block{index}",
         )
-        block = Bottleneck if kind.bottleneck else BasicBlock
-        if self.remat:
-            block = nn.remat(block)
+        block = self._rematerialised(Bottleneck if kind.bottleneck else BasicBlock)
         if not kind.bottleneck:
             return block(channels=planes, **shared)
         return block(

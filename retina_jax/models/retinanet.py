@@ -9,9 +9,11 @@ import ml_collections
 from jaxtyping import Float, Int, UInt8
 
 from retina_jax.config import resolve
+from retina_jax.config.backbones import BACKBONES, InvertedKind
 from retina_jax.models.fpn import FPN
 from retina_jax.models.heads import Head, prior_bias
 from retina_jax.models.layers import make_norm
+from retina_jax.models.mobilenet import MobileNetV2
 from retina_jax.models.resnet import ResNet
 from retina_jax.ops.anchors import pyramid_anchors
 from retina_jax.types import Array
@@ -39,7 +41,8 @@ class RetinaNet(nn.Module):
                 kind, train, config.norm_eps, dtype, self.axis_name, config.norm_momentum
             )
 
-        stages = ResNet(
+        backbone = MobileNetV2 if isinstance(BACKBONES[config.backbone], InvertedKind) else ResNet
+        stages = backbone(
             config.backbone,
             config.width,
             norm(config.norm),

@@ -5,7 +5,7 @@ import ml_collections
 import optax
 
 from retina_jax.config import resolve
-from retina_jax.models.resnet import is_frozen
+from retina_jax.models.backbone import is_frozen
 
 
 def learning_rate_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:

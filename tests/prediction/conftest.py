@@ -40,9 +40,9 @@ def sources(finished_run, shapes_dir, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def network(finished_run):
-    from retina_jax.config.backbones import BACKBONES, Backbone
+    from retina_jax.config.backbones import BACKBONES, ResidualKind
     from retina_jax.prediction.network import from_workdir
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(BACKBONES, "resnet18", Backbone((1, 1, 1, 1), bottleneck=False))
+        patch.setitem(BACKBONES, "resnet18", ResidualKind((1, 1, 1, 1), bottleneck=False))
         return from_workdir(finished_run)

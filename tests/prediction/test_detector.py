@@ -19,10 +19,10 @@ pytestmark = pytest.mark.usefixtures("shallow", "one_device")
 
 @pytest.fixture(scope="module")
 def detector(network, one_device):
-    from retina_jax.config.backbones import BACKBONES, Backbone
+    from retina_jax.config.backbones import BACKBONES, ResidualKind
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(BACKBONES, "resnet18", Backbone((1, 1, 1, 1), bottleneck=False))
+        patch.setitem(BACKBONES, "resnet18", ResidualKind((1, 1, 1, 1), bottleneck=False))
         return retina_jax.Detector(network, batch_size=8)
 
 
