@@ -68,12 +68,14 @@ def _gradients_of_grouped(x, kernel, gradient, stride):
 
 
 def _sum_of_taps(x, kernel, stride):
+    x = lax.optimization_barrier(x)  # or XLA fuses what computes x into each of the nine taps
     weights = kernel.astype(jnp.float32)
     taps = (_shifted(x, i, j, stride) * weights[i, j, 0] for i, j in _TAPS)
     return sum(taps).astype(x.dtype)
 
 
 def _gradients_of_taps(x, kernel, gradient, stride):
+    x, gradient = lax.optimization_barrier((x, gradient))
     if stride == 1:
         of_x = _sum_of_taps(gradient, kernel[::-1, ::-1], 1)
     else:
