@@ -163,9 +163,8 @@ FIELDS = (
     Field("data.num_workers", 0, "number of processes that read and decode images; 0: threads of "
           "the main process", FROM_0),
 
-    Field("model.backbone", "resnet50", "ResNet, ResNeXt, Wide ResNet or MobileNetV2, by its torchvision "
-          "name",
-          one_of(*BACKBONES), W),
+    Field("model.backbone", "resnet50", "ResNet, ResNeXt, Wide ResNet or MobileNetV2, by its "
+          "torchvision name", one_of(*BACKBONES), W),
     Field("model.width", 64, "width of the backbone: the channels of a ResNet's stem, to which its "
           "other channels are proportional; 64: the published width, also of MobileNetV2",
           ABOVE_0, W),

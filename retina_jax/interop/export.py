@@ -118,7 +118,7 @@ def export_names(
 
 def _pairs(system: str, flat: dict[str, np.ndarray]) -> Iterable[tuple[str, str]]:
     if system == "torchvision":
-        return names.torchvision_retinanet()
+        return names.torchvision_retinanet("params/backbone/stem_block/depthwise/kernel" in flat)
     return names.detectron2_retinanet("params/class_head/norm0/scale" in flat)
 
 

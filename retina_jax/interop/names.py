@@ -72,10 +72,13 @@ _TORCHVISION_HEADS = (
 )
 
 
-def torchvision_retinanet() -> Pairs:
-    """v1 and v2; the heads of v2 have a group norm after each convolution."""
-    yield from torchvision_resnet("backbone.body.")
-    yield from torchvision_mobilenet("backbone.body.")
+def torchvision_retinanet(mobilenet: bool) -> Pairs:
+    """v1 and v2; the heads of v2 have a group norm after each convolution.
+
+    ``mobilenet``: the backbone is a MobileNetV2, whose stem has another name than a ResNet's.
+    """
+    backbone = torchvision_mobilenet if mobilenet else torchvision_resnet
+    yield from backbone("backbone.body.")
     for index, level in enumerate((3, 4, 5)):
         yield from conv(f"backbone.fpn.inner_blocks.{index}.0", f"fpn/lateral{level}")
         yield from conv(f"backbone.fpn.layer_blocks.{index}.0", f"fpn/output{level}")

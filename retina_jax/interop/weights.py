@@ -113,7 +113,10 @@ _SYSTEMS = (
     _System(
         "torchvision RetinaNet",
         "head.classification_head.cls_logits.weight",
-        lambda there: (*names.torchvision_retinanet(), *names.torchvision_retinanet_before_0_13()),
+        lambda there: (
+            *names.torchvision_retinanet("backbone.body.0.0.weight" in there),
+            *names.torchvision_retinanet_before_0_13(),
+        ),
         names.TORCHVISION_IGNORED,
         lambda tree, arrays: {**RGB, **TORCHVISION_ANCHORS},
     ),
@@ -184,7 +187,8 @@ def import_arrays(
         some = ", ".join(list(arrays)[:4])
         raise UserError(
             f"{path} has parameters such as {some}, which match no supported system; use weights "
-            "of a torchvision or Detectron2 ResNet or RetinaNet, a torchvision MobileNetV2, a Caffe2 ResNet, or retina_jax"
+            "of a torchvision or Detectron2 ResNet or RetinaNet, a torchvision MobileNetV2, a "
+            "Caffe2 ResNet, or retina_jax"
         )
     table = dict(system.pairs(arrays))
     flat, ignored, unknown = {}, [], []

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int, UInt8
 
 from retina_jax.config import resolve
 from retina_jax.config.backbones import BACKBONES, InvertedKind
+from retina_jax.models.backbone import Backbone
 from retina_jax.models.fpn import FPN
 from retina_jax.models.heads import Head, prior_bias
 from retina_jax.models.layers import make_norm
@@ -17,6 +18,11 @@ from retina_jax.models.mobilenet import MobileNetV2
 from retina_jax.models.resnet import ResNet
 from retina_jax.ops.anchors import pyramid_anchors
 from retina_jax.types import Array
+
+
+def backbone_of(name: str) -> type[Backbone]:
+    """The module of a backbone, by its name in `config.backbones.BACKBONES`."""
+    return MobileNetV2 if isinstance(BACKBONES[name], InvertedKind) else ResNet
 
 
 class RetinaNet(nn.Module):
@@ -41,8 +47,7 @@ class RetinaNet(nn.Module):
                 kind, train, config.norm_eps, dtype, self.axis_name, config.norm_momentum
             )
 
-        backbone = MobileNetV2 if isinstance(BACKBONES[config.backbone], InvertedKind) else ResNet
-        stages = backbone(
+        stages = backbone_of(config.backbone)(
             config.backbone,
             config.width,
             norm(config.norm),

@@ -13,7 +13,7 @@ import numpy as np
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
-from test_torchvision import GOLDEN, LARGE  # noqa: E402
+from test_torchvision import GOLDEN, LARGE, SYSTEMS  # noqa: E402
 from torchvision_case import make_case, sample  # noqa: E402
 from torchvision_cpu import import_torchvision  # noqa: E402
 
@@ -43,7 +43,7 @@ def detectron2(case) -> dict[str, np.ndarray]:
 def main(folder: str | None) -> None:
     GOLDEN.mkdir(exist_ok=True)
     torchvision = import_torchvision()
-    for system in ("torchvision_v1", "torchvision_v2"):
+    for system in SYSTEMS:
         case = make_case(torchvision, system)
         np.save(GOLDEN / "batch.npy", case["batch"].astype(np.float32))
         small = {n: sample(v) if n.startswith(LARGE) else v for n, v in case.items()}

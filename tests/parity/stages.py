@@ -32,9 +32,6 @@ from retina_jax.training.step import make_train_step
 from retina_jax.types import GroundTruth, Targets, TrainState
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
-EXPORT = {
-    "torchvision_v1": "torchvision", "torchvision_v2": "torchvision", "detectron2": "detectron2"
-}  # fmt: skip
 
 
 def experiment(name: str):
@@ -229,7 +226,7 @@ class Stages:
         whole = self.config.copy_and_resolve_references()
         whole.model.width = 64  # torchvision has no narrow one; names and layouts are the same
         tree = jax.tree.map(np.asarray, {**self.tree, "params": gradient})
-        return export_weights(tree, whole, EXPORT[self.system])
+        return export_weights(tree, whole, self.system.split("_")[0])
 
     def _by_level(self, logits, deltas):
         places = resolve(self.config).anchors_per_place

@@ -16,11 +16,12 @@ from retina_jax.config.fields import BOX_LOSSES
 from retina_jax.interop.export import export_weights
 from retina_jax.interop.weights import import_arrays
 from retina_jax.models.layers import make_norm
-from retina_jax.models.resnet import ResNet
+from retina_jax.models.retinanet import backbone_of
 from retina_jax.ops import box_losses, losses
 
 pytestmark = pytest.mark.optimized
 GOLDEN = Path(__file__).parent / "golden"
+SYSTEMS = ("torchvision_v1", "torchvision_v2", "torchvision_mobilenet")
 LARGE = ("batch", "feature_", "cls_logits", "box_regression", "grad/")
 """Stages of which the golden files keep a sample."""
 
@@ -28,7 +29,11 @@ LARGE = ("batch", "feature_", "cls_logits", "box_regression", "grad/")
 @functools.cache
 def ours_of(system):
     """This program by the system's experiment, with the weights of the formula."""
-    config = experiment(system)
+    on_mobilenet = system == "torchvision_mobilenet"
+    config = experiment("torchvision_v1" if on_mobilenet else system)
+    if on_mobilenet:
+        config.model.backbone = "mobilenet_v2"
+        config.model.norm_eps = 1e-5
     config.data.short_side, config.data.long_side = INPUT
     config.data.buckets = (INPUT,)
     config.model.norm = "batch"
@@ -88,7 +93,7 @@ def detections(stages, case, logits, deltas):
     return found, tuple(case[f"det_{name}"] for name in ("boxes", "scores", "labels"))
 
 
-@pytest.mark.parametrize("system", ["torchvision_v1", "torchvision_v2"])
+@pytest.mark.parametrize("system", SYSTEMS)
 @pytest.mark.parametrize("source", ["golden", "itself"])
 def test_every_stage(system, source, tmp_path):
     if source == "itself":
@@ -128,17 +133,22 @@ def test_backbones_forward(torchvision, backbone):
     x = torch.from_numpy(image).permute(0, 3, 1, 2)
     theirs = []
     with torch.no_grad():
-        x = module.maxpool(module.relu(module.bn1(module.conv1(x))))
-        for layer in (module.layer1, module.layer2, module.layer3, module.layer4):
-            x = layer(x)
+        if hasattr(module, "features"):
+            stages = (module.features[:7], module.features[7:14], module.features[14:18])
+        else:
+            stem = (module.conv1, module.bn1, module.relu, module.maxpool, module.layer1)
+            stages = (
+                torch.nn.Sequential(*stem, module.layer2), module.layer3, module.layer4
+            )  # fmt: skip
+        for stage in stages:
+            x = stage(x)
             theirs.append(x.permute(0, 2, 3, 1).numpy())
     arrays = {name: value.numpy() for name, value in module.state_dict().items()}
     tree = import_arrays(arrays, backbone).tree
     norm = make_norm("frozen", False, 1e-5, jnp.float32, None)
-    ours = ResNet(backbone, 64, norm, norm, jnp.float32).apply(
-        {name: part["backbone"] for name, part in tree.items()}, image
-    )
-    for one, other in zip(ours, theirs[1:], strict=True):
+    made = backbone_of(backbone)(backbone, 64, norm, norm, jnp.float32)
+    ours = made.apply({name: part["backbone"] for name, part in tree.items()}, image)
+    for one, other in zip(ours, theirs, strict=True):
         assert_near(one, other, 1e-4)
 
 

@@ -9,6 +9,11 @@ CLASSES = 3
 GRADIENTS = (
     "backbone.body.conv1.weight",
     "backbone.body.layer2.0.conv1.weight",
+    "backbone.body.0.0.weight",
+    "backbone.body.1.conv.1.weight",
+    "backbone.body.2.conv.1.0.weight",
+    "backbone.body.5.conv.1.0.weight",
+    "backbone.body.15.conv.0.0.weight",
     "backbone.fpn.inner_blocks.0.0.weight",
     "backbone.fpn.layer_blocks.2.0.bias",
     "head.classification_head.cls_logits.weight",
@@ -31,7 +36,8 @@ def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
     elif name.endswith(("bias", "running_mean")):
         values *= 0.1
     else:  # scale of a norm; the last of a residual branch is small
-        values = (0.3 if "bn3" in name else 0.8) + 0.1 * values
+        last = "bn3" in name or name.endswith("conv.3.weight")
+        values = (0.3 if last else 0.8) + 0.1 * values
     return values.astype(np.float32)
 
 
@@ -65,22 +71,31 @@ def set_weights(module) -> None:
     )  # fmt: skip
 
 
+def on_mobilenet(torchvision, num_classes: int, **options):
+    """torchvision's RetinaNet, with its default anchors, on its MobileNetV2."""
+    detection = torchvision.models.detection
+    stages, channels = {"6": "0", "13": "1", "17": "2"}, [32, 96, 320]
+    top = torchvision.ops.feature_pyramid_network.LastLevelP6P7(256, 256)
+    body = torchvision.models.mobilenet_v2(weights=None).features[:18]
+    backbone = detection.backbone_utils.BackboneWithFPN(body, stages, channels, 256, top)
+    anchors = detection.retinanet._default_anchorgen()
+    return detection.RetinaNet(backbone, num_classes, anchor_generator=anchors, **options)
+
+
 def make_case(torchvision, version: str) -> dict[str, np.ndarray]:
-    """Every stage of ``torchvision_v1`` or ``torchvision_v2``, batch norm on its statistics."""
+    """Every stage of a version of torchvision's RetinaNet, batch norm on its statistics."""
     import torch
 
     detection = torchvision.models.detection
-    make = {
-        "torchvision_v1": detection.retinanet_resnet50_fpn,
-        "torchvision_v2": detection.retinanet_resnet50_fpn_v2,
-    }[version]
-    model = make(
-        weights=None,
-        weights_backbone=None,
-        num_classes=CLASSES,
-        min_size=INPUT[0],
-        max_size=INPUT[1],
-    )
+    options = {"num_classes": CLASSES, "min_size": INPUT[0], "max_size": INPUT[1]}
+    if version == "torchvision_mobilenet":
+        model = on_mobilenet(torchvision, **options)
+    else:
+        make = {
+            "torchvision_v1": detection.retinanet_resnet50_fpn,
+            "torchvision_v2": detection.retinanet_resnet50_fpn_v2,
+        }[version]
+        model = make(weights=None, weights_backbone=None, **options)
     set_weights(model)
     model.train()
     for module in model.modules():
