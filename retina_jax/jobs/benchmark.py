@@ -12,6 +12,8 @@ usage: retina-jax benchmark step --config=experiments/coco.py [--runs=5] [--step
        retina-jax benchmark serve --workdir=RUN [--clients=8] [--batch-size=8]     latency, images/s
            and memory of servers with and without batching, over loopback; counts lost and wrong
            answers (needs the extra: pip install 'retina_jax[serve]')
+       retina-jax benchmark depthwise --config=…  depthwise convolutions of the backbone: XLA's
+           grouped convolution, and the form that this platform gets
        retina-jax benchmark padding --config=…    padded pixels by batching scheme, for
            simulated COCO image sizes
 
@@ -29,7 +31,7 @@ from retina_jax.config.flags import PROCESSES, Flag, Parsed, parse, wants_help
 from retina_jax.errors import UserError
 from retina_jax.jobs import config_of_run, on_all_hosts
 
-KINDS = ("step", "predict", "input", "memory", "export", "serve", "padding")
+KINDS = ("step", "predict", "input", "memory", "export", "serve", "depthwise", "padding")
 COMPUTING = ("step", "predict")
 """The kinds that all hosts of a run take part in."""
 FLAGS = (
@@ -70,6 +72,10 @@ def benchmark(kind: str, parsed: Parsed) -> Iterator[dict]:
         from retina_jax.serving.speed import time_serving
 
         return time_serving(flags.workdir, flags.batch_size, flags.runs, flags.steps, flags.clients)
+    if kind == "depthwise":
+        from retina_jax.benchmarks.depthwise import time_depthwise
+
+        return time_depthwise(config, flags.runs)
     if kind == "padding":
         from retina_jax.benchmarks.padding import compare_padding
 

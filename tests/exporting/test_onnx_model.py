@@ -19,6 +19,7 @@ from retina_jax.exporting.speed import untrained
 
 BUCKET, CLASSES = (64, 96), 5
 PLAIN = {"model.p6_from": "P5", "model.norm": "frozen", "data.float_pixels": True}
+MOBILE = {"model.backbone": "mobilenet_v2", "model.width": 16}
 OTHER = {
     "model.backbone": "resnext50_32x4d", "model.norm": "group", "model.stride_in_1x1": True,
     "model.head_norm": "batch", "model.class_specific_boxes": True, "model.remat": True,
@@ -29,7 +30,10 @@ OTHER = {
 
 @pytest.fixture
 def one_block(monkeypatch, shallow):
-    """ResNeXt with one block a stage, too."""
+    """ResNeXt and MobileNetV2 with one block a stage, too."""
+    mobile = BACKBONES["mobilenet_v2"]
+    stages = tuple((stage[-1][:1] + (1,),) for stage in mobile.stages)
+    monkeypatch.setitem(BACKBONES, "mobilenet_v2", dataclasses.replace(mobile, stages=stages))
     kind = dataclasses.replace(BACKBONES["resnext50_32x4d"], blocks=(1, 1, 1, 1))
     monkeypatch.setitem(BACKBONES, "resnext50_32x4d", kind)
 
@@ -55,7 +59,9 @@ def made(**fields):
 
 
 @pytest.mark.parametrize(
-    ("fields", "at_once"), [(PLAIN, 0), (OTHER, 3)], ids=["any batch", "batches of 3"]
+    ("fields", "at_once"),
+    [(PLAIN, 0), (OTHER, 3), (MOBILE, 2)],
+    ids=["any batch", "batches of 3", "depthwise convolutions"],
 )
 def test_onnxruntime_finds_what_jax_finds(one_block, tmp_path, fields, at_once):
     network = made(**fields)

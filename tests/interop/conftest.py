@@ -22,6 +22,15 @@ def golden_weights():
 
 
 @pytest.fixture(scope="session")
+def shared_weights():
+    """The folder of published ImageNet weights; skips only where it or torch is absent."""
+    pytest.importorskip("torch", reason="reads a .pth file")
+    if not (SHARED / "weights").is_dir():
+        pytest.skip("needs ../shared/weights")
+    return SHARED / "weights"
+
+
+@pytest.fixture(scope="session")
 def config_of():
     """A config of a narrow network, with fields of ``model`` as given."""
 
@@ -42,7 +51,7 @@ def random_weights():
     traced = {}
 
     def shapes_of(config, classes):
-        key = config.to_json(), classes, BACKBONES[config.model.backbone].blocks
+        key = config.to_json(), classes, repr(BACKBONES[config.model.backbone])
         if key not in traced:
             model = retinanet.build(config, classes)
             images = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)

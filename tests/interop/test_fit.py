@@ -209,6 +209,7 @@ def test_take_classes_by_hand():
         ("torchvision", "model.class_specific_boxes", True),
         ("torchvision", "loss.classification", "softmax_focal"),
         ("detectron2", "model.p6_from", "P5"),
+        ("detectron2", "model.backbone", "mobilenet_v2"),
         ("torchvision", "data.pixel_order", "BGR"),
     ],
 )

@@ -61,6 +61,41 @@ def test_our_weights_go_there_and_back(
     assert imported.expects["model.head_norm"] == head_norm
 
 
+@pytest.mark.parametrize("system", ["torchvision", "retina_jax"])
+def test_mobilenet_goes_there_and_back(config_of, random_weights, saved, system):
+    tree = random_weights(config_of(backbone="mobilenet_v2", width=64))
+    arrays = export_names(tree, system)
+    imported = read_weights(saved(arrays))
+    assert_same_trees(tree, imported.tree)
+    assert imported.unknown == ()
+    assert imported.expects["model.backbone"] == "mobilenet_v2"
+    assert imported.expects["model.width"] == 64
+    if system == "torchvision":
+        assert arrays["backbone.body.0.0.weight"].shape == (32, 3, 3, 3)
+        assert arrays["backbone.body.14.conv.1.0.weight"].shape == (576, 1, 3, 3)
+        assert arrays["backbone.body.17.conv.2.weight"].shape == (320, 960, 1, 1)
+
+
+def test_the_width_of_a_narrow_mobilenet_comes_from_its_note(config_of, random_weights, saved):
+    """Other widths may have the same channels."""
+    config = config_of(backbone="mobilenet_v2", width=12)
+    arrays = export_names(random_weights(config), "retina_jax")
+    assert "model.width" not in read_weights(saved(arrays)).expects
+    noted = saved(arrays, "noted.safetensors", note_of(config, "retina_jax"))
+    assert read_weights(noted).expects["model.width"] == 12
+
+
+def test_imagenets_mobilenet_is_read(shared_weights):
+    imported = read_weights(shared_weights / "mobilenet_v2-b0353104.pth")
+    assert imported.system == "torchvision MobileNetV2"
+    assert imported.unknown == ()
+    assert imported.expects["data.pixel_order"] == "RGB"
+    stem = imported.tree["params"]["backbone"]["stem_conv"]["kernel"]
+    assert stem.shape == (3, 3, 3, 32)
+    left_out = {name.split(".")[0] for name in imported.ignored if "num_batches" not in name}
+    assert left_out == {"classifier", "features"}
+
+
 def test_both_systems_hold_the_same_kernel(config_of, random_weights):
     tree = random_weights(config_of(backbone="resnet50"))
     ours = tree["params"]["backbone"]["stage3_block1"]["conv2"]["kernel"]
