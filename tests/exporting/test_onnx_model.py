@@ -32,7 +32,7 @@ OTHER = {
 def one_block(monkeypatch, shallow):
     """ResNeXt and MobileNetV2 with one block a stage, too."""
     mobile = BACKBONES["mobilenet_v2"]
-    stages = tuple((stage[-1][:1] + (1,),) for stage in mobile.stages)
+    stages = tuple(((stage[-1][0], 1),) for stage in mobile.stages)
     monkeypatch.setitem(BACKBONES, "mobilenet_v2", dataclasses.replace(mobile, stages=stages))
     kind = dataclasses.replace(BACKBONES["resnext50_32x4d"], blocks=(1, 1, 1, 1))
     monkeypatch.setitem(BACKBONES, "resnext50_32x4d", kind)
