@@ -199,15 +199,11 @@ def _download(of: Published, part: _Part, path: Path, report: Reporter) -> None:
     """Completes ``part``; tries again as long as each attempt makes it longer."""
     if part.size and part.size == part.total:  # the program ended before it was verified
         return
-    total = part.total or (of.mebibytes and of.mebibytes * 2**20)
-    megabytes = max(1, round(total / 1e6)) if total else None
-    title = f"fetching {path.name}"
-    with report.progress(title, megabytes, round(part.size / 1e6)) as bar:
-        shown = _Megabytes(bar, part.size)
+    with _Bar(report, f"fetching {path.name}") as bar:
         while True:
             before = part.size
             try:
-                if _transfer(of, part, path, shown):
+                if _transfer(of, part, path, bar):
                     return
                 why = "the connection was cut off"
             except TimeoutError:
@@ -223,18 +219,27 @@ class _NetworkError(Exception):
     """An `OSError` of the connection, not of the disk."""
 
 
-class _Megabytes:
-    """Shows a number of bytes on a bar."""
+class _Bar(contextlib.ExitStack):
+    """A progress bar in megabytes, from the first response on, which tells the size."""
 
-    def __init__(self, bar: ProgressBar, size: int):
-        self._bar, self._shown = bar, round(size / 1e6)
+    def __init__(self, report: Reporter, title: str):
+        super().__init__()
+        self._report, self._title = report, title
+        self._bar: ProgressBar | None = None
+        self._shown = 0
 
-    def show(self, size: int) -> None:
-        self._bar.advance("MB", by=round(size / 1e6) - self._shown)
-        self._shown = round(size / 1e6)
+    def show(self, size: int, total: int | None) -> None:
+        """Shows numbers of bytes."""
+        megabytes = round(size / 1e6)
+        if self._bar is None:
+            of = None if total is None else max(1, round(total / 1e6))
+            self._bar = self.enter_context(self._report.progress(self._title, of, megabytes))
+            self._shown = megabytes
+        self._bar.advance("MB", by=megabytes - self._shown)
+        self._shown = megabytes
 
 
-def _transfer(of: Published, part: _Part, path: Path, shown: _Megabytes) -> bool:
+def _transfer(of: Published, part: _Part, path: Path, bar: _Bar) -> bool:
     """One request for the rest, or the whole; whether ``part`` is complete afterwards."""
     with contextlib.ExitStack() as opened:
         response = opened.enter_context(_open(of, part, path))
@@ -250,7 +255,7 @@ def _transfer(of: Published, part: _Part, path: Path, shown: _Megabytes) -> bool
             while chunk := _read(response):
                 file.write(chunk)
                 done += len(chunk)
-                shown.show(done)
+                bar.show(done, part.total)
     return part.total in (None, done)
 
 
