@@ -4,9 +4,9 @@
         --images train2017 --annotations annotations/instances_train2017.json \\
         --images val2017 --annotations annotations/instances_val2017.json
     retina-jax train --config=experiments/coco.py --config.data.dir=DATA --workdir=DIR \\
-        --config.model.init_from=resnet50.pth
+        --config.model.init_from=torchvision:resnet50
 
-Weights: torchvision's ImageNet ResNet-50 (`resnet50-0676ba61.pth`, or the same as .safetensors).
+Weights: torchvision's ImageNet ResNet-50 (`resnet50-0676ba61.pth`), fetched once.
 The stem and C2 stay frozen, as in the paper's code. Hardware: 8 TPU cores or 8 GPUs with 16 GB, two
 images each. Expected: AP 35.7 on test-dev (arXiv:1708.02002, Table 1e, ResNet-50 at 800 px).
 """

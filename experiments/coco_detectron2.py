@@ -1,13 +1,14 @@
 """Detectron2's RetinaNet R_50_FPN on COCO; append :1x or :3x to choose the schedule.
 
     retina-jax train --config=experiments/coco_detectron2.py:3x \\
-        --config.data.dir=DATA --workdir=DIR --config.model.init_from=R-50.pkl
+        --config.data.dir=DATA --workdir=DIR \\
+        --config.model.init_from=detectron2:MSRA/R-50 --trust
 
-The default is 1x. Weights: Detectron2's ImageNetPretrained/MSRA/R-50.pkl. To evaluate a detector
-from its model zoo:
+The default is 1x. Weights: Detectron2's ImageNetPretrained/MSRA/R-50.pkl, for which no hash is
+published (--trust). To evaluate a detector from its model zoo:
 
     retina-jax import-weights --config=experiments/coco_detectron2.py \\
-        --config.data.dir=DATA --weights=model_final_bfca0b.pkl --out=DIR
+        --config.data.dir=DATA --weights=detectron2:retinanet_R_50_FPN_1x --out=DIR
     retina-jax evaluate --config=experiments/coco_detectron2.py \\
         --config.data.dir=DATA --workdir=DIR
 

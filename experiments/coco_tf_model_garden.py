@@ -1,7 +1,7 @@
 """TF Model Garden's retinanet_resnetfpn_coco: 640 × 640, batch 256, 72 epochs on COCO.
 
     retina-jax train --config=experiments/coco_tf_model_garden.py \\
-        --config.data.dir=DATA --workdir=DIR --config.model.init_from=resnet50.pth
+        --config.data.dir=DATA --workdir=DIR --config.model.init_from=torchvision:resnet50
 
 Weights: torchvision's ImageNet ResNet-50, because TF Model Garden's format cannot be read.
 Hardware: 32 TPU cores or 16 large GPUs. Expected: AP 36.8 on val2017 (TF Model Garden, R50-FPN,

@@ -1,13 +1,13 @@
 """torchvision's retinanet_resnet50_fpn on COCO: its differences from the paper.
 
     retina-jax train --config=experiments/coco_torchvision_v1.py \\
-        --config.data.dir=DATA --workdir=DIR --config.model.init_from=resnet50.pth
+        --config.data.dir=DATA --workdir=DIR --config.model.init_from=torchvision:resnet50
 
 Weights: torchvision's ImageNet ResNet-50. To evaluate torchvision's published detector instead:
 
     retina-jax import-weights --config=experiments/coco_torchvision_v1.py \\
         --config.model.norm_eps=0 --config.data.dir=DATA \\
-        --weights=retinanet_resnet50_fpn_coco-eeacb38b.pth --out=DIR
+        --weights=torchvision:retinanet_resnet50_fpn --out=DIR
     retina-jax evaluate --config=experiments/coco_torchvision_v1.py \\
         --config.model.norm_eps=0 --config.data.dir=DATA --workdir=DIR
 

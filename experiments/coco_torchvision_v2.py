@@ -1,10 +1,10 @@
 """torchvision's retinanet_resnet50_fpn_v2 on COCO: v1 with GroupNorm heads, GIoU and AdamW.
 
     retina-jax train --config=experiments/coco_torchvision_v2.py \\
-        --config.data.dir=DATA --workdir=DIR --config.model.init_from=resnet50.pth
+        --config.data.dir=DATA --workdir=DIR --config.model.init_from=torchvision:resnet50
 
 Weights: torchvision's ImageNet ResNet-50; batch norm is trained above the frozen stages. To
-evaluate torchvision's published detector (retinanet_resnet50_fpn_v2_coco-5905b1c5.pth), follow v1.
+evaluate torchvision's published detector (torchvision:retinanet_resnet50_fpn_v2), follow v1.
 Hardware: 8 GPUs or TPU cores, two images each. Expected: AP 41.5 on val2017 (torchvision's model
 page, RetinaNet_ResNet50_FPN_V2_Weights.COCO_V1).
 """

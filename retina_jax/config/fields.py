@@ -196,7 +196,8 @@ FIELDS = (
           INSIDE, T),
     Field("model.predictor_std", 0.01, "standard deviation of the initial weights of each "
           "head's final convolution", ABOVE_0, T),
-    Field("model.init_from", "", "initial weights: a .safetensors, .pth or .pkl file, or a workdir",
+    Field("model.init_from", "", "initial weights: a name such as torchvision:resnet50 "
+          "(import-weights --list prints all), a .safetensors, .pth or .pkl file, or a workdir",
           ANY, T),
 
     Field("anchors.scale", 4.0, "smallest anchor size of a level, divided by its stride; 4: 32 px "

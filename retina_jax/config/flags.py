@@ -35,7 +35,8 @@ class Flag:
 
     name: str
     meaning: str
-    default: str | int | list[str] | None = None
+    default: str | int | bool | list[str] | None = None
+    """False: a switch, without a value."""
     example: str = ""
     """Makes the flag required; the value that the error suggests."""
     least: int | None = None
@@ -51,6 +52,10 @@ PROCESSES = (
     Flag("process_id", "index of this process, starting at 0", least=0),
 )  # fmt: skip
 """Flags of the commands that compute on all hosts (`parallel.start`)."""
+TRUST = Flag(
+    "trust", "read published weights that have no published hash; prints their SHA-256", False
+)
+"""A flag of the commands that read weights by name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +156,8 @@ def _define(flag: Flag, values: flags.FlagValues) -> None:
     shared = dict(name=flag.name, default=flag.default, help=flag.meaning, flag_values=values)
     if isinstance(flag.default, list):
         flags.DEFINE_list(**shared)
+    elif isinstance(flag.default, bool):
+        flags.DEFINE_boolean(**shared)
     elif isinstance(flag.default, int) or flag.least is not None:
         flags.DEFINE_integer(**shared, lower_bound=flag.least)
     else:
@@ -208,7 +215,7 @@ def help_text(usage: str, own: Sequence[Flag] = (), config_is_optional: bool = F
     config = Flag("config", "experiment: a Python file with get_config()", example="x")
     for flag in (config, *own):
         shown = ",".join(flag.default) if isinstance(flag.default, list) else flag.default
-        default = "" if shown in (None, "") else f"={shown}"
+        default = "" if shown is None or shown is False or shown == "" else f"={shown}"
         optional = not flag.example or (flag is config and config_is_optional)
         required = "" if optional else " (required)"
         lines.append(f"  --{flag.name}{default}\n      {flag.meaning}{required}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import pickle
@@ -161,13 +162,23 @@ def _write_safetensors(path: Path, arrays: dict[str, np.ndarray], note: dict[str
 # .pth
 
 
+def check_readable(path: Path) -> None:
+    """Raises `UserError` if a file with this suffix needs a package that is not installed."""
+    if path.suffix in (".pth", ".pt") and importlib.util.find_spec("torch") is None:
+        raise _no_torch(path)
+
+
+def _no_torch(path: Path) -> UserError:
+    return UserError(
+        f"{path} needs torch, which is not installed; pip install torch, or use .safetensors"
+    )
+
+
 def _torch(path: Path):
     try:
         import torch
     except ImportError:
-        raise UserError(
-            f"{path} needs torch, which is not installed; pip install torch, or use .safetensors"
-        ) from None
+        raise _no_torch(path) from None
     return torch
 
 

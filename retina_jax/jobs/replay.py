@@ -15,7 +15,7 @@ step and to the steps in between; for example, --config.train.precision=float32.
 
 from __future__ import annotations
 
-from retina_jax.config.flags import Flag, parse
+from retina_jax.config.flags import TRUST, Flag, parse
 from retina_jax.jobs import config_of_run
 from retina_jax.placement import check_alone
 
@@ -24,6 +24,7 @@ FLAGS = (
     Flag("batch", "file of the batch", example="runs/first/nonfinite/step_123.npz"),
     Flag("repeat", "maximum number of steps to repeat for the exact weights; if more are needed, "
          "the weights of the nearest checkpoint are used instead", 1000, least=0),
+    TRUST,
 )  # fmt: skip
 
 
@@ -40,7 +41,8 @@ def main(argv: list[str]) -> int:
     if parsed.config.train.compilation_cache:
         keep_compiled_programs(parsed.flags.workdir)
     flags = parsed.flags
-    found = replay(parsed.config, flags.workdir, flags.batch, flags.repeat, Reporter.on_stderr())
+    report = Reporter.on_stderr()
+    found = replay(parsed.config, flags.workdir, flags.batch, flags.repeat, report, flags.trust)
     for line in lines(found):
         print(line)
     return 0

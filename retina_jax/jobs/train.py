@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from retina_jax.config.flags import PROCESSES, Flag, parse
+from retina_jax.config.flags import PROCESSES, TRUST, Flag, parse
 from retina_jax.errors import LEFT_OUT
 from retina_jax.jobs import on_all_hosts
 from retina_jax.training.profiled_steps import ProfiledSteps
@@ -33,6 +33,7 @@ def run(
     workdir: str,
     console: Console,
     profile: ProfiledSteps | None = None,
+    trust: bool = False,
 ) -> int:
     """Trains, then prints the table; returns the exit code."""
     from retina_jax.evaluation.report import print_table
@@ -40,7 +41,7 @@ def run(
     from retina_jax.runs.train import train
 
     report = Reporter(console)
-    result = train(config, workdir, report, may_exit=True, profile=profile)
+    result = train(config, workdir, report, may_exit=True, profile=profile, trust=trust)
     if result.signal:
         report.say(
             f"stopped by {result.signal.name}; checkpoint saved in {result.folder}; "
@@ -65,7 +66,7 @@ def run(
 
 
 def main(argv: list[str]) -> int:
-    parsed = parse(argv, __doc__, [WORKDIR, PROFILE, *PROCESSES])
+    parsed = parse(argv, __doc__, [WORKDIR, PROFILE, TRUST, *PROCESSES])
     if parsed is None:
         return 0
     profile = None
@@ -73,4 +74,5 @@ def main(argv: list[str]) -> int:
         profile = ProfiledSteps.parse(parsed.flags.profile)
         profile.check(parsed.config.train.steps)
     with on_all_hosts(parsed) as console:
-        return run(parsed.config, parsed.flags.workdir, console, profile)
+        flags = parsed.flags
+        return run(parsed.config, flags.workdir, console, profile, flags.trust)

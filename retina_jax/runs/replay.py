@@ -58,12 +58,14 @@ def replay(
     batch: str | Path,
     most_repeated: int,
     report: Reporter,
+    trust: bool = False,
 ) -> Replay:
     """Repeats the step of a stored ``batch`` (a file) with the weights that it saw.
 
     The weights are recomputed from the newest checkpoint before the step, or from the start, if at
     most ``most_repeated`` steps lie in between. Otherwise, those of the checkpoint nearest to the
-    step, before or after it, are used. Raises `UserError` for files that are missing or do not fit.
+    step, before or after it, are used. ``trust``: as for `runs.weights.read_source`. Raises
+    `UserError` for files that are missing or do not fit.
     """
     folder = workdir_at(workdir)
     kept = kept_batch.read(open_path(batch, "--batch"))
@@ -88,7 +90,9 @@ def replay(
         if first in checkpoints.steps() and first > 0:
             state = _restored(checkpoints, state_shapes(model, optimizer, config), first)
         else:
-            state = initial_state(model, optimizer, config, checkpoints, folder, split(), report)
+            state = initial_state(
+                model, optimizer, config, checkpoints, folder, split(), report, trust
+            )
     state = devices.replicate(state)
     if repeated:
         check_same_data(folder, config, [split()], report)

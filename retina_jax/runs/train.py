@@ -90,12 +90,13 @@ def train(
     report: Reporter | None = None,
     may_exit: bool = False,
     profile: ProfiledSteps | None = None,
+    trust: bool = False,
 ) -> TrainingResult:
     """Trains up to ``train.steps`` in ``workdir`` with periodic evaluation; resumes if possible.
 
     ``may_exit``: whether a signal may end the program at once when nothing would be lost, rather
-    than at the next step. ``profile``: steps to record in ``profile/``. Every process of a run
-    calls this (`parallel.start`).
+    than at the next step. ``profile``: steps to record in ``profile/``. ``trust``: as
+    for `runs.weights.read_source`. Every process of a run calls this (`parallel.start`).
 
     Raises `UserError` for errors that the user can fix, before compilation, and
     `NonFiniteLossError` for a non-finite loss.
@@ -103,7 +104,7 @@ def train(
     report = report or Reporter()
     with contextlib.ExitStack() as held, StopRequest(may_exit) as stop:
         stop.nothing_to_save(True)  # until the loop has taken a step
-        run = _begin(config, workdir, held, report)
+        run = _begin(config, workdir, held, report, trust)
 
         def evaluate(state: TrainState, step: int) -> dict[str, Any] | None:
             variables = averaging.variables_of(state)
@@ -152,6 +153,7 @@ def _begin(
     workdir: str | Path,
     held: contextlib.ExitStack,
     report: Reporter,
+    trust: bool,
 ) -> _Begun:
     """Opens data and workdir, and makes or restores the state; takes the workdir's lease."""
     devices = parallel.Devices.local()
@@ -200,7 +202,9 @@ def _begin(
         if note := averaging.change(config.train.ema, checkpoints.has_average(first_step)):
             report.note(note)
     else:
-        state = initial_state(model, optimizer, config, checkpoints, folder, train_split, report)
+        state = initial_state(
+            model, optimizer, config, checkpoints, folder, train_split, report, trust
+        )
     if parallel.is_main():
         facts = classes.to_json() | {"pixel_scale": train_split.pixel_scale}
         facts |= {"data": data_facts([train_split, eval_split])}
@@ -253,6 +257,7 @@ def initial_state(
     folder: Path,
     split: Split,
     report: Reporter,
+    trust: bool = False,
 ) -> TrainState:
     """The state before the first step of a run in ``folder``.
 
@@ -261,15 +266,20 @@ def initial_state(
     state = init_state(model, optimizer, config)
     if 0 in checkpoints.steps():
         return _start_from_step_0(state, checkpoints, folder, report)
-    return _start_from(state, config, split, report) if config.model.init_from else state
+    return _start_from(state, config, split, report, trust) if config.model.init_from else state
 
 
 def _start_from(
-    state: TrainState, config: ml_collections.ConfigDict, split: Split, report: Reporter
+    state: TrainState,
+    config: ml_collections.ConfigDict,
+    split: Split,
+    report: Reporter,
+    trust: bool,
 ) -> TrainState:
-    """``state`` with the weights of ``model.init_from``, a file or the workdir of another run."""
+    """``state`` with the weights of ``model.init_from``."""
     source = config.model.init_from
-    weights = read_source(source, "config.model.init_from")
+    weights = read_source(source, "config.model.init_from", report, trust)
+    parallel.group.barrier("weights read", 3600.0)  # a host may have to fetch them first
     report.say(f"weights from {source} ({weights.system})")
     fresh = {"params": state.params, "batch_stats": state.batch_stats}
     named = f"config.model.init_from={source!r}"

@@ -13,8 +13,10 @@ from retina_jax.config import leaves, resolve
 from retina_jax.data.data_set import data_dir, find_data_set, open_split
 from retina_jax.errors import UserError
 from retina_jax.files import on_disk, open_path
+from retina_jax.interop.catalogue import find, is_name, suggestion
 from retina_jax.interop.export import check_expressible, export_weights, how_to_load, note_of
-from retina_jax.interop.files import SUFFIXES, write_arrays
+from retina_jax.interop.fetch import fetch
+from retina_jax.interop.files import SUFFIXES, check_readable, write_arrays
 from retina_jax.interop.fit import COCO_IDS, COCO_SLOTS
 from retina_jax.interop.start import start_from
 from retina_jax.interop.structure import class_outputs, flatten
@@ -37,11 +39,23 @@ from retina_jax.training.workdir import (
 from retina_jax.wording import counted
 
 
-def read_source(source: str, field: str) -> Imported:
-    """The weights in a file of any supported system, or in a workdir.
+def read_source(
+    source: str, field: str, report: Reporter | None = None, trust: bool = False
+) -> Imported:
+    """The weights with a name, in a file of any supported system, or in a workdir.
 
-    Raises `UserError`, naming ``field``, if ``source`` is neither or cannot be read.
+    Args:
+      source: a name in `interop.catalogue`, whose file is fetched unless it is in the cache; or a
+        path.
+      trust: read a file by name even if no hash is published to verify it.
+
+    Raises `UserError`, naming ``field``, if ``source`` is none of these or cannot be read, and
+    `RunError` if the network fails.
     """
+    if is_name(source):
+        published = find(source, field)
+        check_readable(published.path)  # before it is fetched
+        source = str(fetch(published, report, trust))
     path = open_path(source, field)
     if (path / FOLDER).is_dir():
         config = path / CONFIG
@@ -51,8 +65,8 @@ def read_source(source: str, field: str) -> Imported:
     if path.is_dir() or path.suffix not in SUFFIXES:
         raise UserError(
             f"{field}={source!r} is neither a workdir with checkpoints nor a weight file "
-            f"({', '.join(SUFFIXES)}); set it to the workdir of a run, or to a file of "
-            "torchvision, Detectron2 or this program"
+            f"({', '.join(SUFFIXES)}); set it to the workdir of a run, or to a file or a name of "
+            f"weights of torchvision, Detectron2 or this program; {suggestion(source)}"
         )
     try:
         with on_disk(path) as copy:
@@ -67,12 +81,14 @@ def import_weights(
     workdir: str | Path,
     classes: int = 0,
     report: Reporter | None = None,
+    trust: bool = False,
 ) -> Path:
     """Creates a workdir with a checkpoint of step 0; returns its folder.
 
     Args:
-      weights: a file, or the workdir of another run.
+      weights: a name, a file, or the workdir of another run.
       classes: number of classes; 0: that of the weights, or of the data set for a backbone.
+      trust: as for `read_source`.
 
     Raises `UserError` with every parameter that does not fit.
     """
@@ -82,7 +98,7 @@ def import_weights(
     folder = open_path(workdir, "--out")
     if (folder / FOLDER).exists():
         raise UserError(f"--out={folder} already has checkpoints; use another folder")
-    imported = read_source(weights, "--weights")
+    imported = read_source(weights, "--weights", report, trust)
     report.say(f"{imported.system}: {len(flatten(imported.tree))} arrays in {weights}")
     if imported.ignored:
         report.say(f"ignored arrays (not weights of the network): {_in_short(imported.ignored)}")
