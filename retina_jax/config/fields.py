@@ -153,6 +153,9 @@ FIELDS = (
           "saturation and hue changes", JITTER, T),
     Field("data.drop_empty", False, "exclude training images without a box (crowds do not count)",
           ANY, T),
+    Field("data.repeat_rare", 0.0, "repeat images of classes in less than this share of the "
+          "training images (LVIS: 0.001): a class in a share f of them is shown √(repeat_rare / f) "
+          "times per epoch (arXiv:1908.03195); 0: no repeats", SHARE, T),
     Field("data.allow_changes", False, "resume although images or annotations have changed since "
           "the last checkpoint"),
     Field("data.labels", "dense", "numbering of the classes; dense: 0, 1, …; category_ids: "

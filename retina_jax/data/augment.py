@@ -1,7 +1,8 @@
 """Augmentation of an image and its boxes: turn, scale, crop, flip, colour.
 
-All random draws use the caller's generator. The loader seeds it with (seed, epoch, row), so batches
-do not depend on workers, hosts or restarts. NumPy and OpenCV, on the host.
+All random draws use the caller's generator. The loader seeds it with (seed, epoch, row), or the
+number of times the row was drawn before if images are repeated in an epoch, so batches do not
+depend on workers, hosts or restarts. NumPy and OpenCV, on the host.
 """
 
 from __future__ import annotations

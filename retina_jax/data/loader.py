@@ -25,7 +25,7 @@ import numpy as np
 
 from retina_jax.config import resolve
 from retina_jax.config.values import placement_rule
-from retina_jax.data import grain_private, handover
+from retina_jax.data import grain_private, handover, rare
 from retina_jax.data.augment import View, draw_view, jitter_colors, move_boxes, show, whole
 from retina_jax.data.data_set import Split
 from retina_jax.data.images import decode_image
@@ -195,13 +195,13 @@ class _Pictures:
     ) -> tuple[View, np.random.Generator | None]:
         """The view, and a generator for further draws (None: no augmentation).
 
-        A function of seed, epoch and row. A turned image stays in the bucket of its row, so that
-        the plan need not know the turn.
+        A function of seed, row and its occurrence. A turned image stays in the bucket of its row,
+        so that the plan need not know the turn.
         """
         data, placement = self._data, self._placements[draw.row]
         if not self._augments:
             return whole(placement), None
-        rng = np.random.default_rng((self._seed, 2, draw.epoch, draw.row))
+        rng = np.random.default_rng((self._seed, 2, draw.occurrence, draw.row))
         mirrored = bool(data.flip and rng.random() < 0.5)  # drawn first, as the rest may be off
         quarters = int(rng.integers(4)) if data.turn else 0
         plain = not data.train_short_sides and data.scale_range == (1.0, 1.0)
@@ -280,18 +280,16 @@ class TrainLoader:
         check_boxes(split, config)
         self.split = split
         placed = placements(split, config)
-        # crowds do not count as boxes here
-        shown = split.object_counts > 0 if config.data.drop_empty else np.ones(len(split), bool)
-        if not shown.any():
-            raise UserError(
-                f"config.data.drop_empty=True excludes all images of {split.label()}; set "
-                "--config.data.drop_empty=False"
-            )
+        shown = rare.shown_rows(split, config.data.drop_empty)
         self.left_out = int((~shown).sum())
         """Number of images without boxes that ``data.drop_empty`` excludes."""
         self.padding_share = padding_share(placed.of(shown), resolve(config).buckets)
         bucket_of = np.where(shown, placed.bucket, -1)
-        self.plan = TrainPlan(bucket_of, config.seed, config.train.batch_size)
+        threshold = config.data.repeat_rare
+        self.repeats = rare.repeats(split, threshold, shown) if threshold else None
+        """How often images are shown; None: once per epoch."""
+        of_row = self.repeats.of_row if self.repeats else None
+        self.plan = TrainPlan(bucket_of, config.seed, config.train.batch_size, of_row)
         rows = config.train.batch_size // processes
         self._share = slice(process * rows, (process + 1) * rows)
         self._workers = config.data.num_workers

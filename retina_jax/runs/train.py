@@ -310,6 +310,8 @@ def _introduce(config, folder, devices, loader, train_split, eval_split, state, 
     )
     if loader.left_out:
         report.say(f"images without boxes, excluded (data.drop_empty): {loader.left_out}")
+    if loader.repeats:
+        report.say(loader.repeats.describe())
     if config.data.augmentation:
         values = (f"{name}={value}" for name, value in resolve(config).augmentation.items())
         report.say(f"data.augmentation={config.data.augmentation}: {', '.join(values)}")
