@@ -47,7 +47,8 @@ class Batch:
     sizes: Int[Array, "*n 2"]
     """Height and width of the image without its padding, pixels."""
     original_sizes: Int[Array, "*n 2"]
-    """Height and width of the image before scaling, pixels; for a filler, the size of the input."""
+    """Height and width of the image before scaling, pixels: of the turned image if ``data.turn``
+    turned it. For a filler, the size of the input."""
     ground_truth: GroundTruth
     index: Int[Array, "*n"]
     """Row of the image in its split."""

@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import ml_collections
 
+from retina_jax.config.augmentations import PRESETS
 from retina_jax.config.backbones import BACKBONES
 
 CLASSIFICATION_LOSSES: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -87,6 +88,9 @@ LIMITS = numbers(
 )
 SIDES = numbers("must be pixels, 1 or more", lambda v: all(x >= 1 for x in v), (640, 800))
 FACTORS = numbers("must be two factors, low and high", lambda v: len(v) == 2 and 0 < v[0] <= v[1])
+PRESET = Allowed(
+    f"must be empty or one of {', '.join(PRESETS)}", lambda v: v in ("", *PRESETS), "light"
+)
 JITTER = numbers(
     "must be four strengths of 0 to 1, the last (hue) at most 0.5",
     lambda v: len(v) == 4 and all(0 <= x <= 1 for x in v) and v[3] <= 0.5,
@@ -131,7 +135,13 @@ FIELDS = (
           "one portrait shape, from short_side and long_side", ANY, TS),
     Field("data.max_boxes", 100, "maximum number of boxes per image, crowds included (COCO has at "
           "most 93)", ABOVE_0),
+    Field("data.augmentation", "", "preset for the fields flip, turn, scale_range, min_visible and "
+          "color_jitter: light, detection, or aerial (no direction is up); a field that you set to "
+          "another value than its default keeps your value; empty: only the fields", PRESET, T),
     Field("data.flip", True, "flip half of the training images horizontally", ANY, T),
+    Field("data.turn", False, "turn each training image by 0°, 90°, 180° or 270° at random, for "
+          "images in which no direction is up (aerial, microscopy); after 90° and 270°, the image "
+          "is scaled to fit the same bucket", ANY, T),
     Field("data.train_short_sides", (), "short sides, pixels, from which one is drawn for "
           "each training image, instead of short_side; Detectron2: (640, 672, …, 800)", SIDES, T),
     Field("data.scale_range", (1.0, 1.0), "range of an additional random scale factor in training; "
@@ -143,6 +153,9 @@ FIELDS = (
           "saturation and hue changes", JITTER, T),
     Field("data.drop_empty", False, "exclude training images without a box (crowds do not count)",
           ANY, T),
+    Field("data.repeat_rare", 0.0, "repeat images of classes in less than this share of the "
+          "training images (LVIS: 0.001): a class in a share f of them is shown √(repeat_rare / f) "
+          "times per epoch (arXiv:1908.03195); 0: no repeats", SHARE, T),
     Field("data.allow_changes", False, "resume although images or annotations have changed since "
           "the last checkpoint"),
     Field("data.labels", "dense", "numbering of the classes; dense: 0, 1, …; category_ids: "

@@ -11,6 +11,7 @@ from typing import Any
 
 import ml_collections
 
+from retina_jax.config.augmentations import FIELDS_OF_PRESETS, PRESETS
 from retina_jax.config.backbones import BACKBONES
 from retina_jax.config.fields import BY_NAME, FIELDS, default_config
 from retina_jax.config.shell import field_flag
@@ -74,6 +75,8 @@ class Resolved:
     """Logits per anchor in addition to its classes: 1 with a softmax, else 0."""
     data_dir: str
     """Absolute; "" for TFDS's default."""
+    augmentation: Mapping[str, Any]
+    """The augmentation fields, by name, after ``data.augmentation``."""
 
     @property
     def softmax(self) -> bool:
@@ -85,6 +88,7 @@ class Resolved:
         return {
             "data.dir": self.data_dir,
             "data.buckets": self.buckets,
+            **self.augmentation,
             "learning_rate": self.learning_rate,
             "anchors_per_place": self.anchors_per_place,
         }
@@ -103,7 +107,25 @@ def resolve(config: ml_collections.ConfigDict) -> Resolved:
         or derive_buckets(data.short_side, data.long_side, data.train_short_sides),
         background_logits=int(config.loss.classification == "softmax_focal"),
         data_dir=absolute_folder(data.dir),
+        augmentation=augmentation(leaves(config)),
     )
+
+
+def is_set(name: str, value: object) -> bool:
+    """Whether the user set a field: its value differs from the default."""
+    return tuples(value) != BY_NAME[name].default
+
+
+def augmentation(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The augmentation fields, by name, with the values of the preset ``data.augmentation``.
+
+    ``fields``: all fields of a config, by name. A field that the user set keeps its value.
+    """
+    preset = PRESETS.get(fields["data.augmentation"], {})
+    return {
+        name: fields[name] if is_set(name, fields[name]) else preset.get(name, fields[name])
+        for name in FIELDS_OF_PRESETS
+    }
 
 
 def absolute_folder(folder: str) -> str:
@@ -156,6 +178,9 @@ def comparable(content: ml_collections.ConfigDict | Mapping[str, Any]) -> dict[s
     if not fields["data.buckets"]:
         sides = (fields[f"data.{n}"] for n in ("short_side", "long_side", "train_short_sides"))
         fields["data.buckets"] = derive_buckets(*sides)
+    for name, value in augmentation(fields).items():
+        fields[name] = resolved.get(name, value)
+    fields["data.augmentation"] = ""
     return json.loads(json.dumps(fields))
 
 

@@ -120,18 +120,39 @@ class Split:
 
         Labels without a class are ignored.
         """
-        index, classes = self._index, len(self.class_names)
+        labels, classes = self._labels(), len(self.class_names)
+        if labels is None:
+            return None
+        return tuple(
+            np.bincount(labels[(labels >= 0) & (self._index.is_crowd == crowd)], minlength=classes)
+            for crowd in (False, True)
+        )
+
+    def objects(self) -> tuple[np.ndarray, np.ndarray]:
+        """Row and label of every box without crowds, ``[boxes]`` each, in row order.
+
+        Labels without a class are left out. Reads every record if the index has no labels.
+        """
+        labels = self._labels()
+        if labels is not None:
+            counted = (labels >= 0) & ~self._index.is_crowd
+            return np.repeat(np.arange(len(self)), self.box_counts)[counted], labels[counted]
+        examples = [self.annotations(row) for row in range(len(self))]
+        known = [e.labels[~e.is_crowd & (e.labels >= 0)] for e in examples]
+        known = [labels[labels < len(self.class_names)] for labels in known]
+        rows = np.repeat(np.arange(len(self)), [len(labels) for labels in known])
+        return rows, np.concatenate([np.zeros(0, np.int32), *known])
+
+    def _labels(self) -> np.ndarray | None:
+        """Label of each box of the index, -1 without a class; None if the index has no labels."""
+        index = self._index
         if index is None or index.labels is None:
             return None
         labels = index.labels
         if self._label_of is not None:
             known = (labels >= 0) & (labels < len(self._label_of))
             labels = np.where(known, self._label_of[np.where(known, labels, 0)], -1)
-        sound = (labels >= 0) & (labels < classes)
-        return tuple(
-            np.bincount(labels[sound & (index.is_crowd == crowd)], minlength=classes)
-            for crowd in (False, True)
-        )
+        return np.where((labels >= 0) & (labels < len(self.class_names)), labels, -1)
 
     def fingerprints(self) -> dict[str, str]:
         """Digests of the contents (`Index.fingerprints`)."""

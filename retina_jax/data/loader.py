@@ -25,7 +25,7 @@ import numpy as np
 
 from retina_jax.config import resolve
 from retina_jax.config.values import placement_rule
-from retina_jax.data import grain_private, handover
+from retina_jax.data import grain_private, handover, rare
 from retina_jax.data.augment import View, draw_view, jitter_colors, move_boxes, show, whole
 from retina_jax.data.data_set import Split
 from retina_jax.data.images import decode_image
@@ -37,7 +37,6 @@ from retina_jax.data.plan import (
     padding_share,
     place_all,
 )
-from retina_jax.data.transforms import mirror_boxes
 from retina_jax.errors import RunError, UserError
 from retina_jax.types import Batch, GroundTruth
 
@@ -108,10 +107,12 @@ class _Pictures:
         """``augments``: for training. Evaluation keeps every box, regardless of the number."""
         self._split = split
         self._placements = placed
-        self._data = types.SimpleNamespace(**config.data.to_dict())
+        resolved = resolve(config)
+        augmentation = {n.removeprefix("data."): v for n, v in resolved.augmentation.items()}
+        self._data = types.SimpleNamespace(**config.data.to_dict() | augmentation)
         self._seed = config.seed
         self._augments = augments
-        self._buckets = resolve(config).buckets
+        self._buckets = resolved.buckets
         self._max_boxes = config.data.max_boxes
         if not augments:
             self._max_boxes = max(self._max_boxes, int(split.box_counts.max()))
@@ -174,17 +175,15 @@ class _Pictures:
             )
         if self._data.float_pixels:
             image = image.astype(np.float32)
-        view, mirrored, rng = self._view(draw, original)
-        shown = show(image, view, self._data.antialias, mirrored, out)
+        view, rng = self._view(draw, original)
+        shown = show(image, view, self._data.antialias, out)
         if rng is not None and any(self._data.color_jitter):
             shown[...] = jitter_colors(rng, shown, self._data.color_jitter)
         least = self._data.min_visible if rng is not None else 0.0
         boxes, kept = move_boxes(example.boxes, original, view, least)
-        if mirrored:
-            boxes = mirror_boxes(boxes, view.window[1])
         return _Facts(
             sizes=np.array(view.window, np.int32),
-            original_sizes=np.array(original, np.int32),
+            original_sizes=np.array(view.turned(original), np.int32),
             ground_truth=self._pad(boxes[kept], example.labels[kept], example.is_crowd[kept]),
             index=np.int32(draw.row),
             example_mask=np.bool_(True),
@@ -193,18 +192,21 @@ class _Pictures:
 
     def _view(
         self, draw: Draw, original: tuple[int, int]
-    ) -> tuple[View, bool, np.random.Generator | None]:
-        """The view, whether to flip it, and a generator for further draws (None: no augmentation).
+    ) -> tuple[View, np.random.Generator | None]:
+        """The view, and a generator for further draws (None: no augmentation).
 
-        A function of seed, epoch and row.
+        A function of seed, row and its occurrence. A turned image stays in the bucket of its row,
+        so that the plan need not know the turn.
         """
         data, placement = self._data, self._placements[draw.row]
         if not self._augments:
-            return whole(placement), False, None
-        rng = np.random.default_rng((self._seed, 2, draw.epoch, draw.row))
+            return whole(placement), None
+        rng = np.random.default_rng((self._seed, 2, draw.occurrence, draw.row))
         mirrored = bool(data.flip and rng.random() < 0.5)  # drawn first, as the rest may be off
-        if not data.train_short_sides and data.scale_range == (1.0, 1.0):
-            return whole(placement), mirrored, rng
+        quarters = int(rng.integers(4)) if data.turn else 0
+        plain = not data.train_short_sides and data.scale_range == (1.0, 1.0)
+        if plain and quarters % 2 == 0:
+            return dataclasses.replace(whole(placement), quarters=quarters, mirrored=mirrored), rng
         view = draw_view(
             rng,
             original,
@@ -213,8 +215,9 @@ class _Pictures:
             data.long_side,
             data.scale_range,
             data.rounding,
+            quarters,
         )
-        return view, mirrored, rng
+        return dataclasses.replace(view, mirrored=mirrored), rng
 
     def _pad(self, boxes: np.ndarray, labels: np.ndarray, is_crowd: np.ndarray) -> GroundTruth:
         count, truth = len(boxes), GroundTruth.empty(self._max_boxes)
@@ -277,18 +280,16 @@ class TrainLoader:
         check_boxes(split, config)
         self.split = split
         placed = placements(split, config)
-        # crowds do not count as boxes here
-        shown = split.object_counts > 0 if config.data.drop_empty else np.ones(len(split), bool)
-        if not shown.any():
-            raise UserError(
-                f"config.data.drop_empty=True excludes all images of {split.label()}; set "
-                "--config.data.drop_empty=False"
-            )
+        shown = rare.shown_rows(split, config.data.drop_empty)
         self.left_out = int((~shown).sum())
         """Number of images without boxes that ``data.drop_empty`` excludes."""
         self.padding_share = padding_share(placed.of(shown), resolve(config).buckets)
         bucket_of = np.where(shown, placed.bucket, -1)
-        self.plan = TrainPlan(bucket_of, config.seed, config.train.batch_size)
+        threshold = config.data.repeat_rare
+        self.repeats = rare.repeats(split, threshold, shown) if threshold else None
+        """How often images are shown; None: once per epoch."""
+        of_row = self.repeats.of_row if self.repeats else None
+        self.plan = TrainPlan(bucket_of, config.seed, config.train.batch_size, of_row)
         rows = config.train.batch_size // processes
         self._share = slice(process * rows, (process + 1) * rows)
         self._workers = config.data.num_workers

@@ -4,6 +4,11 @@ An image goes to the bucket in which it is largest. Each bucket is an endless st
 reshuffled every epoch and cut into batches. Images left at the end of an epoch start the next
 batch, so nothing is dropped or padded. After e epochs a bucket of n images has produced
 ``e · n // batch`` batches, so any step can be computed directly and resuming needs no state.
+
+An image may be shown r ≥ 1 times per epoch on average: ⌊(e + 1) · r + u⌋ - ⌊e · r + u⌋ times in
+epoch e, with u drawn once per image from 0 ≤ u < 1. The number of images before any epoch is then
+still a formula. The mean is that of rounding r at random in every epoch (Detectron2), with less
+variance: the counts of an image differ by at most one between epochs.
 """
 
 from __future__ import annotations
@@ -118,37 +123,79 @@ def place_all(
 
 @dataclasses.dataclass(frozen=True)
 class Draw:
-    """One element of a batch: a row of the split, and its epoch."""
+    """One element of a batch: a row of the split, and how often it was drawn before."""
 
     row: int
-    epoch: int
+    occurrence: int
+    """The epoch, unless images are repeated within one."""
+
+
+_BITS = 16
+"""Repeats are counted in units of 2^-16, in integers: exact, so the same on every host."""
 
 
 class TrainPlan:
     """``batch_at(step)``: bucket and rows of any step, from the rows' buckets and a seed."""
 
-    def __init__(self, bucket_of: np.ndarray, seed: int, batch_size: int):
+    def __init__(
+        self,
+        bucket_of: np.ndarray,
+        seed: int,
+        batch_size: int,
+        repeats: np.ndarray | None = None,
+    ):
         """``bucket_of [rows]``: bucket of each row, -1 for excluded rows.
 
-        ``batch_size``: images over all hosts.
+        ``batch_size``: images over all hosts. ``repeats [rows]``: how often each row is shown per
+        epoch on average, 1 or more; None: once.
         """
-        self._arguments = (bucket_of, seed, batch_size)
+        self._arguments = (bucket_of, seed, batch_size, repeats)
         self._members = [np.flatnonzero(bucket_of == b) for b in range(int(bucket_of.max()) + 1)]
         self._seed = seed
         self._batch_size = batch_size
+        self._sizes = [len(m) for m in self._members]
+        self._rates = self._offsets = None
+        self._total = sum(self._sizes) << _BITS
+        if repeats is not None:
+            rates = np.rint(np.asarray(repeats) * (1 << _BITS)).astype(np.int64)
+            offsets = np.random.default_rng((seed, 3)).integers(0, 1 << _BITS, len(bucket_of))
+            self._rates = [rates[m] for m in self._members]
+            self._offsets = [offsets[m] for m in self._members]
+            self._total = sum(int(rates.sum()) for rates in self._rates)
         self._order = functools.lru_cache(maxsize=4 * len(self._members) + 64)(self._shuffled)
         self._schedule = functools.lru_cache(maxsize=4)(self._epoch_schedule)
+        self._before = functools.lru_cache(maxsize=256)(self._draws_before)
 
     def __reduce__(self):
         return TrainPlan, self._arguments  # does not pickle the caches
 
+    def _shown_before(self, bucket: int, epoch: int) -> np.ndarray:
+        """How often each row of a bucket is shown before an epoch."""
+        return (epoch * self._rates[bucket] + self._offsets[bucket]) >> _BITS
+
+    def _draws_before(self, epoch: int) -> list[int]:
+        """Number of draws of each bucket before an epoch."""
+        if self._rates is None:
+            return [epoch * size for size in self._sizes]
+        return [int(self._shown_before(b, epoch).sum()) for b in range(len(self._members))]
+
     def _batches_before(self, epoch: int) -> list[int]:
         """Number of batches of each bucket before an epoch."""
-        return [epoch * len(m) // self._batch_size for m in self._members]
+        return [draws // self._batch_size for draws in self._before(epoch)]
 
-    def _shuffled(self, bucket: int, epoch: int) -> np.ndarray:
+    def _shuffled(self, bucket: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Row and occurrence of each draw of a bucket in an epoch."""
         rng = np.random.default_rng((self._seed, 1, bucket, epoch))
-        return rng.permutation(self._members[bucket])
+        members = self._members[bucket]
+        if self._rates is None:
+            return rng.permutation(members), np.broadcast_to(np.int64(epoch), members.shape)
+        before = self._shown_before(bucket, epoch)
+        counts = self._shown_before(bucket, epoch + 1) - before
+        rows = np.repeat(members, counts)
+        first = np.cumsum(counts) - counts
+        occurrences = np.repeat(before - first, counts) + np.arange(len(rows))
+        order = rng.permutation(len(rows))
+        return rows[order], occurrences[order]
 
     def _epoch_schedule(self, epoch: int) -> list[tuple[int, int]]:
         """(bucket, batch of that bucket) for each step of an epoch, shuffled."""
@@ -159,9 +206,10 @@ class TrainPlan:
 
     def epoch_of(self, step: int) -> int:
         """The epoch of a step, from 0."""
-        total = sum(len(m) for m in self._members)
-        # batches before epoch e differ from e · total / batch by less than one per bucket
-        epoch = max(0, step * self._batch_size // total - len(self._members) - 1)
+        # batches before epoch e differ from e · total / batch by less than one per bucket, and
+        # draws by less than one per row, of which every epoch has at least one
+        epoch = (step * self._batch_size << _BITS) // self._total - len(self._members) - 1
+        epoch = max(0, epoch)
         while sum(self._batches_before(epoch + 1)) <= step:
             epoch += 1
         return epoch
@@ -175,11 +223,16 @@ class TrainPlan:
         """Bucket and draws of a step, from 0; O(1) in ``step``."""
         epoch = self.epoch_of(step)
         bucket, batch = self._schedule(epoch)[step - sum(self._batches_before(epoch))]
-        size = len(self._members[bucket])
-        draws = []
-        for position in range(batch * self._batch_size, (batch + 1) * self._batch_size):
-            turn, place_in_turn = divmod(position, size)
-            draws.append(Draw(int(self._order(bucket, turn)[place_in_turn]), turn))
+        first = batch * self._batch_size
+        while self._before(epoch)[bucket] > first:  # images left from earlier epochs
+            epoch -= 1
+        draws: list[Draw] = []
+        while missing := self._batch_size - len(draws):
+            rows, occurrences = self._order(bucket, epoch)
+            begin = first + len(draws) - self._before(epoch)[bucket]
+            part = slice(begin, begin + missing)
+            draws += map(Draw, rows[part].tolist(), occurrences[part].tolist())
+            epoch += 1
         return bucket, draws
 
 

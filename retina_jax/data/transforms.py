@@ -6,6 +6,12 @@ import cv2
 import numpy as np
 
 cv2.setNumThreads(1)  # the loader processes many images in parallel
+_ROTATIONS = {
+    1: cv2.ROTATE_90_COUNTERCLOCKWISE,
+    2: cv2.ROTATE_180,
+    3: cv2.ROTATE_90_CLOCKWISE,
+}
+"""OpenCV's name of a turn, by its number of quarters anticlockwise."""
 
 
 def resize(
@@ -46,3 +52,23 @@ def mirror_boxes(boxes: np.ndarray, width: int) -> np.ndarray:
     """Flips xyxy boxes horizontally in an image of ``width`` pixels."""
     x1, y1, x2, y2 = boxes.T
     return np.stack([width - x2, y1, width - x1, y2], axis=1)
+
+
+def turn(image: np.ndarray, quarters: int) -> np.ndarray:
+    """Turns an image by ``quarters`` × 90°, 0 to 3, anticlockwise, like `numpy.rot90`."""
+    return cv2.rotate(image, _ROTATIONS[quarters]) if quarters else image
+
+
+def turn_boxes(boxes: np.ndarray, size: tuple[int, int], quarters: int) -> np.ndarray:
+    """Turns xyxy boxes with an image of ``size`` (height, width) before `turn`."""
+    if not quarters:
+        return boxes
+    height, width = size
+    x1, y1, x2, y2 = boxes.T
+    if quarters == 1:
+        x1, y1, x2, y2 = y1, width - x2, y2, width - x1
+    elif quarters == 2:
+        x1, y1, x2, y2 = width - x2, height - y2, width - x1, height - y1
+    else:
+        x1, y1, x2, y2 = height - y2, x1, height - y1, x2
+    return np.stack([x1, y1, x2, y2], axis=1)

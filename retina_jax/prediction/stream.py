@@ -172,7 +172,7 @@ class Predictor:
         kind = np.float32 if data.float_pixels else np.uint8
         out = np.zeros((placement.height, placement.width, 3), kind)
         image = np.ascontiguousarray(image, kind)
-        show(image, whole(placement), data.antialias, False, out)
+        show(image, whole(placement), data.antialias, out)
         return placement, out
 
 

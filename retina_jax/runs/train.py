@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from retina_jax import parallel
-from retina_jax.config import notices
+from retina_jax.config import notices, resolve
 from retina_jax.config.shell import field_flag
 from retina_jax.data.data_set import Split, open_split
 from retina_jax.data.loader import TrainLoader
@@ -320,4 +320,9 @@ def _introduce(config, folder, devices, loader, train_split, eval_split, state, 
     )
     if loader.left_out:
         report.say(f"images without boxes, excluded (data.drop_empty): {loader.left_out}")
+    if loader.repeats:
+        report.say(loader.repeats.describe())
+    if config.data.augmentation:
+        values = (f"{name}={value}" for name, value in resolve(config).augmentation.items())
+        report.say(f"data.augmentation={config.data.augmentation}: {', '.join(values)}")
     report.say(f"workdir {folder}")

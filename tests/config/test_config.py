@@ -37,6 +37,8 @@ def test_experiments_are_valid_and_say_their_command(path):
         ("model.norm_momentum", 1.5),
         ("data.pixel_order", "GBR"),
         ("data.labels", "names"),
+        ("data.augmentation", "heavy"),
+        ("data.repeat_rare", -0.1),
         ("eval.cut_boxes", "never"),
         ("optimizer.name", "lars"),
         ("model.backbone", "resnet19"),

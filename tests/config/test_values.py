@@ -7,6 +7,8 @@ import pytest
 
 from experiments import coco, coco_tf_model_garden, custom, shapes
 from retina_jax.config import default_config, resolve
+from retina_jax.config.augmentations import FIELDS_OF_PRESETS, PRESETS
+from retina_jax.config.fields import BY_NAME
 from retina_jax.config.values import comparable, differences, from_json, leaves, to_json
 
 PAPERS = ((800, 1344), (1344, 800))
@@ -93,6 +95,42 @@ def test_two_configs_differ_in_what_was_set():
     assert list(changed) == ["data.short_side", "data.buckets", "train.steps"]
     assert changed["train.steps"] == (90_000, 5)
     assert changed["data.buckets"] == ([[800, 1344], [1344, 800]], [[416, 1344], [1344, 416]])
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_hold_valid_values_of_the_fields_they_may_set(name):
+    assert PRESETS[name].keys() <= set(FIELDS_OF_PRESETS)
+    for field, value in PRESETS[name].items():
+        assert BY_NAME[field].allowed.holds(value)
+        assert type(value) is type(BY_NAME[field].default)
+
+
+def test_a_preset_sets_the_fields_that_the_user_does_not():
+    config = default_config()
+    plain = resolve(config).augmentation
+    assert plain == {name: BY_NAME[name].default for name in FIELDS_OF_PRESETS}
+    config.data.augmentation = "aerial"
+    assert resolve(config).augmentation == plain | PRESETS["aerial"]
+    config.data.scale_range, config.data.flip = (0.5, 1.5), False
+    own = {"data.scale_range": (0.5, 1.5), "data.flip": False}
+    assert resolve(config).augmentation == plain | PRESETS["aerial"] | own
+
+
+def test_a_preset_equals_its_values_and_keeps_those_that_a_run_had(monkeypatch):
+    preset, same = default_config(), default_config()
+    preset.data.augmentation = "aerial"
+    same.update_from_flattened_dict(PRESETS["aerial"])
+    assert differences(comparable(preset), comparable(same)) == {}
+    assert differences(comparable(comparable(written(preset))), comparable(same)) == {}
+    content = written(preset)
+    assert content["data"]["augmentation"] == "aerial"
+    assert content["data"]["turn"] is False, "the field stands there as it was asked for"
+    assert content["resolved"]["data.turn"] is True
+    changed = differences(comparable(default_config()), comparable(preset))
+    assert changed.keys() == {f for f, v in PRESETS["aerial"].items() if v != BY_NAME[f].default}
+    monkeypatch.setitem(PRESETS["aerial"], "data.scale_range", (0.1, 2.0))  # of a later version
+    changed = differences(comparable(content), comparable(preset))
+    assert changed == {"data.scale_range": ([0.8, 1.25], [0.1, 2.0])}
 
 
 def test_the_same_folder_of_data_by_another_path_is_no_difference(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Augmentation: boxes go where their pixels go; what is cut away is known; draws are fixed."""
 
 import colorsys
+import dataclasses
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from retina_jax.data.augment import View, draw_view, jitter_colors, move_boxes, show
 from retina_jax.data.data_set import open_split
 from retina_jax.data.loader import TrainLoader
-from retina_jax.data.transforms import mirror_boxes
+from retina_jax.data.transforms import turn, turn_boxes
 from retina_jax.prepare.shapes import open_data_set
 
 BUCKET = (96, 128)
@@ -20,7 +21,9 @@ def random_view(rng):
     original = tuple(int(v) for v in rng.integers(40, 200, 2))
     sides = tuple(int(v) for v in rng.integers(48, 97, 3))
     scale_range = (1.0, 1.0) if rng.random() < 0.3 else (0.4, 2.0)
-    return original, draw_view(rng, original, BUCKET, sides, 128, scale_range)
+    quarters, mirrored = int(rng.integers(4)), bool(rng.random() < 0.5)
+    view = draw_view(rng, original, BUCKET, sides, 128, scale_range, quarters=quarters)
+    return original, dataclasses.replace(view, mirrored=mirrored)
 
 
 @given(st.integers(0, 2**32 - 1))
@@ -32,20 +35,17 @@ def test_drawing_then_transforming_is_transforming_then_drawing(seed):
     x1, y1, x2, y2 = box.astype(int)
     picture = np.zeros((*original, 3), np.uint8)
     picture[y1:y2, x1:x2] = 255
-    mirrored = bool(rng.random() < 0.5)
     out = np.zeros((*BUCKET, 3), np.uint8)
-    shown = show(picture, view, False, mirrored, out)
+    shown = show(picture, view, False, out)
     assert shown.shape[:2] == view.window
     assert not out[view.window[0] :].any()
     assert not out[:, view.window[1] :].any()
     (moved,), (kept,) = move_boxes(box[None], original, view, 0.0)
-    if mirrored:
-        (moved,) = mirror_boxes(moved[None], view.window[1])
     painted = np.zeros(view.window)
     ys, xs = np.mgrid[: view.window[0], : view.window[1]] + 0.5
     painted[(xs > moved[0]) & (xs < moved[2]) & (ys > moved[1]) & (ys < moved[3])] = 255
     # pixels whose centre is a pixel or more from the box's edge (of the scaled picture) agree
-    edge = 1 + max(view.size[0] / original[0], view.size[1] / original[1]) / 2
+    edge = 1 + max(np.divide(view.size, view.turned(original))) / 2
     clear = np.ones(view.window, bool)
     for line, at in ((moved[[0, 2]], xs), (moved[[1, 3]], ys)):
         for value in line:
@@ -61,6 +61,46 @@ def test_views_lie_in_their_picture_and_bucket(seed):
         assert 0 <= first <= side - shown
         assert 1 <= shown <= most
         assert shown == min(side, most)  # nothing is cut that would fit
+
+
+sizes = st.integers(1, 40)
+
+
+@given(sizes, sizes, st.integers(0, 3), st.integers(0, 2**32 - 1))
+def test_a_turned_box_covers_the_turned_pixels(height, width, quarters, seed):
+    rng = np.random.default_rng(seed)
+    (x1, x2), (y1, y2) = (np.sort(rng.integers(0, side + 1, 2)) for side in (width, height))
+    picture = np.zeros((height, width, 3), np.uint8)
+    picture[y1:y2, x1:x2] = 1
+    turned = turn(picture, quarters)
+    np.testing.assert_array_equal(turned, np.rot90(picture, quarters))
+    box = np.array([[x1, y1, x2, y2]], np.float64)
+    ((a, b, c, d),) = turn_boxes(box, (height, width), quarters).astype(int)
+    expected = np.zeros_like(turned)
+    expected[b:d, a:c] = 1
+    np.testing.assert_array_equal(turned, expected)
+
+
+@pytest.mark.parametrize("quarters", [1, 2, 3])
+def test_turns_return_after_four_quarters(quarters):
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 256, (5, 7, 3)).astype(np.uint8)
+    boxes = np.sort(rng.uniform(0, 5, (20, 2, 2)), axis=1).reshape(20, 4)
+    image, moved = picture, boxes
+    for _ in range(4):
+        moved = turn_boxes(moved, image.shape[:2], quarters)
+        image = turn(image, quarters)
+        assert (moved[:, 2:] >= moved[:, :2]).all()
+    np.testing.assert_array_equal(image, picture)
+    np.testing.assert_allclose(moved, boxes, atol=1e-12)
+
+
+def test_a_quarter_turn_and_back_and_three_quarters_agree():
+    boxes = np.array([[1.0, 2, 4, 3]])  # of an image of 5 rows and 7 columns
+    np.testing.assert_array_equal(turn_boxes(boxes, (5, 7), 1), [[2, 3, 3, 6]])
+    np.testing.assert_array_equal(turn_boxes(boxes, (5, 7), 2), [[3, 2, 6, 3]])
+    np.testing.assert_array_equal(turn_boxes(boxes, (5, 7), 3), [[2, 1, 3, 4]])
+    np.testing.assert_array_equal(turn_boxes(boxes, (5, 7), 0), boxes)
 
 
 def test_short_sides_are_drawn_alike_and_the_long_side_rules():
@@ -114,6 +154,7 @@ def test_each_colour_change_is_off_at_0_and_within_its_strength(kind):
 
 
 def augmented(config):
+    config.data.turn = True
     config.data.train_short_sides = (96, 128)
     config.data.scale_range = (0.5, 2.0)
     config.data.min_visible = 0.3
@@ -135,6 +176,38 @@ def test_every_draw_is_a_function_of_seed_epoch_and_row(tiny_config):
         for image, row in zip(batch.images, batch.index, strict=True):
             assert not np.array_equal(seen.get(int(row)), image)
             seen[int(row)] = image
+
+
+def test_turned_images_fit_their_bucket_with_all_their_boxes(two_aspects):
+    from experiments.custom import get_config
+
+    config = get_config()
+    config.data.dir = str(two_aspects)
+    config.data.buckets = ((96, 128), (128, 96))
+    config.data.turn, config.data.flip = True, False
+    split = open_split(open_data_set(str(two_aspects), ""), "train")
+    turned, whole, areas = 0, 0, []
+    for batch in TrainLoader(split, config).batches(0, 12):
+        rows, truth = batch.index, batch.ground_truth
+        sideways = (batch.original_sizes != split.sizes[rows]).any(1)
+        np.testing.assert_array_equal(
+            np.where(sideways[:, None], split.sizes[rows][:, ::-1], split.sizes[rows]),
+            batch.original_sizes,
+        )
+        turned, whole = turned + sideways.sum(), whole + len(rows)
+        # no pixel of an image is lost, and the aspect is that of the turned image
+        scale = batch.sizes / batch.original_sizes
+        np.testing.assert_allclose(scale[:, 0], scale[:, 1], rtol=0.02)
+        assert (batch.sizes == batch.images.shape[1:3]).any(1).all()
+        assert not batch.cut_away.any()
+        for i, row in enumerate(rows):
+            example = split[int(row)]
+            boxes = truth.boxes[i][truth.valid[i]] / scale[i].mean()
+            areas.append(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1))
+            expected = np.prod(example.boxes[:, 2:] - example.boxes[:, :2], axis=1)
+            np.testing.assert_allclose(areas[-1], expected, rtol=0.1)
+            np.testing.assert_array_equal(truth.is_crowd[i][truth.valid[i]], example.is_crowd)
+    assert 0.35 < turned / whole < 0.65
 
 
 def test_boxes_that_are_cut_away_are_counted(tiny_config):

@@ -21,6 +21,11 @@ def train_split(tiny_config):
     return open_split(directory, "train")
 
 
+@pytest.fixture(params=["", "aerial"])
+def augmentation(request, tiny_config):
+    tiny_config.data.augmentation = request.param
+
+
 def assert_same(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
@@ -35,6 +40,7 @@ def test_batches_have_the_shapes_they_promise(train_split, tiny_config):
     )
 
 
+@pytest.mark.usefixtures("augmentation")
 @pytest.mark.parametrize("first", [1, 3, 7])
 def test_a_resumed_loader_goes_on_where_the_first_would(train_split, tiny_config, first):
     loader = TrainLoader(train_split, tiny_config)
@@ -43,6 +49,7 @@ def test_a_resumed_loader_goes_on_where_the_first_would(train_split, tiny_config
         assert_same(batch, expected)
 
 
+@pytest.mark.usefixtures("augmentation")
 def test_hosts_share_one_batch(train_split, tiny_config):
     (whole,) = TrainLoader(train_split, tiny_config).batches(4, 5)
     parts = [next(TrainLoader(train_split, tiny_config, p, 4).batches(4, 5)) for p in range(4)]
@@ -50,6 +57,7 @@ def test_hosts_share_one_batch(train_split, tiny_config):
 
 
 def test_workers_change_nothing(train_split, tiny_config):
+    tiny_config.data.augmentation = "aerial"
     expected = list(TrainLoader(train_split, tiny_config).batches(2, 6))
     tiny_config.data.num_workers = 2
     for batch, other in zip(TrainLoader(train_split, tiny_config).batches(2, 6), expected,
@@ -70,6 +78,21 @@ def test_flips_differ_between_epochs_and_can_be_off(train_split, tiny_config):
     assert sum(n == 2 for n in counts) >= 20  # as it is and mirrored: each 1 in 128 misses
     tiny_config.data.flip = False
     assert {len(images) for images in pictures().values()} == {1}
+
+
+def test_turns_are_the_four_quarters_equally_often(train_split, tiny_config):
+    def pictures():
+        return np.concatenate([b.images[np.argsort(b.index)] for b in
+                               TrainLoader(train_split, tiny_config).batches(0, 12)])  # fmt: skip
+
+    tiny_config.data.flip = False
+    upright = pictures()
+    tiny_config.data.turn = True
+    quarters = [
+        next(k for k in range(4) if np.array_equal(np.rot90(before, k), now))
+        for before, now in zip(upright, pictures(), strict=True)
+    ]  # the images are square, and shown at their own size
+    assert np.bincount(quarters).min() > 12  # of 96
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retina_jax.data.plan import (
+    Draw,
     Placement,
     TrainPlan,
     evaluation_batches,
@@ -107,7 +108,7 @@ def test_every_image_is_drawn_equally_often_and_none_is_lost(bucket_of, batch, s
         bucket, draws = plan.batch_at(step)
         assert len(draws) == batch
         assert all(bucket_of[d.row] == bucket for d in draws)
-        drawn.update((d.row, d.epoch) for d in draws)
+        drawn.update((d.row, d.occurrence) for d in draws)
     assert all(n == 1 for n in drawn.values())
     # after 7 epochs a bucket holds back fewer images than one batch
     held_back = collections.Counter(bucket_of.tolist())
@@ -125,9 +126,96 @@ def test_any_step_stands_alone(bucket_of, batch, steps):
         assert TrainPlan(bucket_of, 3, batch).batch_at(step) == expected[step]
 
 
+class PlanWithoutRepeats:
+    """The order of training before images could be repeated: seeded runs must resume in it."""
+
+    def __init__(self, bucket_of, seed, batch):
+        self.members = [np.flatnonzero(bucket_of == b) for b in range(int(bucket_of.max()) + 1)]
+        self.seed, self.batch = seed, batch
+
+    def steps(self, epochs):
+        for epoch in range(epochs):
+            first, last = ([e * len(m) // self.batch for m in self.members]
+                           for e in (epoch, epoch + 1))  # fmt: skip
+            steps = [(b, k) for b in range(len(first)) for k in range(first[b], last[b])]
+            order = np.random.default_rng((self.seed, 0, epoch)).permutation(len(steps))
+            for bucket, number in (steps[i] for i in order):
+                positions = range(number * self.batch, (number + 1) * self.batch)
+                yield bucket, [self.draw(bucket, position) for position in positions]
+
+    def draw(self, bucket, position):
+        epoch, place_in_epoch = divmod(position, len(self.members[bucket]))
+        rng = np.random.default_rng((self.seed, 1, bucket, epoch))
+        return Draw(int(rng.permutation(self.members[bucket])[place_in_epoch]), epoch)
+
+
+@given(
+    st.lists(st.integers(-1, 2), max_size=12).map(lambda rest: np.array([0, *rest])),
+    st.integers(1, 5),
+    st.integers(0, 2**31 - 1),
+)
+def test_without_repeats_the_order_is_that_of_earlier_versions(bucket_of, batch, seed):
+    expected = list(PlanWithoutRepeats(bucket_of, seed, batch).steps(4))
+    for repeats in (None, np.ones(len(bucket_of))):
+        plan = TrainPlan(bucket_of, seed, batch, repeats)
+        assert [plan.batch_at(step) for step in range(len(expected))] == expected
+
+
+factors = st.one_of(st.just(1.0), st.floats(1, 6))
+
+
+@given(
+    st.lists(st.tuples(st.integers(-1, 2), factors), min_size=1, max_size=15),
+    st.integers(1, 7),
+    st.integers(0, 2**31 - 1),
+)
+def test_repeated_rows_are_drawn_as_often_as_asked(rows, batch, seed):
+    bucket_of, repeats = (np.array(values) for values in zip((0, 1.0), *rows, strict=True))
+    plan = TrainPlan(bucket_of, seed, batch, repeats)
+    epochs, drawn = 6, collections.defaultdict(list)
+    step = 0
+    while plan.epoch_of(step) < epochs:
+        bucket, draws = plan.batch_at(step)
+        assert [bucket_of[d.row] for d in draws] == [bucket] * batch
+        for draw in draws:
+            drawn[draw.row].append(draw.occurrence)
+        step += 1
+    held_back = collections.Counter()
+    for row in np.flatnonzero(bucket_of >= 0).tolist():
+        # each draw of a row has its own number, and so its own augmentation
+        assert len(set(drawn[row])) == len(drawn[row])
+        held_back[int(bucket_of[row])] += repeats[row] * epochs - len(drawn[row])
+    assert set(drawn) <= set(np.flatnonzero(bucket_of >= 0).tolist())
+    for bucket, missing in held_back.items():
+        members = int((bucket_of == bucket).sum())
+        # less than one for each row, and less than a batch at the end
+        assert -members < missing < members + batch
+    assert plan.batch_at(step // 2) == TrainPlan(bucket_of, seed, batch, repeats).batch_at(
+        step // 2
+    )
+
+
+def test_an_epoch_shows_a_row_its_factor_rounded_down_or_up():
+    repeats = np.array([1, 1.25, 2.5, 3, 7.75] * 8)
+    plan = TrainPlan(np.zeros(len(repeats), int), 5, 1, repeats)
+    counts, step = np.zeros((40, len(repeats)), int), 0
+    while (epoch := plan.epoch_of(step)) < 40:
+        (draw,) = plan.batch_at(step)[1]
+        counts[epoch, draw.row] += 1
+        step += 1
+    assert (counts >= np.floor(repeats)).all()
+    assert (counts <= np.ceil(repeats)).all()
+    np.testing.assert_array_equal(counts.sum(0), 40 * repeats)  # quarters: exact after 40 epochs
+    # rows of one factor do not round up in the same epochs
+    assert len({tuple(column) for column in counts[:, 1::5].T}) == 4
+
+
 def test_a_far_step_is_found_at_once_and_plans_travel_to_workers():
     plan = TrainPlan(np.arange(1000) % 2, 0, 16)
     assert plan.epoch_of(10**9) == 10**9 * 16 // 1000
+    assert pickle.loads(pickle.dumps(plan)).batch_at(10**9) == plan.batch_at(10**9)
+    plan = TrainPlan(np.arange(1000) % 2, 0, 16, np.full(1000, 1.5))
+    assert plan.epoch_of(10**9) == pytest.approx(10**9 * 16 / 1500, abs=2)
     assert pickle.loads(pickle.dumps(plan)).batch_at(10**9) == plan.batch_at(10**9)
 
 
