@@ -108,3 +108,5 @@ class TrainState:
     averaged: Any = None
     """Moving average of ``params`` and ``batch_stats``, as a dict of both; None without
     ``train.ema``, so that the tree is that of a run that keeps none."""
+    rate_factor: Float[Array, ""] | None = None
+    """What the plateau schedule multiplies the learning rate by; None with the other schedules."""

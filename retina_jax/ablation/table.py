@@ -70,8 +70,17 @@ def check_made_with(
 
 
 def scores_of(folder: Path, steps: int) -> dict[str, float]:
-    """The last evaluation of a finished run, and its median seconds per step."""
-    metrics = json.loads((folder / "eval" / str(steps) / "metrics.json").read_text())
+    """The last evaluation of a finished run, and its median seconds per step.
+
+    If ``train.patience`` ended the run, its best evaluation.
+    """
+    path = folder / "eval" / str(steps) / "metrics.json"
+    if path.exists():
+        metrics = json.loads(path.read_text())
+    else:
+        own = [p for p in folder.glob("eval/*/metrics.json") if p.parent.name.isdigit()]
+        evaluations = [json.loads(p.read_text()) for p in own]
+        metrics = max(evaluations, key=lambda m: (m["AP"] or 0.0, m["step"]))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     batch = json.loads((folder / "config.json").read_text())["train"]["batch_size"]
     rates = [line["images_per_second"] for line in lines if line.get("images_per_second")]

@@ -278,18 +278,25 @@ FIELDS = (
     Field("optimizer.decay_biases", True, "also decay biases of convolutions (Detectron2)", ANY, T),
     Field("optimizer.clip_norm", 0.0, "gradients with a larger global norm are scaled down to this "
           "norm; 0: no clipping", FROM_0, T),
-    Field("optimizer.schedule", "step", "learning-rate schedule: step, or cosine, which reaches 0 "
-          "at train.steps", one_of("step", "cosine"), T),
+    Field("optimizer.schedule", "step", "learning-rate schedule: step; cosine, which reaches 0 "
+          "at train.steps; or plateau, which decays when AP no longer improves",
+          one_of("step", "cosine", "plateau"), T),
     Field("optimizer.decay_at", (60_000, 80_000), "steps at which the step schedule multiplies "
           "the learning rate by decay_factor", numbers(), T),
-    Field("optimizer.decay_factor", 0.1, "factor by which the step schedule multiplies the "
-          "learning rate at each step in decay_at", SHARE, T),
+    Field("optimizer.decay_factor", 0.1, "factor by which the step and plateau schedules multiply "
+          "the learning rate at each decay", SHARE, T),
+    Field("optimizer.plateau_patience", 2, "plateau: number of consecutive evaluations (every "
+          "eval.every steps) without a new best AP after which the learning rate decays; counts "
+          "from the first AP above 0, and anew after each decay", ABOVE_0, T),
     Field("optimizer.warmup_steps", 1000, "steps of linear warm-up, starting at warmup_factor",
           FROM_0, T),
     Field("optimizer.warmup_factor", 0.001,
           "learning rate at step 0, as a fraction of the peak", SHARE, T),
 
     Field("train.steps", 90_000, "total number of steps", ABOVE_0, T),
+    Field("train.patience", 0, "number of consecutive evaluations (every eval.every steps) without "
+          "a new best AP after which training ends; counts from the first AP above 0; 0: train "
+          "for all steps", FROM_0, T),
     Field("train.batch_size", 16, "global batch size: images per step on all devices of all hosts",
           ABOVE_0, T),
     Field("train.accumulate", 1, "number of micro-batches per step; a device holds the "

@@ -233,6 +233,13 @@ def _validate_relations(config: ml_collections.ConfigDict) -> None:
     if model.stride_in_1x1 and not BACKBONES[model.backbone].bottleneck:
         rule = f"needs bottlenecks, which {model.backbone} does not have"
         _refuse("model.stride_in_1x1", True, rule, False)
+    patience, plateau = config.train.patience, config.optimizer.plateau_patience
+    if config.optimizer.schedule == "plateau" and 0 < patience <= plateau:
+        rule = (
+            "would end training before the learning rate decays for the first time "
+            f"(optimizer.plateau_patience={plateau})"
+        )
+        _refuse("train.patience", patience, rule, 3 * plateau)
 
 
 def _validate_buckets(buckets: tuple) -> None:
@@ -265,6 +272,7 @@ def notices(config: ml_collections.ConfigDict) -> list[str]:
             f"optimizer.decay_at={tuple(optimizer.decay_at)} is beyond train.steps={steps}: "
             "the learning rate never decays"
         )
+    lines += _patience_notices(config)
     if config.model.norm == "frozen" and not config.model.init_from:
         lines.append(
             "model.norm=frozen without model.init_from: activations are never normalised, so "
@@ -275,4 +283,29 @@ def notices(config: ml_collections.ConfigDict) -> list[str]:
             f"model.frozen_stages={config.model.frozen_stages} without model.init_from: the frozen "
             "stages keep random weights; set --config.model.frozen_stages=0 to train from scratch"
         )
+    return lines
+
+
+def _patience_notices(config: ml_collections.ConfigDict) -> list[str]:
+    """What waits for AP to stop improving, but has too few evaluations to notice it."""
+    every, steps = config.eval.every, config.train.steps
+    # an evaluation at the last step decides nothing more
+    evaluations = (steps - 1) // every if every else 0
+    waiting = []
+    if config.train.patience:
+        effect = "training never ends early"
+        waiting.append(("train.patience", config.train.patience, effect))
+    if config.optimizer.schedule == "plateau":
+        effect = "the learning rate never decays"
+        patience = config.optimizer.plateau_patience
+        waiting.append(("optimizer.plateau_patience", patience, effect))
+    lines = []
+    for name, patience, effect in waiting:
+        if evaluations <= patience:  # the first sets the AP to improve on
+            most = (steps - 1) // (patience + 1)
+            fix = f"; set --config.eval.every={most} or less" if most else ""
+            lines.append(
+                f"{name}={patience} needs {patience + 1} evaluations before the last step; there "
+                f"are {evaluations} (eval.every={every}, train.steps={steps}): {effect}{fix}"
+            )
     return lines

@@ -2,6 +2,10 @@
 
 usage: retina-jax train --config=experiments/shapes.py --workdir=DIR
            [--config.path.to.field=value ...]
+
+With --config.train.patience=3, training ends after three evaluations in a row without a new best
+AP. The command then prints the results of the best checkpoint; run again, it trains no further
+unless the patience is larger or 0.
 """
 
 from __future__ import annotations

@@ -23,9 +23,14 @@ from retina_jax.runs.train import initial_state
 from retina_jax.training import kept_batch
 from retina_jax.training.checkpoint import FOLDER, Checkpoints
 from retina_jax.training.examination import Examination, call_names, make_examination
+from retina_jax.training.history import HISTORY_NOTE, History
 from retina_jax.training.kept_batch import KeptBatch
 from retina_jax.training.metrics import by_name
-from retina_jax.training.optimizer import build_optimizer, learning_rate_schedule
+from retina_jax.training.optimizer import (
+    build_optimizer,
+    decayed_factor,
+    learning_rate_schedule,
+)
 from retina_jax.training.step import make_train_step, state_shapes
 from retina_jax.training.workdir import read_classes, workdir_at
 from retina_jax.types import TrainState
@@ -93,6 +98,9 @@ def replay(
             state = initial_state(
                 model, optimizer, config, checkpoints, folder, split(), report, trust
             )
+        newest = checkpoints.latest_step()
+        notes = checkpoints.notes(newest) if newest else {}
+    decays = History.from_json(notes.get(HISTORY_NOTE)).decays
     state = devices.replicate(state)
     if repeated:
         check_same_data(folder, config, [split()], report)
@@ -107,8 +115,11 @@ def replay(
             contextlib.closing(batches),
             report.progress("repeating", first + repeated, first) as bar,
         ):
-            for earlier in batches:
+            for step, earlier in enumerate(batches, first + 1):
                 state, values = step_fn(state, earlier)
+                if step in decays and state.rate_factor is not None:
+                    factor = decayed_factor(parallel.fetch(state.rate_factor), config)
+                    state = state.replace(rate_factor=devices.replicate(factor))
                 bar.advance(f"loss {float(values['loss']):.3f}")  # waits, so batches do not pile up
     # of another step, the weights are taken as if they were those that the step saw
     state = state.replace(step=devices.replicate(np.asarray(kept.step - 1, np.int32)))

@@ -14,6 +14,7 @@ from typing import Any
 from retina_jax.errors import UserError
 from retina_jax.files import is_address, modified, open_path
 from retina_jax.training import error_log, lease_file
+from retina_jax.training.history import History
 
 _TAIL = 1 << 16  # bytes at the end of a log, which may be large
 
@@ -24,7 +25,7 @@ class Status:
 
     folder: Path
     state: str
-    """finished, running on HOST, stopped, …"""
+    """finished, stopped early, running on HOST, stopped, …"""
     running: bool
     steps: int
     """Number of steps of the whole run."""
@@ -63,7 +64,8 @@ def status_of(workdir: str | Path) -> Status:
     last = evaluations[-1] if evaluations else None
     scored = [(s, ap) for s, ap in evaluations if ap is not None]
     done = step is not None and step >= steps and last is not None and last[0] >= steps
-    state, running = _state(folder, done, step)
+    end = "finished" if done else _early_end(config, checkpoint, scored)
+    state, running = _state(folder, end, step)
     rate = entry.get("images_per_second")
     left = None
     if running and rate and step is not None and step < steps:
@@ -84,13 +86,25 @@ def status_of(workdir: str | Path) -> Status:
     )
 
 
-def _state(folder: Path, done: bool, step: int | None) -> tuple[str, bool]:
-    """The state in words, and whether the run is running."""
+def _early_end(
+    config: dict[str, Any], checkpoint: int | None, scored: list[tuple[int, float]]
+) -> str:
+    """How ``train.patience`` ended a run, from what its loop decides by; "" if it did not."""
+    every = int((config.get("eval") or {}).get("every", 0))
+    known = [(s, ap) for s, ap in scored if every and s % every == 0 and s <= (checkpoint or 0)]
+    history = History(tuple(known))
+    if not history.ends(int(config["train"].get("patience", 0))):
+        return ""
+    return f"stopped early, no better AP since step {history.best[0]:,}"
+
+
+def _state(folder: Path, end: str, step: int | None) -> tuple[str, bool]:
+    """The state in words, and whether the run is running; ``end``: how it ended, if it did."""
     path = folder / lease_file.FILE
     renewed = modified(path)
     if renewed is None:
-        if done:
-            return "finished", False
+        if end:
+            return end, False
         return ("not started" if step is None else "stopped"), False
     age = time.time() - renewed
     holder = _json(path)

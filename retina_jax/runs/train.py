@@ -58,11 +58,12 @@ class TrainingResult:
 
     folder: Path
     metrics: dict[str, Any] | None = None
-    """COCO metrics of the last evaluation; None if a signal stopped the run."""
+    """COCO metrics of the last evaluation, or of the best checkpoint if ``train.patience`` ended
+    the run; None if a signal stopped it."""
     signal: signal.Signals | None = None
     """The signal that stopped the run; the run is saved and can resume."""
     evaluation: Path | None = None
-    """Folder of the last evaluation."""
+    """Folder of the evaluation with these metrics."""
     curves: Path | None = None
     """The plot of losses, learning rate and AP."""
     failed_evaluations: int = 0
@@ -131,21 +132,49 @@ def train(
         if result.stopped:
             return TrainingResult(run.folder, signal=stop.signal)
         run.evaluator.finish_report(lambda: stop.signal is not None)
-        return _finished(config, run.folder, result, report)
+        return _finished(config, run, result, report)
 
 
 def _finished(
-    config: ml_collections.ConfigDict, folder: Path, result: LoopResult, report: Reporter
+    config: ml_collections.ConfigDict, run: _Begun, result: LoopResult, report: Reporter
 ) -> TrainingResult:
-    metrics = result.metrics
+    folder, metrics = run.folder, result.metrics
     evaluation = folder / "eval" / str(config.train.steps)
-    if metrics is None and not result.failed_evaluations:  # an earlier call reached the end
+    if result.ended_early is not None:
+        best = run.checkpoints.best_or_latest_step()
+        for line in _early_end(result, config.train.steps, best):
+            report.say(line)
+        evaluation = folder / "eval" / str(best)
+        metrics = _metrics_in(evaluation)
+    elif metrics is None and not result.failed_evaluations:  # an earlier call reached the end
         report.say(
             f"already trained to step {config.train.steps}; to continue, raise --config.train.steps"
         )
-        metrics = json.loads((evaluation / "metrics.json").read_text())
+        metrics = _metrics_in(evaluation)
     curves = draw_curves(folder) if parallel.is_main() else None
     return TrainingResult(folder, metrics, None, evaluation, curves, result.failed_evaluations)
+
+
+def _early_end(result: LoopResult, steps: int, best_checkpoint: int) -> list[str]:
+    """Why a run ended before its last step, and how to continue it, for the console."""
+    step, average_precision = result.history.best
+    waited = result.history.since_best()
+    return [
+        f"stopped early at step {result.ended_early} of {steps}: no better AP in "
+        f"{counted(waited, 'evaluation')} since step {step} ({average_precision:.3f}); the best "
+        f"checkpoint is step {best_checkpoint}",
+        "to continue, run the same command with --config.train.patience=0, or with "
+        f"{waited + 1} or more",
+    ]
+
+
+def _metrics_in(evaluation: Path) -> dict[str, Any]:
+    path = evaluation / "metrics.json"
+    if not path.exists():
+        raise UserError(
+            f"{path} is missing; run the evaluate command with --config.eval.checkpoint=best"
+        )
+    return json.loads(path.read_text())
 
 
 def _begin(

@@ -24,6 +24,7 @@ from retina_jax.types import TrainState
 FOLDER = "checkpoints"
 DAMAGED = "damaged_checkpoints"
 _METRIC = "AP"
+_RATE_FACTOR = "rate_factor"
 
 
 def _average_precision(metrics: dict[str, float]) -> float:
@@ -113,13 +114,19 @@ class Checkpoints:
         """The state of a step as NumPy arrays, bit for bit.
 
         ``template`` is a state with the expected tree and shapes (`training.step.state_shapes`).
-        An average of the weights that only ``template`` has starts from the weights; one that only
-        the checkpoint has is dropped. Raises `UserError` for a checkpoint with other shapes.
+        An average of the weights that only ``template`` has starts from the weights, its factor of
+        the learning rate from 1; what only the checkpoint has of these is dropped. Raises
+        `UserError` for a checkpoint with other shapes.
         """
         if template.averaged is not None and not self.has_average(step):
             return averaging.begin(self.restore(template.replace(averaged=None), step))
         tree = self._manager.item_metadata(step).tree
         saved = {name: tuple(leaf.shape) for name, leaf in _by_name(tree).items()}
+        if template.rate_factor is not None and _RATE_FACTOR not in saved:
+            whole = self.restore(template.replace(rate_factor=None), step)
+            return whole.replace(rate_factor=np.ones((), np.float32))
+        if template.rate_factor is None:
+            saved.pop(_RATE_FACTOR, None)
         if template.averaged is None:
             saved = {name: shape for name, shape in saved.items() if not _is_average(name)}
         required = {name: tuple(leaf.shape) for name, leaf in _by_name(template).items()}

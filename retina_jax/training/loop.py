@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import time
 import traceback
 from collections.abc import Callable
@@ -23,13 +24,16 @@ from retina_jax.progress import Reporter
 from retina_jax.training import kept_batch
 from retina_jax.training.checkpoint import Checkpoints
 from retina_jax.training.error_log import record_error
+from retina_jax.training.history import HISTORY_NOTE, History
 from retina_jax.training.memory import memory_in_use
 from retina_jax.training.metrics import Meter, MetricsLog, weight_norm
+from retina_jax.training.optimizer import decayed_factor
 from retina_jax.training.profiled_steps import ProfiledSteps
 from retina_jax.training.profiler import Profiler
 from retina_jax.training.stop import StopRequest
 from retina_jax.training.watchdog import Watchdog
 from retina_jax.types import TrainState
+from retina_jax.wording import counted
 
 Evaluate = Callable[[TrainState, int], dict[str, Any] | None]
 """Maps ``(state, step)`` to COCO metrics; None after a stop request."""
@@ -52,6 +56,9 @@ class LoopResult:
     failed_evaluations: int = 0
     stopped: bool = False
     """A signal ended it; the state is saved."""
+    ended_early: int | None = None
+    """The step at which ``train.patience`` ended it."""
+    history: History = dataclasses.field(default_factory=History)
 
 
 class TrainingLoop:
@@ -97,8 +104,7 @@ class TrainingLoop:
         """
         self._result = LoopResult()
         self._shapes: set[tuple[int, ...]] = set()
-        notes = self._checkpoints.notes(first_step) if first_step else {}
-        self._left_out = set(notes.get(_LEFT_OUT, []))
+        self._left_out = set(self._notes(first_step).get(_LEFT_OUT, []))
         while True:
             try:
                 self._run(state, step_fn, loader, first_step)
@@ -126,17 +132,21 @@ class TrainingLoop:
         log: MetricsLog,
     ) -> None:
         config, stop, steps = self._config.train, self._stop, self._config.train.steps
-        notes = self._checkpoints.notes(first_step) if first_step else {}
+        notes, result = self._notes(first_step), self._result
         meter = Meter(
             loader.image_ids_at, config.max_skipped, notes.get(_INTERVAL), config.batch_size
         )
-        result = self._result
-        evaluated = (self._folder / "eval" / str(first_step) / "metrics.json").exists()
-        if first_step and self._evaluation_due(first_step) and not evaluated:  # it was interrupted
-            stop.nothing_to_save(False)
-            self._evaluate(state, first_step, log, meter)
-            self._checkpoints.wait()
-            stop.nothing_to_save(True)
+        result.history = History.from_json(notes.get(HISTORY_NOTE))
+        if first_step and self._evaluation_due(first_step):
+            evaluated, average_precision = self._recorded(first_step)
+            if evaluated:  # the checkpoint may be older than its evaluation
+                state = self._judge(state, first_step, average_precision)
+            else:  # it was interrupted
+                stop.nothing_to_save(False)
+                state = self._evaluate(state, first_step, log, meter)
+                self._checkpoints.wait()
+                stop.nothing_to_save(True)
+        self._end_early_if_due(first_step)
         batches = parallel.prefetch(
             loader.batches(first_step, steps),
             lambda b: (int(b.cut_away.sum()), self._devices.shard(b)),
@@ -149,7 +159,7 @@ class TrainingLoop:
         ):
             bar.advance("compiling …", by=0)
             done = first_step
-            while done < steps and not result.stopped:
+            while done < steps and not result.stopped and result.ended_early is None:
                 if stop.before((done + 1, 0)):
                     result.stopped = True
                     break
@@ -203,7 +213,8 @@ class TrainingLoop:
                 bar.advance(note)
                 if self._evaluation_due(done):
                     with watchdog.paused():  # it compiles; a host that is lost is noticed
-                        self._evaluate(state, done, log, meter)
+                        state = self._evaluate(state, done, log, meter)
+                    self._end_early_if_due(done)
                 elif save_due:
                     self._save(state, meter)
         if result.stopped:
@@ -260,15 +271,71 @@ class TrainingLoop:
         return latest
 
     def _evaluation_due(self, step: int) -> bool:
-        every, steps = self._config.eval.every, self._config.train.steps
-        return step == steps or (every > 0 and step % every == 0)
+        return step == self._config.train.steps or self._counts(step)
+
+    def _counts(self, step: int) -> bool:
+        """Whether the evaluation of a step counts for early ends and decays.
+
+        One that is due only because the run ends there does not: a run that is extended decides
+        like one that was longer from the start.
+        """
+        every = self._config.eval.every
+        return every > 0 and step % every == 0
+
+    def _notes(self, step: int) -> dict[str, Any]:
+        """The notes of the checkpoint of a step; none before the first step."""
+        return self._checkpoints.notes(step) if step else {}
+
+    def _recorded(self, step: int) -> tuple[bool, float | None]:
+        """Whether the evaluation of a step is on disk, and its AP: as the first process sees it."""
+        path, content = self._folder / "eval" / str(step) / "metrics.json", None
+        if parallel.is_main() and path.exists():
+            content = {"AP": json.loads(path.read_text()).get("AP")}
+        content = json.loads(parallel.group.tell("evaluated", json.dumps(content)))
+        return content is not None, (content or {}).get("AP")
+
+    def _judge(self, state: TrainState, step: int, average_precision: float | None) -> TrainState:
+        """Adds an evaluation to the history; the state, with a lower learning rate if that is due.
+
+        Does nothing without an AP, or if the history has the evaluation.
+        """
+        optimizer, before = self._config.optimizer, self._result.history
+        if average_precision is None or not self._counts(step):
+            return state
+        history = before.evaluated(step, float(average_precision))
+        decays = history != before and optimizer.schedule == "plateau"
+        if decays and history.decay_due(optimizer.plateau_patience):
+            history = history.decayed(step)
+            old = parallel.fetch(state.rate_factor)
+            new = decayed_factor(old, self._config)
+            state = state.replace(rate_factor=self._devices.replicate(new))
+            peak = resolve(self._config).learning_rate
+            evaluations = counted(optimizer.plateau_patience, "evaluation")
+            self._report.say(
+                f"step {step}: AP has not improved for {evaluations}; learning rate "
+                f"{peak * float(old):.3g} to {peak * float(new):.3g}"
+            )
+        self._result.history = history
+        return state
+
+    def _end_early_if_due(self, step: int) -> None:
+        train = self._config.train
+        if step < train.steps and self._result.history.ends(train.patience):
+            self._result.ended_early = step
 
     def _save(self, state: TrainState, meter: Meter, average_precision: float | None = None):
-        notes = {_INTERVAL: meter.open_interval(), _LEFT_OUT: sorted(self._left_out)}
+        notes = {
+            _INTERVAL: meter.open_interval(),
+            _LEFT_OUT: sorted(self._left_out),
+            HISTORY_NOTE: self._result.history.to_json(),
+        }
         self._checkpoints.save(state, average_precision, notes)
 
-    def _evaluate(self, state: TrainState, step: int, log: MetricsLog, meter: Meter) -> None:
-        """Evaluates and saves. A failed evaluation is reported, and the next one tries again."""
+    def _evaluate(self, state: TrainState, step: int, log: MetricsLog, meter: Meter) -> TrainState:
+        """Evaluates and saves. A failed evaluation is reported, and the next one tries again.
+
+        Returns the state, whose learning rate may have decayed.
+        """
         self._result.metrics = None
         try:
             self._devices.check_equal(state, f"step {step}")
@@ -287,11 +354,14 @@ class TrainingLoop:
                 record_error(self._folder, f"the evaluation of step {step} failed ({reason})")
             self._result.failed_evaluations += 1
             self._save(state, meter)
-            return
+            return state
         if metrics is None:
             self._result.stopped = True
             self._save(state, meter)
-            return
+            return state
+        shown = ("–" if metrics[n] is None else f"{metrics[n]:.3f}" for n in ("AP", "AP50"))
+        self._report.say("step {}: AP {}, AP50 {}".format(step, *shown))
+        state = self._judge(state, step, metrics["AP"])
         self._save(state, meter, metrics["AP"])  # AP is None without ground truth
         scores = {name: value for name, value in metrics.items() if isinstance(value, float)}
         log.scalars("eval", step, scores)
@@ -299,9 +369,8 @@ class TrainingLoop:
         if len(by_class) <= _MOST_CLASSES:
             log.scalars("eval_AP_of_class", step, by_class)
         log.pictures(step, self._drawn())
-        shown = ("–" if metrics[n] is None else f"{metrics[n]:.3f}" for n in ("AP", "AP50"))
-        self._report.say("step {}: AP {}, AP50 {}".format(step, *shown))
         self._result.metrics = metrics
+        return state
 
 
 def _note(values: dict[str, float]) -> str:

@@ -2,6 +2,7 @@
 
 import jax
 import ml_collections
+import numpy as np
 import optax
 
 from retina_jax.config import resolve
@@ -9,13 +10,19 @@ from retina_jax.models.backbone import is_frozen
 
 
 def learning_rate_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
-    """Step to learning rate: linear warm-up times "step" or "cosine"."""
+    """Step to learning rate: linear warm-up, then "step", "cosine" or "plateau".
+
+    Plateau's is constant: it depends on AP, so the training step multiplies it by a number in the
+    state (`TrainState.rate_factor`).
+    """
     optimizer = config.optimizer
     peak = resolve(config).learning_rate
     warmup = optimizer.warmup_steps
     if optimizer.schedule == "cosine":
         decay_steps = max(1, config.train.steps - warmup)
         main = optax.cosine_decay_schedule(peak, decay_steps)
+    elif optimizer.schedule == "plateau":
+        main = optax.constant_schedule(peak)
     else:
         # join_schedules restarts the count at the boundary; decay_at counts from step 0
         boundaries = {at - warmup: optimizer.decay_factor for at in optimizer.decay_at}
@@ -24,6 +31,11 @@ def learning_rate_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
         return main
     ramp = optax.linear_schedule(peak * optimizer.warmup_factor, peak, warmup)
     return optax.join_schedules([ramp, main], [warmup])
+
+
+def decayed_factor(factor: np.ndarray, config: ml_collections.ConfigDict) -> np.ndarray:
+    """`TrainState.rate_factor`, a float32 scalar, after one more decay of the plateau schedule."""
+    return np.asarray(factor, np.float32) * np.float32(config.optimizer.decay_factor)
 
 
 def decay_mask(params, decay_biases: bool, frozen_stages: int = 0):

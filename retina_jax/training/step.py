@@ -65,6 +65,7 @@ def _state_of(
         opt_state=optimizer.init(params),
         loss_normalizer=jnp.asarray(config.loss.ema_initial, jnp.float32),
         averaged=averaging.start(params, batch_stats) if config.train.ema else None,
+        rate_factor=jnp.ones(()) if config.optimizer.schedule == "plateau" else None,
     )
 
 
@@ -88,6 +89,8 @@ def make_train_step(
         gradient, parts = found.gradient, found.parts
         directions, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         learning_rate = schedule(state.step)
+        if state.rate_factor is not None:
+            learning_rate *= state.rate_factor
         params = jax.tree.map(lambda p, d: p - learning_rate * d, state.params, directions)
         gradient_norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(parts.loss) & jnp.isfinite(gradient_norm)
@@ -100,6 +103,7 @@ def make_train_step(
             averaged=averaging.update(
                 state.averaged, params, found.batch_stats, state.step, config.train.ema
             ),
+            rate_factor=state.rate_factor,
         )
         kept = state.replace(step=state.step + 1)
         new_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, kept)

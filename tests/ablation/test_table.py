@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from retina_jax.ablation.table import OUTCOME, Outcome, check_made_with
+from retina_jax.ablation.table import OUTCOME, Outcome, check_made_with, scores_of
 from retina_jax.config import default_config, leaves
 from retina_jax.errors import UserError
 
@@ -19,6 +19,18 @@ def test_an_outcome_is_taken_again_for_the_same_fields(tmp_path, fields):
     given = Outcome({"AP": 0.3}, fields=fields)
     given.write(tmp_path)
     assert Outcome.read(tmp_path, fields).scores == given.scores
+
+
+def test_the_scores_of_a_run_that_ended_early_are_its_best(tmp_path):
+    for step, ap in ((100, 0.3), (200, 0.4), (300, None)):
+        folder = tmp_path / "eval" / str(step)
+        folder.mkdir(parents=True)
+        scores = {"AP": ap, "AP50": ap, "AP75": ap, "step": step}
+        (folder / "metrics.json").write_text(json.dumps(scores))
+    (tmp_path / "metrics.jsonl").write_text('{"step": 300, "images_per_second": 4.0}\n')
+    (tmp_path / "config.json").write_text('{"train": {"batch_size": 8}}')
+    assert scores_of(tmp_path, 1000) == {"AP": 0.4, "AP50": 0.4, "AP75": 0.4, "step_seconds": 2}
+    assert scores_of(tmp_path, 100)["AP"] == 0.3
 
 
 def test_other_flags_are_named_with_both_values(tmp_path, fields):

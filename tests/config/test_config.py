@@ -59,6 +59,9 @@ def test_experiments_are_valid_and_say_their_command(path):
         ("anchors.ratios", (0.0, 1.0)),
         ("eval.engine", "mine"),
         ("train.precision", "float16"),
+        ("train.patience", -1),
+        ("optimizer.schedule", "linear"),
+        ("optimizer.plateau_patience", 0),
     ],
 )
 def test_impossible_values_are_refused_with_field_value_and_fix(field, value):
@@ -82,6 +85,15 @@ def test_fields_that_exclude_each_other():
     config.model.backbone, config.model.stride_in_1x1 = "resnet34", True
     with pytest.raises(UserError, match=r"stride_in_1x1=True needs bottlenecks, but resnet"):
         validate(config)
+    config = default_config()
+    config.train.patience = 2
+    validate(config)
+    config.optimizer.schedule = "plateau"
+    refused = r"patience=2 would end training before .* decays .*; set --config\.train\.patience=6$"
+    with pytest.raises(UserError, match=refused):
+        validate(config)
+    config.train.patience = 3
+    validate(config)
 
 
 def test_fixes_that_are_offered_work():
@@ -107,6 +119,25 @@ def test_notices_say_what_will_surprise():
     assert "never decays" in text
     assert "norm=frozen" in text
     assert "frozen_stages=2 without model.init_from" in text
+
+
+def test_notices_say_what_has_too_few_evaluations_to_act():
+    config = default_config()
+    config.train.steps, config.train.patience, config.eval.every = 1000, 3, 250
+    (line,) = (line for line in notices(config) if "patience" in line)
+    assert line == (
+        "train.patience=3 needs 4 evaluations before the last step; there are 3 (eval.every=250, "
+        "train.steps=1000): training never ends early; set --config.eval.every=249 or less"
+    )
+    config.eval.every = 249
+    assert not any("patience" in line for line in notices(config))
+    config.optimizer.schedule = "plateau"
+    assert not any("patience" in line for line in notices(config))
+    config.eval.every = 0
+    text = "\n".join(notices(config))
+    assert "training never ends early; set --config.eval.every=249 or less" in text
+    assert "plateau_patience=2 needs 3 evaluations" in text
+    assert "learning rate never decays; set --config.eval.every=333 or less" in text
 
 
 def test_leaves_name_every_field():

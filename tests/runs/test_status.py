@@ -100,6 +100,22 @@ def test_evaluations_are_those_of_the_run_itself(run):
     assert status.best == (100, 0.31)
 
 
+def test_a_run_that_ended_early_until_it_may_go_on(run):
+    """Decided by the evaluations that its checkpoints know; 200 is the newest."""
+    config = {"train": {"steps": 1000, "patience": 2}, "eval": {"every": 50}}
+    (run / "config.json").write_text(json.dumps(config))
+    for step, ap in ((50, 0.3), (100, 0.3), (120, 0.1), (200, 0.2), (250, 0.1)):
+        evaluated(run, step, AP=ap)
+    assert status_of(run).state == "stopped early, no better AP since step 50"
+    holds(run)
+    assert status_of(run).state == "running on elsewhere, process 17"
+    (run / lease_file.FILE).unlink()
+    for patience in (0, 3):
+        config["train"]["patience"] = patience
+        (run / "config.json").write_text(json.dumps(config))
+        assert status_of(run).state == "stopped"
+
+
 def test_a_finished_run(finished_run):
     status = status_of(finished_run)
     assert status.state == "finished"

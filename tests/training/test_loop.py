@@ -220,6 +220,101 @@ def test_rollback_ends_where_there_is_nothing_to_go_back_to_or_it_does_not_help(
         make(lambda state, step: SCORES, broken=range(4, 20))
 
 
+@pytest.fixture
+def patient(make, tiny_config, tmp_path):
+    """Runs 20 steps with an evaluation every two, whose APs are given, and ``train.patience``."""
+    tiny_config.train.steps = 20
+
+    def run(aps, patience, *more):
+        tiny_config.train.patience = patience
+
+        def evaluate(state, step):
+            ap = aps[step // 2 - 1]
+            if isinstance(ap, Exception):
+                raise ap
+            folder = tmp_path / "eval" / str(step)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "metrics.json").write_text(json.dumps({"AP": ap}))
+            return {"AP": ap, "AP50": ap}
+
+        return make(evaluate, *more)
+
+    return run
+
+
+APS = [0.1, 0.3, 0.2, 0.25, 0.3, 0.4, 0.3, 0.3, 0.3, 0.5]
+
+
+def test_patience_ends_a_run_whose_ap_no_longer_improves(patient):
+    result, saved, _, log = patient(APS, 3)
+    assert (result.ended_early, taken[-1], max(saved)) == (10, 10, 10)
+    assert (result.history.best, result.history.since_best()) == ((4, 0.3), 3)
+    assert (result.metrics["AP"], result.stopped, result.failed_evaluations) == (0.3, False, 0)
+    assert saved[10][1]["history"]["evaluations"] == [[2 * i + 2, APS[i]] for i in range(5)]
+    assert [line["step"] for line in log] == [2, 4, 6, 8, 10]
+    assert patient(APS, 0)[0].ended_early is None
+    assert patient(APS, 4)[0].ended_early is None, "the last step ends it before"
+
+
+@pytest.mark.parametrize("odd", [RuntimeError("fell"), None])
+def test_an_evaluation_that_failed_or_has_no_ap_does_not_count(patient, odd):
+    result, *_ = patient([0.3, odd, odd, 0.2, odd, 0.1, 0.4, 0.1, 0.1, 0.1], 2)
+    assert result.ended_early == 12
+
+
+def test_a_run_that_ended_early_takes_no_step_until_it_may(patient):
+    _, saved, _, _ = patient(APS, 3)
+    checkpoints = Saved()
+    checkpoints.saved = dict(saved)
+    result, _, _, log = patient(APS, 3, 10, checkpoints)
+    assert (taken, result.ended_early, result.metrics) == ([], 10, None)
+    assert checkpoints.saved == saved
+    assert [line["step"] for line in log] == [2, 4, 6, 8, 10]
+    result, *_ = patient(APS, 2, 10, checkpoints)
+    assert (taken, result.ended_early) == ([], 10), "nor with less patience"
+    result, saved, _, _ = patient(APS, 4, 10, checkpoints)
+    assert (taken[0], result.ended_early) == (11, None)
+    assert saved[20] == patient(APS, 0)[1][20], "as if it had never ended"
+
+
+@pytest.mark.parametrize("first_step", [3, 6, 8, 9])
+def test_a_run_that_was_killed_ends_at_the_same_step(patient, first_step):
+    """Between two evaluations, or after one; what it wrote later is still there."""
+    whole, saved, _, _ = patient(APS, 3)
+    checkpoints = Saved()
+    checkpoints.saved = {step: kept for step, kept in saved.items() if step <= first_step}
+    result, resumed, _, _ = patient(APS, 3, first_step, checkpoints)
+    assert (result.ended_early, result.history) == (whole.ended_early, whole.history)
+    assert resumed[10] == saved[10]
+
+
+def test_an_evaluation_that_its_checkpoint_does_not_know_counts(patient):
+    """A checkpoint that was alone when its evaluation was made up for is not written again."""
+    whole, saved, _, _ = patient(APS, 3)
+    checkpoints = Saved()
+    checkpoints.saved = {4: (None, saved[3][1])}
+    result, *_ = patient(APS, 3, 4, checkpoints)
+    assert result.history == whole.history
+
+
+def test_an_evaluation_because_the_run_ends_decides_nothing_when_it_goes_on(patient, tiny_config):
+    tiny_config.train.steps = 5
+    _, saved, _, _ = patient(APS, 3)
+    checkpoints = Saved()
+    checkpoints.saved = dict(saved)
+    tiny_config.train.steps = 20
+    result, *_ = patient(APS, 3, 5, checkpoints)
+    assert (taken[0], result.ended_early) == (6, 10)
+
+
+def test_a_rollback_goes_on_with_the_history_of_its_checkpoint(patient, tiny_config):
+    tiny_config.train.on_nonfinite = "rollback"
+    result, saved, _, _ = patient(APS, 3, 0, None, [7])
+    assert taken.count(8) == 2
+    assert result.ended_early == 10
+    assert [step for step, _ in saved[10][1]["history"]["evaluations"]] == [2, 4, 6, 8, 10]
+
+
 def test_a_loss_far_above_the_recent_ones_is_noted_with_its_images(make, tiny_config):
     tiny_config.train.steps = 120
     _, _, notes, _ = make(lambda state, step: SCORES)

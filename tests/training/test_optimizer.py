@@ -79,6 +79,13 @@ def test_cosine_falls_to_zero_at_the_last_step():
     np.testing.assert_allclose(schedule(1100), 0, atol=1e-9)
 
 
+def test_plateau_is_constant_after_the_warm_up():
+    schedule = learning_rate_schedule(config_with(schedule="plateau", warmup_steps=100))
+    np.testing.assert_allclose(schedule(50), 5.005e-3, rtol=1e-4)
+    for step in (100, 60_001, 89_999):
+        np.testing.assert_allclose(schedule(step), 0.01, rtol=1e-6)
+
+
 def test_learning_rate_follows_the_batch_unless_told_not_to():
     config = config_with(warmup_steps=0)
     config.train.batch_size = 64
