@@ -27,7 +27,7 @@ from retina_jax.training.kept_batch import KeptBatch
 from retina_jax.training.metrics import by_name
 from retina_jax.training.optimizer import build_optimizer, learning_rate_schedule
 from retina_jax.training.step import make_train_step, state_shapes
-from retina_jax.training.workdir import read_classes, workdir_at
+from retina_jax.training.workdir import as_in_run, read_classes, workdir_at
 from retina_jax.types import TrainState
 
 
@@ -66,6 +66,7 @@ def replay(
     step, before or after it, are used. Raises `UserError` for files that are missing or do not fit.
     """
     folder = workdir_at(workdir)
+    config = as_in_run(config, folder)
     kept = kept_batch.read(open_path(batch, "--batch"))
     if not (folder / FOLDER).is_dir():
         raise UserError(f"--workdir={workdir} has no {FOLDER}; set it to the folder of the run")
