@@ -2,12 +2,13 @@
 
 from retina_jax.config.backbones import BACKBONES
 from retina_jax.config.fields import CLASSIFICATION_LOSSES, default_config
-from retina_jax.config.values import leaves, notices, resolve, validate
+from retina_jax.config.values import fields_set, leaves, notices, resolve, validate
 
 __all__ = [
     "BACKBONES",
     "CLASSIFICATION_LOSSES",
     "default_config",
+    "fields_set",
     "leaves",
     "notices",
     "resolve",

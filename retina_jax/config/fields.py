@@ -16,6 +16,7 @@ import ml_collections
 
 from retina_jax.config.augmentations import PRESETS
 from retina_jax.config.backbones import BACKBONES
+from retina_jax.config.recording import RecordingConfig
 
 CLASSIFICATION_LOSSES: dict[str, tuple[str, tuple[str, ...]]] = {
     "focal": ("sigmoid_focal_loss", ("alpha", "gamma")),
@@ -127,6 +128,11 @@ FIELDS = (
           ANY, TS),
     Field("data.train_split", "train", "split to train on", ANY, T),
     Field("data.eval_split", "validation", "split to evaluate", ANY, S),
+    Field("data.fit", False, "before step 0, fit image sizes, buckets, anchors, max_boxes and the "
+          "number of steps to the data set; keeps every field that the experiment or a flag sets"),
+    Field("data.pixel_budget", 81_920, "fit: largest number of pixels of a network input "
+          "(81,920 is 256×320); time and memory of a step are proportional to it",
+          Allowed("must be 1,024 (32×32) or more", lambda v: v >= 1024)),
     Field("data.short_side", 800, "short side of an image after scaling, pixels", ABOVE_0, TS),
     Field("data.long_side", 1333, "upper limit of the long side after scaling, pixels; an image "
           "that would exceed it is scaled down further", ABOVE_0, TS),
@@ -363,13 +369,13 @@ BY_NAME = {field.name: field for field in FIELDS}
 
 def default_config() -> ml_collections.ConfigDict:
     """The paper's RetinaNet: ResNet-50-FPN, 800 px, batch size 16, 90,000 steps; locked."""
-    config = ml_collections.ConfigDict()
+    config = RecordingConfig()
     for field in FIELDS:
         group, _, name = field.name.rpartition(".")
         if group and group not in config:
-            config[group] = ml_collections.ConfigDict()
+            config[group] = RecordingConfig()
         (config[group] if group else config)[name] = field.default
-    return config.lock()
+    return config.forget().lock()
 
 
 def depending(dependent: str) -> tuple[str, ...]:

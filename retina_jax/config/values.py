@@ -14,12 +14,15 @@ import ml_collections
 from retina_jax.config.augmentations import FIELDS_OF_PRESETS, PRESETS
 from retina_jax.config.backbones import BACKBONES
 from retina_jax.config.fields import BY_NAME, FIELDS, default_config
+from retina_jax.config.recording import RecordingConfig
 from retina_jax.config.shell import field_flag
 from retina_jax.errors import UserError
 from retina_jax.files import is_address
 
 RESOLVED = "resolved"
 """Group of config.json with the derived values; not part of the config."""
+FITTED = "fitted"
+"""Group of `RESOLVED` with the fields that ``data.fit`` chose, by name."""
 _STEP = 32  # pixels: the stride of C5; the sides of every input are multiples of it
 
 
@@ -36,6 +39,26 @@ def leaves(config: Mapping[str, Any] | ml_collections.ConfigDict, prefix: str = 
     return fields
 
 
+def fields_set(config: ml_collections.ConfigDict) -> frozenset[str]:
+    """Names of the fields that an experiment, a flag or a config.json set, even to the default.
+
+    For a config that does not come from `default_config`: the fields that differ from the default.
+    """
+    if isinstance(config, RecordingConfig):
+        return frozenset(config.names_set())
+    return frozenset(n for n, value in leaves(config).items() if value != BY_NAME[n].default)
+
+
+def changed_config(
+    config: ml_collections.ConfigDict, fields: Mapping[str, Any]
+) -> ml_collections.ConfigDict:
+    """A copy of ``config`` with some fields set."""
+    changed = config.copy_and_resolve_references()
+    with changed.unlocked():
+        changed.update_from_flattened_dict(dict(fields))
+    return changed
+
+
 def tuples(value: object) -> object:
     """``value`` with lists, as JSON stores them, turned into tuples."""
     return tuple(map(tuples, value)) if isinstance(value, (list, tuple)) else value
@@ -44,11 +67,11 @@ def tuples(value: object) -> object:
 def from_json(content: Mapping[str, Any]) -> ml_collections.ConfigDict:
     """The config in a config.json; locked.
 
-    Fields added since the file was written have their defaults, removed fields are dropped, and
-    ``data.dir`` is absolute.
+    Fields added since the file was written have their defaults, removed fields are dropped, fitted
+    fields have the values that were fitted, and ``data.dir`` is absolute.
     """
     config = default_config()
-    fields = leaves(content)
+    fields = leaves(content) | content.get(RESOLVED, {}).get(FITTED, {})
     if folder := content.get(RESOLVED, {}).get("data.dir"):
         fields["data.dir"] = folder
     for name, value in fields.items():
@@ -58,8 +81,14 @@ def from_json(content: Mapping[str, Any]) -> ml_collections.ConfigDict:
 
 
 def to_json(config: ml_collections.ConfigDict, resolved: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of config.json: the fields as the user set them, and the derived values."""
-    return json.loads(json.dumps({**config.to_dict(), RESOLVED: dict(resolved)}))
+    """The content of config.json: the fields as the user set them, and the derived values.
+
+    Fields under ``resolved["fitted"]`` were not set by the user, so they have their defaults.
+    """
+    asked = config.copy_and_resolve_references()
+    if fitted := resolved.get(FITTED):
+        asked.update_from_flattened_dict({name: BY_NAME[name].default for name in fitted})
+    return json.loads(json.dumps({**asked.to_dict(), RESOLVED: dict(resolved)}))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,9 +199,9 @@ def comparable(content: ml_collections.ConfigDict | Mapping[str, Any]) -> dict[s
     Resolved values replace the values as set, and missing fields have their defaults: if two
     results are equal, the configs make the same run.
     """
-    values = leaves(content)
-    fields = {field.name: values.get(field.name, field.default) for field in FIELDS}
     resolved = {} if isinstance(content, ml_collections.ConfigDict) else content.get(RESOLVED, {})
+    values = leaves(content) | resolved.get(FITTED, {})
+    fields = {field.name: values.get(field.name, field.default) for field in FIELDS}
     if isinstance(fields["data.dir"], str):
         fields["data.dir"] = resolved.get("data.dir") or absolute_folder(fields["data.dir"])
     if not fields["data.buckets"]:

@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 
 from retina_jax.config import resolve
 from retina_jax.config.shell import field_flag
+from retina_jax.config.values import changed_config
 from retina_jax.data.data_set import Split
 from retina_jax.data.loader import placements
 from retina_jax.ops.anchors import LEVELS, base_anchors, feature_grid, level_sizes, pyramid_anchors
@@ -68,7 +69,7 @@ def best_anchor_iou(
     ``anchors`` is the config's group.
     """
     best = np.zeros(len(shown.boxes))
-    shapes = _level_shapes(anchors)
+    shapes = level_shapes(anchors)
     for number, bucket in enumerate(buckets):
         members = np.flatnonzero(shown.bucket == number)
         if not len(members):
@@ -77,11 +78,11 @@ def best_anchor_iou(
         for start in range(0, len(members), _CHUNK):
             chunk = members[start : start + _CHUNK]
             distances = _distances(shown.boxes[chunk], grids)
-            best[chunk] = _best_of_shapes(shown.boxes[chunk], distances, shapes)
+            best[chunk] = best_of_shapes(shown.boxes[chunk], distances, shapes)
     return best
 
 
-def _level_shapes(anchors: Mapping[str, Any]) -> list[Float[np.ndarray, "b 2"]]:
+def level_shapes(anchors: Mapping[str, Any]) -> list[Float[np.ndarray, "b 2"]]:
     """Width and height of the base anchors of each level, pixels."""
     found = []
     for level in LEVELS:
@@ -112,17 +113,30 @@ def _distances(
     return [(_to_nearest(centre[:, 0], x), _to_nearest(centre[:, 1], y)) for x, y in grids]
 
 
+def placed_distances(
+    shown: InputBoxes, buckets: Sequence[tuple[int, int]], anchors: Mapping[str, Any]
+) -> list[tuple[Int[np.ndarray, "_"], list[tuple[np.ndarray, np.ndarray]]]]:
+    """For each bucket: the indices of its boxes, and `_distances` on its grids."""
+    found = []
+    for number, bucket in enumerate(buckets):
+        members = np.flatnonzero(shown.bucket == number)
+        grids = _level_grids(bucket, anchors)
+        found.append((members, _distances(shown.boxes[members], grids)))
+    return found
+
+
 def _to_nearest(values: Float[np.ndarray, "n"], grid: np.ndarray) -> Float[np.ndarray, "n"]:
     stride = grid[1] - grid[0] if len(grid) > 1 else 1.0
     nearest = np.clip(np.round((values - grid[0]) / stride), 0, len(grid) - 1)
     return np.abs(values - grid[0] - nearest * stride)
 
 
-def _best_of_shapes(
+def best_of_shapes(
     boxes: Float[np.ndarray, "n 4"],
     distances: list[tuple[np.ndarray, np.ndarray]],
     shapes: list[Float[np.ndarray, "b 2"]],
 ) -> Float[np.ndarray, "n"]:
+    """IoU of each box with its best anchor, from `_distances` and `level_shapes`."""
     width, height = np.maximum(boxes[:, 2:] - boxes[:, :2], 0).T
     area = width * height
     best = np.zeros(len(boxes))
@@ -209,10 +223,10 @@ def suggest(
         if best_rank and best_rank[0] == 0 and cost > best_rank[1]:
             break  # no more expensive candidate can win
         fields, shown, distances = places[larger]
-        shapes = _level_shapes(dict(config.anchors) | candidate)
+        shapes = level_shapes(dict(config.anchors) | candidate)
         iou = np.zeros(len(kept))
         for members, far in distances:
-            iou[members] = _best_of_shapes(shown.boxes[members], far, shapes)
+            iou[members] = best_of_shapes(shown.boxes[members], far, shapes)
         fields = fields | {
             f"anchors.{name}": value
             for name, value in candidate.items()
@@ -236,16 +250,6 @@ def _judged(split, rows, boxes, groups, before, fields, config) -> Suggestion | 
     anchors_factor = _anchors_of(changed.anchors) / _anchors_of(config.anchors)
     pixels_factor = (changed.data.short_side / config.data.short_side) ** 2
     return Suggestion(fields, before, after, anchors_factor, pixels_factor)
-
-
-def changed_config(
-    config: ml_collections.ConfigDict, fields: Mapping[str, Any]
-) -> ml_collections.ConfigDict:
-    """A copy of ``config`` with some fields set."""
-    changed = config.copy_and_resolve_references()
-    with changed.unlocked():
-        changed.update_from_flattened_dict(dict(fields))
-    return changed
 
 
 def _anchors_of(anchors: Mapping[str, Any]) -> int:
@@ -278,11 +282,7 @@ def _shown_places(split, rows, boxes, config) -> dict[float, tuple]:
         fields = {} if larger == 1 else _larger_input(config.data, larger)
         data = changed_config(config, fields)
         shown = at_input(split, rows, boxes, data)
-        distances = []
-        for number, bucket in enumerate(resolve(data).buckets):
-            members = np.flatnonzero(shown.bucket == number)
-            grids = _level_grids(bucket, config.anchors)
-            distances.append((members, _distances(shown.boxes[members], grids)))
+        distances = placed_distances(shown, resolve(data).buckets, config.anchors)
         found[larger] = fields, shown, distances
     return found
 

@@ -70,12 +70,16 @@ def read_contents(
     rows: Int[np.ndarray, "images"],
     pictures: bool = False,
     advance: Callable[[int], None] = lambda count: None,
+    index_only: bool = False,
 ) -> Contents:
-    """Reads ``rows`` and, with ``pictures``, hashes the images. ``advance`` counts rows read."""
+    """Reads ``rows`` and, with ``pictures``, hashes the images. ``advance`` counts rows read.
+
+    ``index_only``: takes the annotations from the index, if it has them, not from the records.
+    """
 
     def read(row: int) -> tuple[Example | None, PictureHash | None]:
         try:
-            example = split[row]
+            example = split.annotations(row) if index_only else split[row]
         except IndexError:  # data.labels=category_ids found no id for a label
             return None, None
         hashed = None

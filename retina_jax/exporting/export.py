@@ -18,6 +18,7 @@ from retina_jax.files import write_json, write_text
 from retina_jax.prediction import load
 from retina_jax.prediction.network import from_workdir
 from retina_jax.progress import Reporter
+from retina_jax.training.workdir import as_in_run, workdir_at
 
 FORMATS = tuple(card.FORMATS)
 FOR_PEOPLE = "model_card.md"
@@ -43,6 +44,7 @@ def export(
     `UserError` for a run that cannot be exported, and `RunError` for a program that differs.
     """
     report = report or Reporter()
+    config = as_in_run(config, workdir_at(workdir))
     buckets = _buckets(config, bucket)
     if kind not in FORMATS:
         raise UserError(f"--format={kind} must be one of {', '.join(FORMATS)}")

@@ -13,6 +13,7 @@ function of p_t, cumulative loss, and AP as a function of speed.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -50,16 +51,22 @@ def main(argv: list[str]) -> int:
         return 0
     from retina_jax.ablation.runner import ablate
     from retina_jax.progress import Reporter
+    from retina_jax.runs.fitting import fitted_to_data
 
     flags, report = parsed.flags, Reporter.on_stderr()
     check_alone("ablate")
     check_local(flags.out, "--out")
     out = Path(flags.out).expanduser().absolute()
 
+    fit = fitted_to_data(parsed.config, report)
+    fit.say(report)
+    # every row has the values of the config, unless it sets them
+    parsed = dataclasses.replace(parsed, overrides={**fit.fields, **parsed.overrides})
+
     def program(words: Sequence[str], fields: dict[str, object]) -> subprocess.CompletedProcess:
         return run_program(parsed, words, fields)
 
-    tables = ablate(parsed.config, flags.study, out, flags.seeds, program, flags.only, report)
+    tables = ablate(fit.config, flags.study, out, flags.seeds, program, flags.only, report)
     report.say(tables)
     report.say(f"results: {out} (tables.md, CSV, figures, runs)")
     return 0

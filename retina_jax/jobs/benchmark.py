@@ -47,15 +47,24 @@ FLAGS = (
 
 def benchmark(kind: str, parsed: Parsed) -> Iterator[dict]:
     """Yields the results of one kind of benchmark."""
-    config, flags = parsed.config, parsed.flags
+    from retina_jax.progress import Reporter
+    from retina_jax.runs.fitting import not_fitted
+
+    config, flags, report = parsed.config, parsed.flags, Reporter.on_stderr()
+    if kind not in ("memory", "serve"):
+        for line in not_fitted(config, f"benchmark {kind}"):
+            report.note(line)
     if kind == "input":
         from retina_jax.benchmarks.input import time_input
 
         return time_input(config, flags.runs, flags.steps)
     if kind == "memory":
         from retina_jax.benchmarks.input import measure_memory
+        from retina_jax.runs.fitting import fitted_to_data
 
-        return measure_memory(config, flags.steps)
+        fit = fitted_to_data(config, report)
+        fit.say(report)
+        return measure_memory(fit.config, flags.steps)
     if kind == "export":
         from retina_jax.exporting.export import check_onnx
 

@@ -45,15 +45,18 @@ def main(argv: list[str]) -> int:
     from retina_jax.compiling.study import study, what_does_not_fit
     from retina_jax.compiling.table import lines
     from retina_jax.progress import Reporter
+    from retina_jax.runs.fitting import not_fitted
 
-    flags = parsed.flags
+    flags, report = parsed.flags, Reporter.on_stderr()
+    for line in not_fitted(parsed.config, "compile"):
+        report.note(line)
     result = study(
         parsed.config,
         flags.topology,
         flags.steps,
         flags.compilations,
         flags.classes,
-        Reporter.on_stderr(),
+        report,
     )
     print("\n".join(lines(result)))
     if problem := what_does_not_fit(result, parsed.config):

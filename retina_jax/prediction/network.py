@@ -30,6 +30,7 @@ from retina_jax.training.step import variable_shapes
 from retina_jax.training.workdir import (
     CONFIG,
     Classes,
+    as_in_run,
     read_classes,
     read_config,
     read_pixel_scale,
@@ -110,7 +111,7 @@ def from_workdir(
             f"--workdir={workdir} is not a workdir: it has no {CONFIG}; set it to the workdir of "
             "a run"
         )
-    config = read_config(folder) if config is None else config
+    config = read_config(folder) if config is None else as_in_run(config, folder)
     validate(config)
     chosen, weights = restore_chosen(workdir, checkpoint)
     source, classes = str(chosen), read_classes(folder)

@@ -15,6 +15,7 @@ from retina_jax.errors import UserError
 from retina_jax.files import write_json, write_text
 from retina_jax.prepare.shapes import open_data_set
 from retina_jax.progress import Reporter
+from retina_jax.runs.fitting import fitted
 
 
 def doctor(
@@ -30,6 +31,9 @@ def doctor(
     for split in splits:
         if not len(split):
             raise UserError(f"{split.label()} is empty; prepare it from annotations with images")
+    fit = fitted(config, *splits)
+    config = fit.config
+    fit.say(report_to or Reporter())
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -27,7 +27,7 @@ from retina_jax.runs.meaning import (
 from retina_jax.training.checkpoint import restore_chosen
 from retina_jax.training.step import variable_shapes
 from retina_jax.training.stop import StopRequest
-from retina_jax.training.workdir import CONFIG, Classes, read_pixel_scale, workdir_at
+from retina_jax.training.workdir import CONFIG, Classes, as_in_run, read_pixel_scale, workdir_at
 from retina_jax.wording import counted
 
 
@@ -52,6 +52,7 @@ def evaluate(
     another network or other classes.
     """
     report = report or Reporter()
+    config = as_in_run(config, workdir_at(workdir))
     devices = parallel.Devices.local()
     devices.check_batch(config.eval.batch_size, "eval.batch_size")
     directory = open_data_set(config.data.dir, config.data.name)

@@ -32,7 +32,7 @@ from retina_jax.training.optimizer import (
     learning_rate_schedule,
 )
 from retina_jax.training.step import make_train_step, state_shapes
-from retina_jax.training.workdir import read_classes, workdir_at
+from retina_jax.training.workdir import as_in_run, read_classes, workdir_at
 from retina_jax.types import TrainState
 
 
@@ -73,6 +73,7 @@ def replay(
     `UserError` for files that are missing or do not fit.
     """
     folder = workdir_at(workdir)
+    config = as_in_run(config, folder)
     kept = kept_batch.read(open_path(batch, "--batch"))
     if not (folder / FOLDER).is_dir():
         raise UserError(f"--workdir={workdir} has no {FOLDER}; set it to the folder of the run")

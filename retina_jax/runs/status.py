@@ -56,7 +56,9 @@ def status_of(workdir: str | Path) -> Status:
             f"{workdir} is not the workdir of a run: it has no config.json; name one "
             "that train wrote"
         )
-    steps, batch_size = int(train["steps"]), int(train.get("batch_size", 16))
+    chosen = config.get("resolved", {}).get("fitted", {})
+    steps = int(chosen.get("train.steps", train["steps"]))
+    batch_size = int(train.get("batch_size", 16))
     entry = _last(folder / "metrics.jsonl")
     checkpoint = max(_numbers(folder / "checkpoints"), default=None)
     step = max((s for s in (entry.get("step"), checkpoint) if s is not None), default=None)

@@ -29,6 +29,7 @@ from retina_jax.models import retinanet
 from retina_jax.prepare.shapes import open_data_set
 from retina_jax.progress import Reporter
 from retina_jax.runs.evaluate import evaluate_variables
+from retina_jax.runs.fitting import fitted
 from retina_jax.runs.hosts import check_alike, check_shared
 from retina_jax.runs.meaning import (
     check_pixel_scale,
@@ -74,6 +75,8 @@ class TrainingResult:
 class _Begun:
     """A run that is ready for its first step."""
 
+    config: ml_collections.ConfigDict
+    """Fitted to the data if ``data.fit`` is set."""
     folder: Path
     devices: parallel.Devices
     loader: TrainLoader
@@ -106,6 +109,7 @@ def train(
     with contextlib.ExitStack() as held, StopRequest(may_exit) as stop:
         stop.nothing_to_save(True)  # until the loop has taken a step
         run = _begin(config, workdir, held, report, trust)
+        config = run.config
 
         def evaluate(state: TrainState, step: int) -> dict[str, Any] | None:
             variables = averaging.variables_of(state)
@@ -191,6 +195,8 @@ def _begin(
     directory = open_data_set(config.data.dir, config.data.name)
     train_split = open_split(directory, config.data.train_split, config.data.labels, report)
     eval_split = open_split(directory, config.data.eval_split, config.data.labels, report)
+    fit = fitted(config, train_split, eval_split, workdir)
+    config = fit.config
     check_alike(config, [train_split, eval_split], devices)
     loader = TrainLoader(train_split, config, parallel.process_index(), parallel.process_count())
     check_pixel_scale(train_split.pixel_scale, eval_split, report)
@@ -201,6 +207,7 @@ def _begin(
     evaluator = Evaluator(model, eval_split, config, devices, report)
     optimizer = build_optimizer(config)
 
+    fit.say(report)
     folder, changed = open_workdir(workdir, config)
     check_shared(folder)
     if parallel.is_main():
@@ -236,7 +243,7 @@ def _begin(
         )
     if parallel.is_main():
         facts = classes.to_json() | {"pixel_scale": train_split.pixel_scale}
-        facts |= {"data": data_facts([train_split, eval_split])}
+        facts |= {"data": data_facts([train_split, eval_split])} | fit.facts()
         write_config(folder, config, facts)
     parallel.group.barrier("config written")
     _introduce(config, folder, devices, loader, train_split, eval_split, state, report)
@@ -254,7 +261,7 @@ def _begin(
                 f"{before['train.steps'][0]}"
             )
     return _Begun(
-        folder, devices, loader, evaluator, checkpoints, model, optimizer, state, first_step
+        config, folder, devices, loader, evaluator, checkpoints, model, optimizer, state, first_step
     )
 
 

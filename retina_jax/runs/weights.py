@@ -23,6 +23,7 @@ from retina_jax.interop.structure import class_outputs, flatten
 from retina_jax.interop.weights import Imported, read_weights, weights_of_run
 from retina_jax.models import retinanet
 from retina_jax.progress import Reporter
+from retina_jax.runs.fitting import Fitted, fitted_to_data
 from retina_jax.training import averaging
 from retina_jax.training.checkpoint import FOLDER, Checkpoints, weights_of
 from retina_jax.training.optimizer import build_optimizer
@@ -98,6 +99,8 @@ def import_weights(
     folder = open_path(workdir, "--out")
     if (folder / FOLDER).exists():
         raise UserError(f"--out={folder} already has checkpoints; use another folder")
+    fit = _fitted(config, report)
+    config = fit.config
     imported = read_source(weights, "--weights", report, trust)
     report.say(f"{imported.system}: {len(flatten(imported.tree))} arrays in {weights}")
     if imported.ignored:
@@ -117,9 +120,20 @@ def import_weights(
     checkpoints.close()
     pairs = imported.classes if imported.classes and len(imported.classes) == count else None
     stored = pairs and Classes(tuple(n for _, n in pairs), tuple(i for i, _ in pairs))
-    write_config(folder, config, stored and stored.to_json())
+    write_config(folder, config, (stored.to_json() if stored else {}) | fit.facts())
     report.say(f"{config.model.backbone}-FPN with {counted(count, 'class')}, step 0, in {folder}")
     return folder
+
+
+def _fitted(config: ml_collections.ConfigDict, report: Reporter) -> Fitted:
+    """The config fitted to its data set, if it asks for that and the data set exists."""
+    try:
+        fit = fitted_to_data(config, report)
+    except UserError as error:
+        report.note(f"data.fit: {error}; the workdir has the values before the fit")
+        return Fitted(config)
+    fit.say(report)
+    return fit
 
 
 def _category_ids_of_data(config: ml_collections.ConfigDict) -> tuple[int, ...]:

@@ -31,6 +31,12 @@ def _average_precision(metrics: dict[str, float]) -> float:
     return metrics[_METRIC]
 
 
+def has_checkpoints(workdir: Path) -> bool:
+    """Whether a workdir has a checkpoint, intact or not; without opening any."""
+    folder = workdir / FOLDER
+    return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
+
+
 class Checkpoints:
     """The checkpoints of a workdir. Orbax renames at the end, so none is ever half-written."""
 

@@ -11,12 +11,16 @@ from typing import Any
 import ml_collections
 
 from retina_jax.config.values import (
+    FITTED,
     RESOLVED,
+    changed_config,
     comparable,
     differences,
+    fields_set,
     from_json,
     resolve,
     to_json,
+    tuples,
 )
 from retina_jax.data.data_set import Split
 from retina_jax.errors import UserError
@@ -60,8 +64,8 @@ def write_config(
 ) -> None:
     """Writes ``config.json``; call it after checking that the config fits the checkpoints.
 
-    Stores the fields as set by the user; "resolved" holds derived values and ``classes``
-    (`Classes.to_json`; None: not known).
+    Stores the fields as set by the user; "resolved" holds derived and fitted values and
+    ``classes`` (`Classes.to_json`; None: not known).
     """
     resolved = resolve(config).to_json() | dict(classes or {})
     write_json(folder / CONFIG, to_json(config, resolved))
@@ -92,6 +96,24 @@ def read_config(folder: Path) -> ml_collections.ConfigDict:
     Fields added since have their defaults; removed fields are dropped.
     """
     return from_json(_read(folder))
+
+
+def read_fitted(folder: Path) -> dict[str, Any]:
+    """The fields that ``data.fit`` chose for a run, by name; {} without a config.json."""
+    if not (folder / CONFIG).exists():
+        return {}
+    return {name: tuples(value) for name, value in read_resolved(folder).get(FITTED, {}).items()}
+
+
+def as_in_run(config: ml_collections.ConfigDict, folder: Path) -> ml_collections.ConfigDict:
+    """``config`` with the values fitted for the run in ``folder``, where it sets none.
+
+    For commands that take a run and a config of its experiment.
+    """
+    if not config.data.fit:
+        return config
+    taken = fields_set(config)
+    return changed_config(config, {n: v for n, v in read_fitted(folder).items() if n not in taken})
 
 
 def _read(folder: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retina_jax.config import default_config, validate
+from retina_jax.config.values import changed_config
 from retina_jax.data.augment import move_boxes, whole
 from retina_jax.data.data_set import Split
 from retina_jax.data.loader import placements
@@ -16,7 +17,6 @@ from retina_jax.doctor.anchor_recall import (
     InputBoxes,
     at_input,
     best_anchor_iou,
-    changed_config,
     group_recall,
     suggest,
 )
