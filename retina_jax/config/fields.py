@@ -142,8 +142,8 @@ FIELDS = (
     Field("data.max_boxes", 100, "maximum number of boxes per image, crowds included (COCO has at "
           "most 93)", ABOVE_0),
     Field("data.augmentation", "", "preset for the fields flip, turn, scale_range, min_visible and "
-          "color_jitter: light, detection, or aerial (no direction is up); a field that you set to "
-          "another value than its default keeps your value; empty: only the fields", PRESET, T),
+          "color_jitter: light, detection, or aerial (no direction is up); keeps those that the "
+          "experiment or a flag sets; empty: no preset", PRESET, T),
     Field("data.flip", True, "flip half of the training images horizontally", ANY, T),
     Field("data.turn", False, "turn each training image by 0°, 90°, 180° or 270° at random, for "
           "images in which no direction is up (aerial, microscopy); after 90° and 270°, the image "

@@ -68,11 +68,13 @@ def from_json(content: Mapping[str, Any]) -> ml_collections.ConfigDict:
     """The config in a config.json; locked.
 
     Fields added since the file was written have their defaults, removed fields are dropped, fitted
-    fields have the values that were fitted, and ``data.dir`` is absolute.
+    fields and those of an augmentation preset have their values, and ``data.dir`` is absolute.
     """
     config = default_config()
-    fields = leaves(content) | content.get(RESOLVED, {}).get(FITTED, {})
-    if folder := content.get(RESOLVED, {}).get("data.dir"):
+    resolved = content.get(RESOLVED, {})
+    fields = leaves(content) | resolved.get(FITTED, {})
+    fields |= {name: resolved[name] for name in FIELDS_OF_PRESETS if name in resolved}
+    if folder := resolved.get("data.dir"):
         fields["data.dir"] = folder
     for name, value in fields.items():
         if name in BY_NAME:
@@ -136,23 +138,19 @@ def resolve(config: ml_collections.ConfigDict) -> Resolved:
         or derive_buckets(data.short_side, data.long_side, data.train_short_sides),
         background_logits=int(config.loss.classification == "softmax_focal"),
         data_dir=absolute_folder(data.dir),
-        augmentation=augmentation(leaves(config)),
+        augmentation=augmentation(config),
     )
 
 
-def is_set(name: str, value: object) -> bool:
-    """Whether the user set a field: its value differs from the default."""
-    return tuples(value) != BY_NAME[name].default
-
-
-def augmentation(fields: Mapping[str, Any]) -> dict[str, Any]:
+def augmentation(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """The augmentation fields, by name, with the values of the preset ``data.augmentation``.
 
-    ``fields``: all fields of a config, by name. A field that the user set keeps its value.
+    A field that an experiment or a flag sets keeps its value.
     """
-    preset = PRESETS.get(fields["data.augmentation"], {})
+    fields, kept = leaves(config), fields_set(config)
+    preset = PRESETS.get(config.data.augmentation, {})
     return {
-        name: fields[name] if is_set(name, fields[name]) else preset.get(name, fields[name])
+        name: fields[name] if name in kept else preset.get(name, fields[name])
         for name in FIELDS_OF_PRESETS
     }
 
@@ -199,7 +197,10 @@ def comparable(content: ml_collections.ConfigDict | Mapping[str, Any]) -> dict[s
     Resolved values replace the values as set, and missing fields have their defaults: if two
     results are equal, the configs make the same run.
     """
-    resolved = {} if isinstance(content, ml_collections.ConfigDict) else content.get(RESOLVED, {})
+    if isinstance(content, ml_collections.ConfigDict):
+        resolved = augmentation(content)
+    else:
+        resolved = content.get(RESOLVED, {})
     values = leaves(content) | resolved.get(FITTED, {})
     fields = {field.name: values.get(field.name, field.default) for field in FIELDS}
     if isinstance(fields["data.dir"], str):
@@ -207,8 +208,7 @@ def comparable(content: ml_collections.ConfigDict | Mapping[str, Any]) -> dict[s
     if not fields["data.buckets"]:
         sides = (fields[f"data.{n}"] for n in ("short_side", "long_side", "train_short_sides"))
         fields["data.buckets"] = derive_buckets(*sides)
-    for name, value in augmentation(fields).items():
-        fields[name] = resolved.get(name, value)
+    fields |= {name: resolved[name] for name in FIELDS_OF_PRESETS if name in resolved}
     fields["data.augmentation"] = ""
     return json.loads(json.dumps(fields))
 

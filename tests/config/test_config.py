@@ -83,7 +83,7 @@ def test_fields_that_exclude_each_other():
         validate(config)
     config = default_config()
     config.model.backbone, config.model.stride_in_1x1 = "resnet34", True
-    with pytest.raises(UserError, match=r"stride_in_1x1=True needs bottlenecks, but resnet"):
+    with pytest.raises(UserError, match=r"stride_in_1x1=True needs bottlenecks, which resnet34"):
         validate(config)
     config = default_config()
     config.train.patience = 2
