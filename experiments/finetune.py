@@ -1,6 +1,7 @@
 """RetinaNet on MobileNetV2, fine-tuned from ImageNet weights and fitted to your data.
 
     retina-jax train --data=DIR_OR_JSON --workdir=DIR
+    retina-jax train --config=experiments/finetune.py --config.data.dir=DATA --workdir=DIR
 
 For data sets of a few hundred to some thousands of images. `data.fit` chooses image sizes, anchors
 and the number of steps from the data set, and prints them before step 0. The other values were
