@@ -11,10 +11,16 @@ import small_network
 from rich.console import Console
 
 from retina_jax import parallel
+from retina_jax.data.data_set import open_split
+from retina_jax.data.loader import TrainLoader
 from retina_jax.errors import UserError
 from retina_jax.evaluation import coco, evaluator
 from retina_jax.jobs import status, train
+from retina_jax.prepare.shapes import open_data_set
+from retina_jax.progress import Reporter
+from retina_jax.runs.replay import replay
 from retina_jax.runs.status import status_of
+from retina_jax.training import kept_batch
 from retina_jax.training.checkpoint import Checkpoints
 from retina_jax.training.history import HISTORY_NOTE
 from retina_jax.training.optimizer import build_optimizer
@@ -65,11 +71,11 @@ def trained(config, workdir):
     return code, printed.getvalue()
 
 
-def end_of(config, workdir):
+def end_of(config, workdir, step=None):
     """The last checkpoint of a run: its whole state, its notes; and the log, without rates."""
     model, optimizer = small_network.build(config, 5), build_optimizer(config)
     checkpoints = Checkpoints(workdir)
-    step = checkpoints.latest_step()
+    step = step or checkpoints.latest_step()
     state = checkpoints.restore(state_shapes(model, optimizer, config), step)
     notes = checkpoints.notes(step)
     checkpoints.close()
@@ -82,6 +88,20 @@ def assert_same_end(config, one, other):
     (state, *facts), (other_state, *other_facts) = end_of(config, one), end_of(config, other)
     jax.tree.map(np.testing.assert_array_equal, state, other_state)
     assert facts == other_facts
+
+
+def assert_replayed(config, workdir, logged):
+    """Step 7 by steps 2 to 6, between which the learning rate decayed twice."""
+    before = end_of(config, workdir, 6)[0]
+    for step in range(2, 8):
+        shutil.rmtree(workdir / "checkpoints" / str(step))
+    directory = open_data_set(config.data.dir, config.data.name)
+    split = open_split(directory, config.data.train_split, config.data.labels)
+    kept_batch.keep(workdir, 7, TrainLoader(split, config), always=True)
+    found = replay(config, workdir, workdir / "nonfinite/step_7.npz", 9, Reporter())
+    jax.tree.map(np.testing.assert_array_equal, found.state, before)
+    assert found.metrics["learning_rate"] == logged["learning_rate"]
+    assert found.metrics["loss"] == pytest.approx(logged["loss"], rel=1e-6)
 
 
 def test_a_run_decays_ends_early_goes_on_and_is_one_that_never_ended(
@@ -98,6 +118,7 @@ def test_a_run_decays_ends_early_goes_on_and_is_one_that_never_ended(
     rates = [line["learning_rate"] for line in log]
     np.testing.assert_allclose(rates, [1e-3] * 4 + [5e-4] * 2 + [2.5e-4] * 2, rtol=1e-6)
     assert status_of(whole).state == "finished"
+    assert_replayed(config, shutil.copytree(whole, tmp_path / "replayed"), log[6])
 
     evaluations.clear()
     config.train.patience, config.train.keep_checkpoints = 3, 1
