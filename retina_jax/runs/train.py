@@ -93,12 +93,13 @@ def train(
     report: Reporter | None = None,
     may_exit: bool = False,
     profile: ProfiledSteps | None = None,
+    staged: bool = False,
 ) -> TrainingResult:
     """Trains up to ``train.steps`` in ``workdir`` with periodic evaluation; resumes if possible.
 
     ``may_exit``: whether a signal may end the program at once when nothing would be lost, rather
-    than at the next step. ``profile``: steps to record in ``profile/``. Every process of a run
-    calls this (`parallel.start`).
+    than at the next step. ``profile``: steps to record in ``profile/``. ``staged``: announces
+    the stages, after the first of four. Every process of a run calls this (`parallel.start`).
 
     Raises `UserError` for errors that the user can fix, before compilation, and
     `NonFiniteLossError` for a non-finite loss.
@@ -106,7 +107,7 @@ def train(
     report = report or Reporter()
     with contextlib.ExitStack() as held, StopRequest(may_exit) as stop:
         stop.nothing_to_save(True)  # until the loop has taken a step
-        run = _begin(config, workdir, held, report)
+        run = _begin(config, workdir, held, report, staged)
         config = run.config
 
         def evaluate(state: TrainState, step: int) -> dict[str, Any] | None:
@@ -156,6 +157,7 @@ def _begin(
     workdir: str | Path,
     held: contextlib.ExitStack,
     report: Reporter,
+    staged: bool = False,
 ) -> _Begun:
     """Opens data and workdir, and makes or restores the state; takes the workdir's lease."""
     devices = parallel.Devices.local()
@@ -176,7 +178,13 @@ def _begin(
     evaluator = Evaluator(model, eval_split, config, devices, report)
     optimizer = build_optimizer(config)
 
+    if staged:
+        checked = ({f.level for f in findings} & {"warning"} and "warnings below") or "no problems"
+        report.say(f"2/4 check: {checked} (retina-jax doctor reads every record)")
+        report.say(f"3/4 fit: {'data.fit is off' if not config.data.fit else 'as follows'}")
     fit.say(report)
+    if staged:
+        report.say("4/4 train")
     folder, changed = open_workdir(workdir, config)
     check_shared(folder)
     if parallel.is_main():
