@@ -96,8 +96,8 @@ def parse(
         return None
     argv = ["retina-jax", *map(_installed_experiment, _renamed(_spelt(argv, "_"), own))]
     values = flags.FlagValues()
-    workdir = _value_after(argv, "workdir") if config_of_run else None
-    if workdir and _value_after(argv, "config") is None:
+    workdir = value_after(argv, "workdir") if config_of_run else None
+    if workdir and value_after(argv, "config") is None:
         config_flag = config_flags.DEFINE_config_dict(
             "config", config_of_run(workdir), flag_values=values, sys_argv=argv
         )
@@ -279,7 +279,7 @@ def _value_of(argument: str, flag: str) -> str | None:
     return match[1] if match else None
 
 
-def _value_after(argv: Sequence[str], flag: str) -> str | None:
+def value_after(argv: Sequence[str], flag: str) -> str | None:
     """The last value of a flag in ``argv``, after ``=`` or as the next word."""
     value = None
     for i, argument in enumerate(argv):

@@ -188,7 +188,9 @@ def _about_anchors(
     names, missed = boxes.split.class_names, iou < threshold
     sides = np.sqrt((shown.boxes[:, 2:] - shown.boxes[:, :2]).prod(axis=1))
     listed = []
-    for label in low[:5] or np.unique(boxes.labels[missed])[:5]:
+    counts = np.bincount(boxes.labels[missed], minlength=len(names))
+    low = low or np.flatnonzero(counts).tolist()
+    for label in sorted(low, key=lambda label: (-counts[label], label))[:5]:
         mine = missed & (boxes.labels == label)
         listed.append(
             f"{names[label]} ({int(mine.sum())} boxes, median side {np.median(sides[mine]):.3g} px "

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,11 +34,11 @@ _COST = 0.03
 _USUAL_SCALE = 4.0  # the pyramid's levels are made for objects of 4 to 8 strides
 _SCALES = tuple(float(f"{_USUAL_SCALE * 2 ** (n / 12):.3g}") for n in range(-36, 13))
 _RATIO_STEP = 0.5  # log2; a box whose ratio is off by a quarter of an octave keeps an IoU of 0.84
-_SAMPLE = 6000
+_SAMPLE = 3000
 _MARGIN = 0.005  # of the recall on a sample
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, order=True)
 class Anchors:
     """Values of ``anchors.scale``, ``anchors.octaves`` and ``anchors.ratios``."""
 
@@ -57,15 +57,16 @@ def fit_anchors(
     buckets: Sequence[tuple[int, int]],
     anchors: Mapping[str, Any],
     threshold: float,
-    kept: Sequence[str] = (),
+    kept: Collection[str] = (),
     turned: bool = False,
 ) -> Anchors:
     """The anchors that match `ENOUGH` boxes at IoU ``threshold``, closely and with few shapes.
 
-    Among the sets that match enough of all boxes and of every class with `LEAST_BOXES`, takes the
+    Among the sets that match enough of all boxes and of every class with `LEAST_BOXES`, prefers the
     one with the best mean IoU of a box with its best anchor, less 0.03 for every doubling of the
     number of anchors and for every factor of two between the scale and 4. If no set matches enough:
     the one with the best sum of the lowest and the mean recall of the classes, at the same price.
+    For every number of octaves and ratios, the search changes one value at a time while that helps.
 
     Args:
       shown: boxes at the network input, all with area; at least one.
@@ -75,26 +76,52 @@ def fit_anchors(
       turned: images also appear turned by 90°, so ratios come with their inverse.
     """
     sample = _sampled(labels)
-    enough = ENOUGH + (_MARGIN if len(sample) < len(labels) else 0.0)
     boxes = InputBoxes(shown.boxes[sample], shown.bucket[sample])
-    table = _Table(boxes, buckets, anchors)
-    scales = (anchors["scale"],) if "scale" in kept else _SCALES
+    enough = ENOUGH + (_MARGIN if len(sample) < len(labels) else 0.0)
+    judge = _Judge(_Table(boxes, buckets, anchors), labels, sample, threshold, enough)
+    scales = (float(anchors["scale"]),) if "scale" in kept else _SCALES
     octaves = (tuple(anchors["octaves"]),) if "octaves" in kept else OCTAVES
-    ratios = [tuple(anchors["ratios"])]
-    if "ratios" not in kept:
-        ratios = _ratio_sets(boxes.boxes, turned)
-    groups, shares = _groups(labels[sample], labels)
-    best, best_rank = None, None
-    for scale, octave in itertools.product(scales, octaves):
-        by_ratio = {r: table.best(scale, octave, r) for r in dict.fromkeys(sum(ratios, ()))}
-        iou = np.stack([np.max([by_ratio[r] for r in chosen], axis=0) for chosen in ratios])
-        recalls = (iou >= threshold).astype(np.float32) @ groups / groups.sum(axis=0)
-        for chosen, mean, recall in zip(ratios, iou.mean(axis=1), recalls, strict=True):
-            candidate = Anchors(scale, octave, chosen)
-            rank = _rank(candidate, float(mean), recall, shares, enough)
-            if best_rank is None or rank < best_rank:
-                best, best_rank = candidate, rank
+    if "ratios" in kept:
+        starts, ratios = [tuple(anchors["ratios"])], ()
+    else:
+        starts, ratios = _ratios(boxes.boxes, turned)
+    found = [
+        _climb(Anchors(scales[len(scales) // 2], octave, start), scales, ratios, judge, turned)
+        for octave, start in itertools.product(octaves, starts)
+    ]
+    return min(found)[1]
+
+
+def _climb(
+    candidate: Anchors,
+    scales: Sequence[float],
+    ratios: Sequence[float],
+    judge: _Judge,
+    turned: bool,
+) -> tuple[tuple, Anchors]:
+    """Changes the scale, then one ratio after the other, to the best value while that helps."""
+    best = judge.rank(candidate), candidate
+    before = None
+    while best != before:
+        before = best
+        others = [dataclasses.replace(best[1], scale=scale) for scale in scales]
+        best = min(best, *((judge.rank(other), other) for other in others))
+        for place in range(len(best[1].ratios)):
+            others = [_with_ratio(best[1], place, ratio, turned) for ratio in ratios]
+            others = [other for other in others if len(other) == len(candidate)]
+            best = min([best, *((judge.rank(other), other) for other in others)])
     return best
+
+
+def _with_ratio(anchors: Anchors, place: int, ratio: float, turned: bool) -> Anchors:
+    """``anchors`` with another ratio and, if images are turned, its inverse."""
+    ratios = list(anchors.ratios)
+    ratios[place] = ratio
+    if turned:
+        ratios[-1 - place] = _short(1 / ratio)
+        if len(ratios) % 2:
+            ratios[len(ratios) // 2] = 1.0
+    return dataclasses.replace(anchors, ratios=tuple(sorted(set(ratios))))
 
 
 def recalls(
@@ -118,29 +145,37 @@ def _sampled(labels: np.ndarray) -> Int[np.ndarray, "_"]:
     )
 
 
-def _groups(
-    sampled: np.ndarray, labels: np.ndarray
-) -> tuple[Float[np.ndarray, "n classes"], Float[np.ndarray, "classes"]]:
-    """Membership of the sampled boxes in each class, and the share of each class among all.
+class _Judge:
+    """Ranks anchors by the boxes of a sample."""
 
-    A share is negative if the class has too few boxes to be looked at on its own.
-    """
-    classes, counts = np.unique(labels, return_counts=True)
-    shares = np.where(counts < LEAST_BOXES, -1.0, 1.0) * counts / counts.sum()
-    return (sampled[:, None] == classes).astype(np.float32), shares
+    def __init__(
+        self,
+        table: _Table,
+        labels: Int[np.ndarray, "n"],
+        sample: Int[np.ndarray, "sampled"],
+        threshold: float,
+        enough: float,
+    ):
+        classes, counts = np.unique(labels, return_counts=True)
+        self._table, self._threshold, self._enough = table, threshold, enough
+        self._class_of = np.searchsorted(classes, labels[sample])
+        self._sampled = np.bincount(self._class_of, minlength=len(classes))
+        self._shares = counts / counts.sum()
+        self._alone = counts >= LEAST_BOXES
 
-
-def _rank(
-    candidate: Anchors, mean_iou: float, recall: np.ndarray, shares: np.ndarray, enough: float
-) -> tuple:
-    """Sort key, lowest is best; rounded, so that all hosts agree."""
-    cost = _COST * (math.log2(len(candidate)) + abs(math.log2(candidate.scale / _USUAL_SCALE)))
-    overall = float(recall @ np.abs(shares))
-    single = [overall, *recall[shares > 0]]
-    lowest = float(min(single))
-    if round(lowest, 6) >= enough:
-        return 0, round(cost - mean_iou, 4), len(candidate)
-    return 1, round(cost - lowest - float(np.mean(single)), 4), len(candidate), round(-mean_iou, 4)
+    def rank(self, candidate: Anchors) -> tuple:
+        """Sort key, lowest is best; rounded, so that all hosts agree."""
+        iou = self._table.best(candidate)
+        within = np.bincount(self._class_of, iou >= self._threshold, len(self._shares))
+        recall = within / self._sampled
+        single = [float(recall @ self._shares), *recall[self._alone]]
+        lowest, mean_iou = min(single), float(iou.mean(dtype=np.float64))
+        away = abs(math.log2(candidate.scale / _USUAL_SCALE))
+        cost = _COST * (math.log2(len(candidate)) + away)
+        if round(lowest, 6) >= self._enough:
+            return 0, round(cost - mean_iou, 4), len(candidate)
+        recalls = lowest + sum(single) / len(single)
+        return 1, round(cost - recalls, 4), len(candidate), round(-mean_iou, 4)
 
 
 class _Table:
@@ -154,9 +189,11 @@ class _Table:
         self._distances = placed_distances(shown, buckets, anchors)
         self._known: dict[tuple[float, float], Float[np.ndarray, "n"]] = {}
 
-    def best(self, scale: float, octaves: Sequence[float], ratio: float) -> np.ndarray:
-        """``[n]`` float32, for the sizes of all ``octaves`` on all levels."""
-        return np.max([self._single(scale * 2**octave, ratio) for octave in octaves], axis=0)
+    def best(self, anchors: Anchors) -> Float[np.ndarray, "n"]:
+        """IoU of each box with its best anchor, float32."""
+        sizes = [anchors.scale * 2**octave for octave in anchors.octaves]
+        pairs = itertools.product(sizes, anchors.ratios)
+        return np.max([self._single(size, ratio) for size, ratio in pairs], axis=0)
 
     def _single(self, size: float, ratio: float) -> np.ndarray:
         place = round(24 * math.log2(size)), ratio  # sizes less than 3 % apart share an entry
@@ -169,20 +206,37 @@ class _Table:
         return self._known[place]
 
 
-def _ratio_sets(boxes: Float[np.ndarray, "n 4"], turned: bool) -> list[tuple[float, ...]]:
-    """Sets of up to three ratios that lie half an octave apart, around the median of the boxes."""
+def _ratios(
+    boxes: Float[np.ndarray, "n 4"], turned: bool
+) -> tuple[list[tuple[float, ...]], tuple[float, ...]]:
+    """Sets of one to three ratios to start from, and all ratios to try.
+
+    They lie half an octave apart, around the median of the boxes.
+    """
     width, height = (boxes[:, 2:] - boxes[:, :2]).T
     logs = np.log2(height / width)
     if turned:
         logs = np.concatenate([logs, -logs])
-    # to an eighth: a set that is nearly symmetric becomes so
+    # to an eighth: ratios that are nearly symmetric become so
     middle = round(8 * float(np.median(logs))) / 8
-    low, high = np.quantile(logs, [0.005, 0.995]) - middle
-    first, last = math.floor(round(low / _RATIO_STEP, 6)), math.ceil(round(high / _RATIO_STEP, 6))
-    ratios = [middle + n * _RATIO_STEP for n in range(first, last + 1)]
-    sets = itertools.chain.from_iterable(
-        itertools.combinations(ratios, count) for count in range(1, MOST_RATIOS + 1)
-    )
+
+    def places(shares: Sequence[float]) -> list[int]:
+        return [round(float(q - middle) / _RATIO_STEP) for q in np.quantile(logs, shares)]
+
+    def values(steps: Iterable[int]) -> tuple[float, ...]:
+        return tuple(dict.fromkeys(_short(2 ** (middle + n * _RATIO_STEP)) for n in steps))
+
+    low, high = places([0.005, 0.995])
+    starts = []
+    for count in range(1, MOST_RATIOS + 1):
+        at = places([(2 * i + 1) / (2 * count) for i in range(count)])
+        for i in range(1, count):
+            at[i] = max(at[i], at[i - 1] + 1)
+        starts += [values(at), values(np.linspace(low, high, count + 2)[1:-1].round())]
     if turned:
-        sets = (chosen for chosen in sets if set(chosen) == {-r for r in chosen})
-    return [tuple(float(f"{2.0**r:.3g}") for r in chosen) for chosen in sets]
+        starts = [_with_ratio(Anchors(1.0, (0.0,), s), 0, s[0], True).ratios for s in starts]
+    return list(dict.fromkeys(starts)), values(range(low - 1, high + 2))
+
+
+def _short(ratio: float) -> float:
+    return float(f"{ratio:.3g}")

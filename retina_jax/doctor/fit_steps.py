@@ -25,7 +25,8 @@ def fit_steps(images: int, batch_size: int) -> int:
 def fit_schedule(config: ml_collections.ConfigDict, free: Set[str]) -> dict[str, Any]:
     """Values of the ``free`` fields that follow from ``train.steps``.
 
-    Ten evaluations, at least 50 steps apart, with a checkpoint at each; warm-up for a tenth of the steps at most; decays
+    Ten evaluations, at least 50 steps apart, with a checkpoint at each; warm-up for a tenth of
+    the steps at most; decays
     after two thirds and eight ninths (the paper's 60k and 80k of 90k steps).
     """
     steps = config.train.steps

@@ -2,6 +2,12 @@
 
 usage: retina-jax train --config=experiments/shapes.py --workdir=DIR
            [--config.path.to.field=value ...]
+       retina-jax train --data=DIR_OR_JSON --workdir=DIR     from files to a detector: prepares
+           them in DIR/data, checks them, fits the config to them and trains
+
+--data is a COCO .json file, or a folder with COCO .json files, a YOLO tree (data.yaml), a VOC tree
+or a data set that prepare wrote. If it has a single split, a fifth of the images, chosen by a hash
+of the file name, are held out for evaluation. Without --config, experiments/finetune.py is used.
 
 With --config.train.patience=3, training ends after three evaluations in a row without a new best
 AP. The command then prints the results of the best checkpoint; run again, it trains no further
@@ -12,17 +18,33 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from retina_jax.config.flags import PROCESSES, TRUST, Flag, parse
-from retina_jax.errors import LEFT_OUT
+from retina_jax.config.flags import PROCESSES, TRUST, Flag, parse, value_after
+from retina_jax.errors import LEFT_OUT, UserError
 from retina_jax.jobs import on_all_hosts
+from retina_jax.placement import check_alone
 from retina_jax.training.profiled_steps import ProfiledSteps
 
 if TYPE_CHECKING:
     import ml_collections
     from rich.console import Console
 
+    from retina_jax.config.flags import Parsed
+
+FINETUNE = "experiments/finetune.py"
+"""The experiment for ``--data``."""
 WORKDIR = Flag(
     "workdir", "folder of the run, or gs://BUCKET/FOLDER; created if missing", example="runs/first"
+)
+
+DATA = Flag(
+    "data",
+    "your images and annotations, instead of --config.data.dir: a COCO .json file or a "
+    "folder (COCO, YOLO, VOC, or written by prepare); prepared in WORKDIR/data",
+)
+ON_BAD = Flag(
+    "on_bad",
+    "with --data, what to do with unusable records: stop, or skip (leaves out up to 1 % of them)",
+    "stop",
 )
 
 PROFILE = Flag(
@@ -38,14 +60,20 @@ def run(
     console: Console,
     profile: ProfiledSteps | None = None,
     trust: bool = False,
+    staged: bool = False,
 ) -> int:
-    """Trains, then prints the table; returns the exit code."""
+    """Trains, then prints the table; returns the exit code.
+
+    ``staged``: the data set has just been prepared; announces the stages that follow.
+    """
     from retina_jax.evaluation.report import print_table
     from retina_jax.progress import Reporter
     from retina_jax.runs.train import train
 
     report = Reporter(console)
-    result = train(config, workdir, report, may_exit=True, profile=profile, trust=trust)
+    result = train(
+        config, workdir, report, may_exit=True, profile=profile, trust=trust, staged=staged
+    )
     if result.signal:
         report.say(
             f"stopped by {result.signal.name}; checkpoint saved in {result.folder}; "
@@ -70,13 +98,43 @@ def run(
 
 
 def main(argv: list[str]) -> int:
-    parsed = parse(argv, __doc__, [WORKDIR, PROFILE, TRUST, *PROCESSES])
+    if value_after(argv, "data") is not None and value_after(argv, "config") is None:
+        argv = [f"--config={FINETUNE}", *argv]
+    parsed = parse(argv, __doc__, [WORKDIR, DATA, ON_BAD, PROFILE, TRUST, *PROCESSES])
     if parsed is None:
         return 0
+    _check_data_flags(parsed)
     profile = None
     if parsed.flags.profile is not None:
         profile = ProfiledSteps.parse(parsed.flags.profile)
         profile.check(parsed.config.train.steps)
     with on_all_hosts(parsed) as console:
-        flags = parsed.flags
-        return run(parsed.config, flags.workdir, console, profile, flags.trust)
+        config, flags = parsed.config, parsed.flags
+        if flags.data is not None:
+            from retina_jax.progress import Reporter
+            from retina_jax.runs.own_data import with_own_data
+
+            skip = flags.on_bad == "skip"
+            config = with_own_data(config, flags.data, flags.workdir, skip, Reporter(console))
+        staged = flags.data is not None
+        return run(config, flags.workdir, console, profile, flags.trust, staged)
+
+
+def _check_data_flags(parsed: Parsed) -> None:
+    """Raises `UserError` for flags that contradict ``--data``."""
+    flags = parsed.flags
+    if flags.on_bad not in ("stop", "skip"):
+        raise UserError(f"--on-bad={flags.on_bad} must be stop or skip; set --on-bad=skip")
+    if flags.data is None:
+        return
+    for name in ("data.dir", "data.name"):
+        if name in parsed.overrides:
+            raise UserError(
+                f"--data={flags.data} and --config.{name} both name the data set; remove one"
+            )
+    check_alone("train --data")
+    if flags.num_processes not in (None, 1):
+        raise UserError(
+            f"train --data runs in one process, but --num-processes={flags.num_processes}; prepare "
+            "the data set first and set --config.data.dir"
+        )

@@ -150,7 +150,7 @@ def coco_source(
         split: (read_coco(home_of(Path(file)), LeftOut(skip_bad)), folder)
         for (split, file), folder in zip(files.items(), folders, strict=True)
     }
-    return _source("coco", splits, follow_links, skip_bad)
+    return source_of("coco", splits, follow_links, skip_bad)
 
 
 def voc_source(
@@ -163,14 +163,14 @@ def voc_source(
     left_out = {name: LeftOut(skip_bad) for name in named}
     found = read_voc(tree, named, follow_links, left_out)
     splits = {name: (annotations, picture_folder(tree)) for name, annotations in found.items()}
-    return _source("voc", splits, follow_links, skip_bad)
+    return source_of("voc", splits, follow_links, skip_bad)
 
 
 def yolo_source(tree: Path, follow_links: bool = False, skip_bad: bool = False) -> Source:
     """Reads a YOLO tree with a data.yaml."""
     left_out = {split: LeftOut(skip_bad) for split in YOLO_SPLITS.values()}
     splits = read_yolo(home_of(tree), follow_links, left_out)
-    return _source("yolo", splits, follow_links, skip_bad)
+    return source_of("yolo", splits, follow_links, skip_bad)
 
 
 def tfds_source(
@@ -187,7 +187,7 @@ def tfds_source(
     return Source(rows, class_names, category_ids, f"TFDS {catalogue or directory}")
 
 
-def _source(kind: str, splits: Folders, follow_links: bool, skip_bad: bool) -> Source:
+def source_of(kind: str, splits: Folders, follow_links: bool, skip_bad: bool) -> Source:
     """Checks the annotations of all splits against each other and their image folders."""
     annotations = [found for found, _ in splits.values()]
     categories = annotations[0].categories

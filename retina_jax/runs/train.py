@@ -95,12 +95,14 @@ def train(
     may_exit: bool = False,
     profile: ProfiledSteps | None = None,
     trust: bool = False,
+    staged: bool = False,
 ) -> TrainingResult:
     """Trains up to ``train.steps`` in ``workdir`` with periodic evaluation; resumes if possible.
 
     ``may_exit``: whether a signal may end the program at once when nothing would be lost, rather
     than at the next step. ``profile``: steps to record in ``profile/``. ``trust``: as
-    for `runs.weights.read_source`. Every process of a run calls this (`parallel.start`).
+    for `runs.weights.read_source`. ``staged``: announces the stages, after the first of four.
+    Every process of a run calls this (`parallel.start`).
 
     Raises `UserError` for errors that the user can fix, before compilation, and
     `NonFiniteLossError` for a non-finite loss.
@@ -108,7 +110,7 @@ def train(
     report = report or Reporter()
     with contextlib.ExitStack() as held, StopRequest(may_exit) as stop:
         stop.nothing_to_save(True)  # until the loop has taken a step
-        run = _begin(config, workdir, held, report, trust)
+        run = _begin(config, workdir, held, report, trust, staged)
         config = run.config
 
         def evaluate(state: TrainState, step: int) -> dict[str, Any] | None:
@@ -187,6 +189,7 @@ def _begin(
     held: contextlib.ExitStack,
     report: Reporter,
     trust: bool,
+    staged: bool,
 ) -> _Begun:
     """Opens data and workdir, and makes or restores the state; takes the workdir's lease."""
     devices = parallel.Devices.local()
@@ -207,7 +210,13 @@ def _begin(
     evaluator = Evaluator(model, eval_split, config, devices, report)
     optimizer = build_optimizer(config)
 
+    if staged:
+        checked = ({f.level for f in findings} & {"warning"} and "warnings below") or "no problems"
+        report.say(f"2/4 check: {checked} (retina-jax doctor reads every record)")
+        report.say(f"3/4 fit: {'data.fit is off' if not config.data.fit else 'as follows'}")
     fit.say(report)
+    if staged:
+        report.say("4/4 train")
     folder, changed = open_workdir(workdir, config)
     check_shared(folder)
     if parallel.is_main():
