@@ -27,8 +27,9 @@ def get_config():
     config.loss.box = "giou"
     config.loss.box_weight = 2.0
 
-    config.optimizer.learning_rate = 0.1
+    config.optimizer.learning_rate = 0.05
     config.optimizer.schedule = "cosine"
+    config.optimizer.warmup_steps = 100
     config.optimizer.clip_norm = 10.0
 
     config.train.batch_size = 8
