@@ -59,7 +59,7 @@ def test_what_is_set_stays_even_at_its_default(splits):
 
 
 def test_boxes_out_of_reach_are_named_with_the_budget_that_reaches_them():
-    small = [image_of(i, boxes_in(i, 4, 7)) for i in range(30)]
+    small = [image_of(i, boxes_in(i, 4, 10)) for i in range(30)]
     large = [image_of(i, boxes_in(i, 2, 40), [1, 1], size=(96, 160)) for i in range(30, 40)]
     split = split_of("train", small + large)
     config = config_of(**{"data.pixel_budget": 64 * 96})

@@ -41,7 +41,7 @@ def fitted(*kinds, **options):
 )
 def test_boxes_are_within_reach(kinds):
     chosen, overall, by_class, _ = fitted(*kinds)
-    assert min(overall, *by_class.values()) >= ENOUGH
+    assert min([overall, *by_class.values()]) >= ENOUGH
     assert chosen.octaves in OCTAVES
     assert 1 <= len(chosen.ratios) <= MOST_RATIOS
     assert list(chosen.ratios) == sorted(chosen.ratios)

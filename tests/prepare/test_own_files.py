@@ -12,7 +12,7 @@ from retina_jax.prepare.own_files import digest_of, hold_out, open_source, recog
 
 def content_of(count, first=0):
     images = [
-        {"id": i, "file_name": f"p{i}.png", "width": 60, "height": 40}
+        {"id": i, "file_name": f"p{i}.png", "width": 96, "height": 64}
         for i in range(first, first + count)
     ]
     boxes = [
@@ -94,7 +94,7 @@ def unnamed(root):
 def without_pictures(root):
     made_coco(root)
     (root / "images").rename(root / "elsewhere_entirely")
-    (root / "elsewhere_entirely").rename(root.parent / f"{root.name}_gone")
+    (root / "elsewhere_entirely").rename(root.parent.parent / "gone")
     return root
 
 
