@@ -209,7 +209,7 @@ def _remedy(boxes: _Boxes, config: ml_collections.ConfigDict, free: Set[str], tu
         changed = changed_config(larger, _fit_anchors(boxes, larger, free, turned))
         iou = best_anchor_iou(boxes.at_input(changed), resolve(changed).buckets, changed.anchors)
         overall, by_class = recalls(iou, boxes.labels, config.matching.foreground_iou)
-        if min(overall, *by_class.values()) >= ENOUGH:
+        if min([overall, *by_class.values()]) >= ENOUGH:
             flag = field_flag("data.pixel_budget", factor * budget)
             return f"{flag} ({factor} times the pixels) reaches {percent(overall)}"
     return f"no budget up to {_LARGER[-1]} times as large reaches {percent(ENOUGH)}"

@@ -30,7 +30,9 @@ LEAST_BOXES = 50
 OCTAVES = ((0.0,), (0.0, 1 / 2), (0.0, 1 / 3, 2 / 3))
 MOST_RATIOS = 3
 _COST = 0.03
-"""IoU, or recall, that twice the anchors must add; so must a scale of half or twice the usual."""
+"""IoU that twice the anchors must add; so must a scale of half or twice the usual one."""
+_LACKING = 10.0
+"""IoU that a lack of recall of 1 counts as."""
 _USUAL_SCALE = 4.0  # the pyramid's levels are made for objects of 4 to 8 strides
 _SCALES = tuple(float(f"{_USUAL_SCALE * 2 ** (n / 12):.3g}") for n in range(-36, 13))
 _RATIO_STEP = 0.5  # log2; a box whose ratio is off by a quarter of an octave keeps an IoU of 0.84
@@ -62,11 +64,11 @@ def fit_anchors(
 ) -> Anchors:
     """The anchors that match `ENOUGH` boxes at IoU ``threshold``, closely and with few shapes.
 
-    Among the sets that match enough of all boxes and of every class with `LEAST_BOXES`, prefers the
-    one with the best mean IoU of a box with its best anchor, less 0.03 for every doubling of the
-    number of anchors and for every factor of two between the scale and 4. If no set matches enough:
-    the one with the best sum of the lowest and the mean recall of the classes, at the same price.
-    For every number of octaves and ratios, the search changes one value at a time while that helps.
+    Maximises the mean IoU of a box with its best anchor, less 0.03 for every doubling of the number
+    of anchors and for every factor of two between the scale and 4. Recall comes first: if less than
+    `ENOUGH` of all boxes or of a class with `LEAST_BOXES` is matched, every percent that the worst
+    of these lacks, and every percent that they lack on average, counts as an IoU of 0.1. For every
+    number of octaves and ratios, the search changes one value at a time while that helps.
 
     Args:
       shown: boxes at the network input, all with area; at least one.
@@ -168,14 +170,12 @@ class _Judge:
         iou = self._table.best(candidate)
         within = np.bincount(self._class_of, iou >= self._threshold, len(self._shares))
         recall = within / self._sampled
-        single = [float(recall @ self._shares), *recall[self._alone]]
-        lowest, mean_iou = min(single), float(iou.mean(dtype=np.float64))
+        single = np.array([recall @ self._shares, *recall[self._alone]])
+        lacking = np.maximum(self._enough - single, 0.0)
         away = abs(math.log2(candidate.scale / _USUAL_SCALE))
         cost = _COST * (math.log2(len(candidate)) + away)
-        if round(lowest, 6) >= self._enough:
-            return 0, round(cost - mean_iou, 4), len(candidate)
-        recalls = lowest + sum(single) / len(single)
-        return 1, round(cost - recalls, 4), len(candidate), round(-mean_iou, 4)
+        cost += _LACKING * float(lacking.max() + lacking.mean())
+        return round(cost - float(iou.mean(dtype=np.float64)), 4), len(candidate)
 
 
 class _Table:

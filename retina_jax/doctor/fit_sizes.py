@@ -121,7 +121,7 @@ def _choose(
     value = 0.0
     while len(chosen) < MOST_BUCKETS:
         more, better = _improved([*chosen, None], shown, images, least)
-        if better < value + _GAIN:
+        if chosen and better < value + _GAIN:
             break
         chosen, value = more, better
     return tuple(candidates[i] for i in chosen)

@@ -23,7 +23,7 @@ HELD_OUT = 0.2
 _WORDS = {"train": "train", "val": "validation", "test": "test"}
 _LOOKED_FOR = (
     "a COCO .json file (or …train….json and …val….json in the folder or its annotations/), "
-    "data.yaml (YOLO), Annotations/ with ImageSets/Main (VOC), or a data set that prepare wrote"
+    "data.yaml (YOLO), Annotations/ with .xml files (VOC), or a data set that prepare wrote"
 )
 
 
@@ -79,13 +79,15 @@ def _yolo(root: Path) -> OwnFiles | None:
 def _voc(root: Path) -> OwnFiles | None:
     trees = [root, *sorted(path for path in root.glob("VOC*") if path.is_dir())]
     trees += sorted(root.glob("VOCdevkit/VOC*"))
-    trees = [tree for tree in trees if (tree / "ImageSets" / "Main").is_dir()]
+    trees = [tree for tree in trees if _is_voc(tree)]
     if not trees:
         return None
     if len(trees) > 1:
         listed = ", ".join(str(tree.relative_to(root)) for tree in trees)
         raise UserError(f"--data={root} contains several VOC trees ({listed}); set --data to one")
     there = {path.stem for path in (trees[0] / "ImageSets" / "Main").glob("*.txt")}
+    if not (trees[0] / "ImageSets" / "Main").is_dir():  # read_voc takes every annotation file
+        return OwnFiles("voc", trees[0], "Annotations/*.xml", {"train": "train"})
     pairs = (("train", "val"), ("trainval", "test"), ("train", "test"))
     for train, other in pairs:
         if {train, other} <= there:
@@ -100,6 +102,10 @@ def _voc(root: Path) -> OwnFiles | None:
             )
         lists = {"train": single}
     return OwnFiles("voc", trees[0], "ImageSets/Main", lists)
+
+
+def _is_voc(tree: Path) -> bool:
+    return (tree / "ImageSets" / "Main").is_dir() or any((tree / "Annotations").glob("*.xml"))
 
 
 def _coco(root: Path) -> OwnFiles | None:

@@ -93,7 +93,10 @@ def _prepared(
             report.say(f"  {line}")
             folder.mkdir(parents=True, exist_ok=True)
             write_json(place, {"data": str(Path(data).expanduser().absolute()), "digest": digest})
-            prepare(source, folder, _NAME, report, Handling(skip_bad))
+            made = prepare(source, folder, _NAME, report, Handling(skip_bad))
+            if made.left_out:
+                listed = made.directory / "left_out.txt"
+                report.note(f"records left out: {made.left_out} (listed in {listed})", "warning")
     except (RecordError, RecordsError) as error:
         if skip_bad:
             raise
