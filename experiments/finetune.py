@@ -1,6 +1,6 @@
 """RetinaNet fitted to your own data: image sizes, anchors and steps come from the data set.
 
-    retina-jax train --data=DIR_OR_JSON --workdir=DIR
+    retina-jax train --data=DIR_OR_JSON --workdir=DIR     # --config=experiments/finetune.py
 
 The values that were fitted are printed before step 0.
 """
