@@ -5,8 +5,22 @@ import io
 import pickle
 import zipfile
 
+import ml_dtypes
 import numpy as np
 
+KINDS = {
+    "DoubleStorage": np.float64,
+    "FloatStorage": np.float32,
+    "HalfStorage": np.float16,
+    "BFloat16Storage": ml_dtypes.bfloat16,
+    "LongStorage": np.int64,
+    "IntStorage": np.int32,
+    "ShortStorage": np.int16,
+    "CharStorage": np.int8,
+    "ByteStorage": np.uint8,
+    "BoolStorage": np.bool_,
+}
+"""NumPy's dtypes by torch's types of storage."""
 MAGIC = 0x1950A86A20F9469CFC6C
 
 
