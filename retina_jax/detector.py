@@ -102,7 +102,7 @@ class Detector:
         """A detector from a weight file: of ``export-weights``, torchvision or Detectron2.
 
         Args:
-          path: a .safetensors, .pth (needs torch) or .pkl file.
+          path: a .safetensors, .pth or .pkl file.
           config: describes the network and its input: an experiment's config, its Python file, or
             the workdir of a run.
           class_names: names of the classes; None: those in the file, else "class 0", ….

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-import io
 import json
 import pickle
-import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +11,8 @@ import numpy as np
 
 from retina_jax.errors import UserError
 from retina_jax.files import atomic_write, open_path
+from retina_jax.interop import torch_files
+from retina_jax.interop.pickles import NotAdmittedError, load, unwrapped
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".pkl")
 WRAPPERS = ("model", "state_dict", "model_state", "model_state_dict", "blobs")
@@ -48,8 +46,12 @@ def read_file(path: str | Path) -> WeightFile:
         raise UserError(f"{path}: no such file")
     try:
         found = _READERS[path.suffix](path)
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}; use a readable file") from None
+    except Exception as error:  # a truncated file may raise anything
+        raise _damaged(path, error) from None
     note = _note(path, found)
     while isinstance(found, dict) and (key := _wrapper(found)):
         found = found[key]
@@ -124,10 +126,16 @@ def _plain(path: Path, name: str, value: np.ndarray) -> np.ndarray:
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    reason = _line(error)
     if text := _text(path):  # a web page or a pointer file instead of the weights
         reason = f"it is a text file that begins with {text!r}"
     return UserError(f"{path} is truncated or damaged ({reason}); download or write it again")
+
+
+def _line(error: Exception) -> str:
+    """The message of an error, which may quote the file, in one line."""
+    text = " ".join(str(error).split())[:200] or type(error).__name__
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _text(path: Path) -> str:
@@ -143,14 +151,11 @@ def _text(path: Path) -> str:
 
 def _read_safetensors(path: Path) -> Any:
     import ml_dtypes  # noqa: F401  adds bfloat16 to NumPy
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    try:
-        with safe_open(path, framework="numpy") as file:
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return {**(file.metadata() or {}), "model": arrays}
-    except (SafetensorError, TypeError, AttributeError, KeyError) as error:
-        raise _damaged(path, error) from None
+    with safe_open(path, framework="numpy") as file:
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return {**(file.metadata() or {}), "model": arrays}
 
 
 def _write_safetensors(path: Path, arrays: dict[str, np.ndarray], note: dict[str, str]) -> None:
@@ -162,187 +167,44 @@ def _write_safetensors(path: Path, arrays: dict[str, np.ndarray], note: dict[str
 # .pth
 
 
-def check_readable(path: Path) -> None:
-    """Raises `UserError` if a file with this suffix needs a package that is not installed."""
-    if path.suffix in (".pth", ".pt") and importlib.util.find_spec("torch") is None:
-        raise _no_torch(path)
-
-
-def _no_torch(path: Path) -> UserError:
-    return UserError(
-        f"{path} needs torch, which is not installed; pip install torch, or use .safetensors"
-    )
-
-
-def _torch(path: Path):
-    try:
-        import torch
-    except ImportError:
-        raise _no_torch(path) from None
-    return torch
-
-
 def _read_torch(path: Path) -> Any:
-    torch = _torch(path)
     try:
-        # weights_only: creates only tensors and plain containers
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        for_code = "weights_only" in str(error) or "Unsupported" in str(error)
-        if not for_code or _text(path):
-            raise _damaged(path, error) from None
+        return torch_files.read(path)
+    except NotAdmittedError as error:
         raise UserError(
-            f"{path} contains more than weights and would execute code; save only "
+            f"{path} contains more than weights ({_line(error)}) and would execute code; save only "
             "model.state_dict() to it"
         ) from None
-    except Exception as error:  # a truncated file may raise anything
-        raise _damaged(path, error) from None
-
-    def to_numpy(value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            value = value.detach()
-            return (value.float() if value.is_floating_point() else value).numpy()
-        return {k: to_numpy(v) for k, v in value.items()} if isinstance(value, dict) else value
-
-    return to_numpy(loaded)
 
 
 def _write_torch(path: Path, arrays: dict[str, np.ndarray], note: dict[str, str]) -> None:
-    torch = _torch(path)
+    try:
+        import torch
+    except ImportError:
+        raise UserError(
+            f"{path}: writing it needs torch, which is not installed; pip install torch, or use "
+            ".safetensors"
+        ) from None
     tensors = {name: torch.from_numpy(value.copy()) for name, value in arrays.items()}
     torch.save({"model": tensors, **note} if note else tensors, path)
 
 
-# .pkl: NumPy's own unpickling trusts types and sizes from the file, so it is not used. A file can
-# only call the replacements below, and cannot change the state of anything that outlives it.
-
-
-class _Dtype:
-    """Replaces ``numpy.dtype``; accepts only number types."""
-
-    __slots__ = ("dtype",)
-
-    def __init__(self, code: str = "", *_: Any):
-        if not re.fullmatch(r"[<>=|]?[fiub]\d", code):
-            raise _NotAdmittedError(f"dtype {code!r}")
-        self.dtype = np.dtype(code)
-
-    def __setstate__(self, state: tuple) -> None:
-        self.dtype = self.dtype.newbyteorder(state[1])
-
-
-class _Array:
-    """Replaces ``numpy.ndarray``: rebuilds the array from the state that NumPy writes."""
-
-    __slots__ = ("array",)
-
-    def __setstate__(self, state: tuple) -> None:
-        shape, dtype, by_columns, data = state[-4:]
-        self.array = _from_bytes(data, dtype, shape, "F" if by_columns else "C")
-
-
-def _from_bytes(data: Any, dtype: _Dtype, shape: tuple[int, ...], order: str = "C") -> np.ndarray:
-    data = data.encode("latin1") if isinstance(data, str) else data  # Python 2: text
-    if not isinstance(data, (bytes, bytearray)):
-        raise _NotAdmittedError(f"an array of {type(data).__name__}")
-    return np.frombuffer(data, dtype.dtype).reshape(shape, order=order)
-
-
-def _array_to_fill(*_: Any) -> _Array:
-    return _Array()
-
-
-def _array_of_buffer(*arguments: Any) -> _Array:
-    filled = _Array()
-    filled.array = _from_bytes(*arguments)
-    return filled
-
-
-def _scalar(dtype: _Dtype, data: Any) -> Any:
-    return _from_bytes(data, dtype, (1,))[0]
-
-
-def _encode_latin1(text: str = "", _encoding: str = "latin1") -> bytes:
-    """Python 3 writes this call for bytes in Python 2's protocol; looks up no codec."""
-    return text.encode("latin1")
-
-
-class _Names(dict):
-    """Replaces ``OrderedDict``; ignores its attributes (torch's ``_metadata``)."""
-
-    __slots__ = ()
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-
-class _Callable:
-    """A function that a file may call but cannot change.
-
-    Pickle's BUILD could set attributes of a plain function or class, such as ``__defaults__``.
-    """
-
-    __slots__ = ("_function", "_name")
-
-    def __init__(self, name: str, function: Callable[..., Any]):
-        self._name = name
-        self._function = function
-
-    def __call__(self, *arguments: Any) -> Any:
-        return self._function(*arguments)
-
-    def __setstate__(self, state: Any) -> None:
-        raise _NotAdmittedError(f"a change of {self._name}")
-
-
-_FUNCTIONS: dict[tuple[str, str], Callable[..., Any]] = {
-    ("numpy", "dtype"): _Dtype,
-    ("collections", "OrderedDict"): _Names,
-    ("_codecs", "encode"): _encode_latin1,
-}
-for _core in ("numpy.core", "numpy._core"):  # before and since NumPy 2
-    _FUNCTIONS[f"{_core}.multiarray", "_reconstruct"] = _array_to_fill
-    _FUNCTIONS[f"{_core}.multiarray", "scalar"] = _scalar
-    _FUNCTIONS[f"{_core}.numeric", "_frombuffer"] = _array_of_buffer
-_ADMITTED: dict[tuple[str, str], _Callable | None] = {
-    ("numpy", "ndarray"): None,  # named as an argument, never called
-    **{names: _Callable(".".join(names), call) for names, call in _FUNCTIONS.items()},
-}
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """An unpickler that creates only arrays and plain containers."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ADMITTED:
-            raise _NotAdmittedError(f"{module}.{name}")
-        return _ADMITTED[module, name]
-
-
-def _unwrapped(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _unwrapped(each) for key, each in value.items()}
-    return value.array if isinstance(value, _Array) else value
-
-
-class _NotAdmittedError(pickle.UnpicklingError):
-    pass
+# .pkl
 
 
 def _read_pickle(path: Path) -> Any:
-    data = path.read_bytes()
-    if data.startswith(b"PK\x03\x04"):
-        raise UserError(f"{path} was written by torch.save and is not a pickle; rename it to .pth")
     try:
-        # latin1: the model zoo's files are pickles of Python 2, whose strings are bytes
-        return _unwrapped(_ArraysOnly(io.BytesIO(data), encoding="latin1").load())
-    except _NotAdmittedError as error:
+        with path.open("rb") as file:
+            if torch_files.begins(file.peek()):
+                raise UserError(
+                    f"{path} was written by torch.save and is not a pickle; rename it to .pth"
+                )
+            return unwrapped(load(file))
+    except NotAdmittedError as error:
         raise UserError(
-            f"{path} contains {error}, which is not an array; no code was executed; use a file "
-            "with only named arrays, or, if you trust it, convert it to .safetensors"
+            f"{path} contains {_line(error)}, which is not an array; no code was executed; use a "
+            "file with only named arrays, or, if you trust it, convert it to .safetensors"
         ) from None
-    except Exception as error:  # a truncated file may raise anything
-        raise _damaged(path, error) from None
 
 
 def _write_pickle(path: Path, arrays: dict[str, np.ndarray], note: dict[str, str]) -> None:

@@ -8,11 +8,11 @@ usage: retina-jax import-weights --config=experiments/coco.py --weights=NAME_OR_
 and licence. The file of a name is fetched once, to $RETINA_JAX_CACHE/weights (default:
 ~/.cache/retina_jax/weights), and verified.
 
-A file is a .safetensors, .pth (needs torch) or .pkl file from torchvision (ResNet, RetinaNet),
-Detectron2 (ResNet, RetinaNet, Caffe2 ResNet) or this program, or the workdir of another run. The
-config must describe the network that the weights belong to; parameters that do not match are
-listed by name. A detector keeps its number of classes; for a backbone, the number comes from the
-data set or --classes. The 91 outputs of torchvision's COCO models are reduced to COCO's 80 classes
+A file is a .safetensors, .pth or .pkl file from torchvision (ResNet, RetinaNet), Detectron2
+(ResNet, RetinaNet, Caffe2 ResNet) or this program, or the workdir of another run. The config must
+describe the network that the weights belong to; parameters that do not match are listed by name. A
+detector keeps its number of classes; for a backbone, the number comes from the data set or
+--classes. The 91 outputs of torchvision's COCO models are reduced to COCO's 80 classes
 if the data set has COCO's category ids, or with --classes=80.
 
 DIR then contains config.json and a checkpoint of step 0. To evaluate or train from it, pass

@@ -130,7 +130,7 @@ def from_weights(
     """The network in a weight file of this program, torchvision or Detectron2.
 
     Args:
-      path: a .safetensors, .pth (needs torch) or .pkl file.
+      path: a .safetensors, .pth or .pkl file.
       config: describes the network and its input: an experiment's config, the path of an
         experiment (a Python file, which is executed), or the workdir of a run.
       class_names: names of the classes, by label; None: those in the file, else numbers.

@@ -16,7 +16,7 @@ from retina_jax.files import on_disk, open_path
 from retina_jax.interop.catalogue import find, is_name, suggestion
 from retina_jax.interop.export import check_expressible, export_weights, how_to_load, note_of
 from retina_jax.interop.fetch import fetch
-from retina_jax.interop.files import SUFFIXES, check_readable, write_arrays
+from retina_jax.interop.files import SUFFIXES, write_arrays
 from retina_jax.interop.fit import COCO_IDS, COCO_SLOTS
 from retina_jax.interop.start import start_from
 from retina_jax.interop.structure import class_outputs, flatten
@@ -54,9 +54,7 @@ def read_source(
     `RunError` if the network fails.
     """
     if is_name(source):
-        published = find(source, field)
-        check_readable(published.path)  # before it is fetched
-        source = str(fetch(published, report, trust))
+        source = str(fetch(find(source, field), report, trust))
     path = open_path(source, field)
     if (path / FOLDER).is_dir():
         config = path / CONFIG

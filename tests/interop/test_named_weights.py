@@ -9,7 +9,7 @@ import pytest
 import weight_server
 
 from retina_jax.errors import UserError
-from retina_jax.interop import catalogue, fetch, files
+from retina_jax.interop import catalogue, fetch
 from retina_jax.interop.catalogue import CATALOGUE, Digest
 from retina_jax.interop.export import export_names
 from retina_jax.interop.files import write_arrays
@@ -165,10 +165,3 @@ def test_weights_of_detectron2_tell_that_their_pixels_differ(
     differs = "\n".join(fit(imported, fresh, config, range(3), "theirs").differs)
     assert "--config.data.pixel_order=BGR" in differs
     assert "--config.data.std=" in differs
-
-
-def test_without_torch_nothing_is_fetched(server, monkeypatch):
-    monkeypatch.setattr(files.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="needs torch, which is not installed"):
-        read_source("torchvision:resnet50", "--weights")
-    assert server.requests == []
