@@ -11,7 +11,14 @@ from support import SMALLEST
 pytestmark = pytest.mark.usefixtures("shallow")
 
 SMALL = [flag for flag in SMALLEST if "_side" not in flag and "train.steps" not in flag]
-CHOSEN = ("--config.data.pixel_budget=6144", "--config.eval.report=False")  # 64 × 96
+CHOSEN = (
+    "--config.data.pixel_budget=6144",  # 64 × 96
+    "--config.eval.report=False",
+    "--config.model.backbone=resnet18",
+    "--config.model.init_from=",
+    "--config.model.norm=batch",
+    "--config.model.frozen_stages=0",
+)
 
 
 @pytest.fixture
