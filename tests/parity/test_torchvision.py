@@ -13,7 +13,8 @@ from torchvision_cpu import import_torchvision
 
 from retina_jax.config.backbones import BACKBONES
 from retina_jax.config.fields import BOX_LOSSES
-from retina_jax.interop.export import export_weights
+from retina_jax.interop.export import export_weights, how_to_load
+from retina_jax.interop.files import write_arrays
 from retina_jax.interop.weights import import_arrays
 from retina_jax.models.layers import make_norm
 from retina_jax.models.retinanet import backbone_of
@@ -150,6 +151,23 @@ def test_backbones_forward(torchvision, backbone):
     ours = made.apply({name: part["backbone"] for name, part in tree.items()}, image)
     for one, other in zip(ours, theirs, strict=True):
         assert_near(one, other, 1e-4)
+
+
+def test_the_printed_code_loads_a_mobilenet_in_torchvision(torchvision, tmp_path):
+    """Its logits are this program's."""
+    import torch
+
+    stages = ours_of("torchvision_mobilenet")
+    path = str(tmp_path / "theirs.safetensors")
+    write_arrays(path, export_weights(stages.tree, stages.config, "torchvision"))
+    names: dict = {}
+    exec("\n".join(how_to_load(stages.tree, stages.config, "torchvision", path)), names)
+    image = np.random.default_rng(0).normal(0, 1, (1, *INPUT, 3)).astype(np.float32)
+    with torch.no_grad():
+        model = names["model"].eval()
+        features = model.backbone(torch.from_numpy(image.transpose(0, 3, 1, 2)))
+        theirs = model.head(list(features.values()))["cls_logits"].numpy()
+    assert_near(stages.outputs(image)[0], theirs, 1e-4)
 
 
 def test_losses_of_boxes(torchvision):
