@@ -14,6 +14,8 @@ from typing import IO, Any
 
 import numpy as np
 
+_OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
+
 
 class NotAdmittedError(pickle.UnpicklingError):
     """The file contains something other than arrays; the message names it."""
@@ -123,10 +125,19 @@ def _check_memo(file: IO[bytes]) -> None:
 
     The memo is a list as long as its largest index: a file of a few bytes could fill the memory.
     """
-    start = file.tell()
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > count + 1:
-            raise ValueError(f"memo index {argument}")
+    start, count, code = file.tell(), 0, b""
+    while code != b".":
+        code = file.read(1)
+        opcode = _OPCODES.get(code.decode("latin1"))
+        if opcode is None:
+            raise ValueError(f"opcode {code!r}" if code else "the pickle ends early")
+        count += 1
+        if opcode.name == "STRING":  # its reader, unlike pickle, demands ASCII
+            file.readline()
+        elif opcode.arg:
+            argument = opcode.arg.reader(file)
+            if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > count:
+                raise ValueError(f"memo index {argument}")
     file.seek(start)
 
 

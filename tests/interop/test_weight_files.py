@@ -214,15 +214,26 @@ def test_pickles_of_all_protocols_are_read(tmp_path, protocol):
         np.testing.assert_array_equal(value, ARRAYS["a.weight"])
 
 
-def test_pickles_of_python_2_are_read(tmp_path):
-    # what Python 2.7 with NumPy 1 wrote (protocol 2) for {'conv1_w': np.float32([[1.5, -2.0]])}
-    content = (
+# what Python 2.7 with NumPy 1 wrote for {'conv1_w': np.float32([[1.5, -2.0]])}
+PYTHON_2 = {
+    2: (
         b"\x80\x02}q\x01U\x07conv1_wq\x02cnumpy.core.multiarray\n_reconstruct\nq\x03cnumpy\n"
         b"ndarray\nq\x04K\x00\x85U\x01b\x87Rq\x05(K\x01K\x01K\x02\x86cnumpy\ndtype\nq\x06U\x02f4K"
         b"\x00K\x01\x87Rq\x07(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89U\x08"
         b"\x00\x00\xc0?\x00\x00\x00\xc0tbs."
-    )
-    (tmp_path / "weights.pkl").write_bytes(content)
+    ),
+    0: (
+        b"(dp0\nS'conv1_w'\np1\ncnumpy.core.multiarray\n_reconstruct\np2\n(cnumpy\nndarray\np3\n"
+        b"(I0\ntp4\nS'b'\np5\ntp6\nRp7\n(I1\n(I1\nI2\ntp8\ncnumpy\ndtype\np9\n(S'f4'\np10\nI0\n"
+        b"I1\ntp11\nRp12\n(I3\nS'<'\np13\nNNNI-1\nI-1\nI0\ntp14\nbI00\n"
+        b"S'\\x00\\x00\\xc0?\\x00\\x00\\x00\\xc0'\np15\ntp16\nbs."
+    ),
+}
+
+
+@pytest.mark.parametrize("protocol", PYTHON_2)
+def test_pickles_of_python_2_are_read(tmp_path, protocol):
+    (tmp_path / "weights.pkl").write_bytes(PYTHON_2[protocol])
     found = read_arrays(tmp_path / "weights.pkl")
     np.testing.assert_array_equal(found["conv1_w"], np.float32([[1.5, -2.0]]))
 
