@@ -19,7 +19,8 @@ def get_config():
 
     config.model.backbone = "mobilenet_v2"
     config.model.init_from = "torchvision:mobilenet_v2"
-    config.model.frozen_stages = 2
+    config.model.norm = "batch"
+    config.model.frozen_stages = 1
     config.model.fpn_channels = config.model.head_channels = 128
     config.model.head_convs = 2
     config.model.head_norm = "group"
