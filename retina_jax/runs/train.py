@@ -308,24 +308,17 @@ def initial_state(
 
     Its weights are those of a checkpoint of step 0, else of ``model.init_from``, else random.
     """
+    source, weights = config.model.init_from, None
+    starts_over = 0 not in checkpoints.steps()
+    if starts_over and source:  # before anything is compiled
+        weights = read_source(source, "config.model.init_from", report, trust)
+        parallel.group.barrier("weights read", 3600.0)  # a host may have to fetch them first
+        report.say(f"weights from {source} ({weights.system})")
     state = init_state(model, optimizer, config)
-    if 0 in checkpoints.steps():
+    if not starts_over:
         return _start_from_step_0(state, checkpoints, folder, report)
-    return _start_from(state, config, split, report, trust) if config.model.init_from else state
-
-
-def _start_from(
-    state: TrainState,
-    config: ml_collections.ConfigDict,
-    split: Split,
-    report: Reporter,
-    trust: bool,
-) -> TrainState:
-    """``state`` with the weights of ``model.init_from``."""
-    source = config.model.init_from
-    weights = read_source(source, "config.model.init_from", report, trust)
-    parallel.group.barrier("weights read", 3600.0)  # a host may have to fetch them first
-    report.say(f"weights from {source} ({weights.system})")
+    if weights is None:
+        return state
     fresh = {"params": state.params, "batch_stats": state.batch_stats}
     named = f"config.model.init_from={source!r}"
     classes = split.category_ids, split.class_names
