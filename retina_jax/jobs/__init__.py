@@ -34,7 +34,7 @@ def on_all_hosts(parsed: Parsed) -> Iterator[Console]:
 
     parallel.start(parsed.flags)
     if parsed.config.train.compilation_cache:
-        keep_compiled_programs(getattr(parsed.flags, "workdir", ""))
+        keep_compiled_programs(getattr(parsed.flags, "workdir", None) or "")
     quiet = not parallel.is_main()
     yield Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
     parallel.finish()

@@ -1,0 +1,20 @@
+"""benchmark as a command: one JSON object per line, for the kinds that compute."""
+
+import json
+
+import pytest
+
+
+@pytest.mark.usefixtures("small_model")
+@pytest.mark.parametrize("kind", ["step", "predict"])
+def test_a_kind_that_computes_prints_its_figures(program, kind):
+    done = program(
+        "benchmark", kind, "--config=experiments/shapes.py", "--runs=1", "--steps=1",
+        "--classes=2", "--config.train.batch_size=2", "--config.eval.batch_size=2",
+        "--config.train.compilation_cache=True",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (figures,) = map(json.loads, done.stdout.splitlines())
+    assert figures["timed"] == kind
+    assert figures["input"] == [128, 128]
+    assert len(figures["step_seconds"]) == 1
