@@ -1,8 +1,8 @@
 """3x3 depthwise convolution, in the form that is fastest on each platform.
 
-On TPUs and GPUs it is XLA's grouped convolution. XLA for CPUs computes that, and especially its
-gradients, 10 to 100 times slower than the nine multiplications and additions that it stands for, so
-on CPUs these are written out (`retina-jax benchmark depthwise` compares the two).
+On TPUs and GPUs it is XLA's grouped convolution. XLA for CPUs computes that at least ten times
+slower than the nine multiplications and additions that it stands for, and its gradients two to five
+times slower, so on CPUs these are written out (`retina-jax benchmark depthwise` compares the two).
 """
 
 from __future__ import annotations
