@@ -2,16 +2,27 @@
 
 import json
 
+import jax
 import pytest
 
 
-@pytest.mark.usefixtures("small_model")
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """A cache of compiled programs that the command itself has to find."""
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("RETINA_JAX_CACHE", raising=False)
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.mark.usefixtures("small_model", "own_cache")
 @pytest.mark.parametrize("kind", ["step", "predict"])
 def test_a_kind_that_computes_prints_its_figures(program, kind):
     done = program(
         "benchmark", kind, "--config=experiments/shapes.py", "--runs=1", "--steps=1",
         "--classes=2", "--config.train.batch_size=2", "--config.eval.batch_size=2",
-        "--config.train.compilation_cache=True",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     (figures,) = map(json.loads, done.stdout.splitlines())
