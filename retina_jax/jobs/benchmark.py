@@ -31,7 +31,9 @@ from retina_jax.config.flags import PROCESSES, Flag, Parsed, parse, wants_help
 from retina_jax.errors import UserError
 from retina_jax.jobs import config_of_run, on_all_hosts
 
-KINDS = ("step", "predict", "input", "memory", "export", "serve", "depthwise", "padding")
+KINDS = (
+    "step", "predict", "torchvision", "input", "memory", "export", "serve", "depthwise", "padding",
+)  # fmt: skip
 COMPUTING = ("step", "predict")
 """The kinds that all hosts of a run take part in."""
 FLAGS = (
@@ -85,6 +87,10 @@ def benchmark(kind: str, parsed: Parsed) -> Iterator[dict]:
         from retina_jax.benchmarks.depthwise import time_depthwise
 
         return time_depthwise(config, flags.runs)
+    if kind == "torchvision":
+        from retina_jax.benchmarks.peer import time_beside_torchvision
+
+        return time_beside_torchvision(config, flags.runs, flags.steps, flags.classes)
     if kind == "padding":
         from retina_jax.benchmarks.padding import compare_padding
 
