@@ -3,7 +3,8 @@
     python published_program.py NAME URL FILE SHA256 FOLDER COMMAND …
 
 Each process writes the config and the weights that it would train with to FOLDER. Networks have one
-block a stage, as with the fixture ``shallow``.
+block a stage, as with the fixture ``shallow``, and layers that the weights lack are 0: drawing them
+would take most of the time.
 """
 
 import dataclasses
@@ -17,7 +18,9 @@ from retina_jax import parallel
 from retina_jax.config.backbones import BACKBONES
 from retina_jax.interop.catalogue import BASES, CATALOGUE, Digest
 from retina_jax.main import main
+from retina_jax.runs import train
 from retina_jax.training.loop import TrainingLoop
+from retina_jax.training.step import state_shapes
 
 name, url, file, digits, folder = sys.argv[1:6]
 BASES[CATALOGUE[name].system] = url
@@ -33,5 +36,10 @@ def write(loop, state, *_):
     sys.exit(0)
 
 
+def zeros(*arguments):
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state_shapes(*arguments))
+
+
 TrainingLoop.run = write
+train.init_state = zeros
 sys.exit(main(["retina-jax", *sys.argv[6:]]))
