@@ -17,6 +17,7 @@ from retina_jax.prediction.pictures import Picture, find_files
 from retina_jax.prediction.result import Detection, ImageDetections, labels_of
 from retina_jax.prediction.stream import Predictor, check_threshold
 from retina_jax.prediction.tiles import Tiling
+from retina_jax.progress import Reporter
 
 if TYPE_CHECKING:
     import ml_collections
@@ -97,20 +98,29 @@ class Detector:
         config: ml_collections.ConfigDict | str | Path,
         *,
         class_names: Sequence[str] | None = None,
+        trust: bool = False,
         **options: Any,
     ) -> Detector:
         """A detector from a weight file: of ``export-weights``, torchvision or Detectron2.
 
+        Config fields that differ from those that the weights were trained with are printed.
+
         Args:
-          path: a .safetensors, .pth or .pkl file.
+          path: a .safetensors, .pth or .pkl file; or a name that ``retina-jax import-weights
+            --list`` prints, such as "torchvision:retinanet_resnet50_fpn", whose file is fetched
+            once, verified and kept in the cache ($RETINA_JAX_CACHE).
           config: describes the network and its input: an experiment's config, its Python file, or
             the workdir of a run.
           class_names: names of the classes; None: those in the file, else "class 0", ….
+          trust: use a file without a published hash, and print its SHA-256.
           options: of the constructor, such as ``batch_size``.
 
-        Raises `UserError` if the file cannot be read or does not fit the config.
+        Raises `UserError` if the name is unknown, or the file cannot be read or does not fit the
+        config; `RunError` if the network fails.
         """
-        return cls(from_weights(path, config, class_names), **options)
+        report = Reporter.on_stderr()
+        network = from_weights(path, config, class_names, report.note, trust, report)
+        return cls(network, **options)
 
     @classmethod
     def from_export(cls, path: str | Path, **options: Any) -> Detector:

@@ -20,18 +20,17 @@ from retina_jax.data.loader import placements
 from retina_jax.data.plan import padding_share
 from retina_jax.doctor import checks
 from retina_jax.doctor.anchor_recall import (
-    ENOUGH,
     LEAST_BOXES,
     InputBoxes,
-    Suggestion,
     at_input,
     best_anchor_iou,
     group_recall,
-    suggest,
 )
 from retina_jax.doctor.buckets import BucketRow, bucket_rows, check_buckets, check_shrinking
 from retina_jax.doctor.checks import Finding, percent
 from retina_jax.doctor.contents import Contents, read_contents, spread_rows
+from retina_jax.doctor.fit_anchors import ENOUGH
+from retina_jax.doctor.reach import Boxes, Suggestion, reach_at, suggest
 from retina_jax.ops.anchors import LEVELS, level_sizes
 
 SIZES = ("small", "medium", "large")
@@ -215,15 +214,24 @@ def summarise(
 
 
 def check_recall(
-    contents: Contents, matched: BoxMatch, config: ml_collections.ConfigDict
+    contents: Contents,
+    matched: BoxMatch,
+    config: ml_collections.ConfigDict,
+    anchors_fitted: bool = False,
 ) -> tuple[list[Finding], Suggestion | None]:
-    """Finds classes and sizes that the anchors cannot match; also suggests a change."""
+    """Finds classes and sizes that the anchors cannot match; also suggests a change.
+
+    ``anchors_fitted``: ``data.fit`` has chosen the anchors and said what they reach, so only errors
+    are reported.
+    """
     if not len(matched.places):
         return [], None
     foreground, background = config.matching.foreground_iou, config.matching.background_iou
-    groups = groups_of(contents, matched)
-    rows, boxes = contents.row_of[matched.places], contents.cut[matched.places]
-    suggestion = suggest(contents.split, rows, boxes, groups, config)
+    groups, places = groups_of(contents, matched), matched.places
+    labels = contents.labels[places]
+    boxes = Boxes(contents.split, contents.row_of[places], contents.cut[places], labels)
+    now = reach_at(config, matched.iou, labels)
+    suggestion = None if anchors_fitted else suggest(boxes, groups, now)
     name, found = contents.split.name, []
     overall = float((matched.iou >= background).mean())
     if overall < _LEAST_RECALL and len(matched.places) >= LEAST_BOXES:
@@ -233,6 +241,8 @@ def check_recall(
             + (suggestion.text() if suggestion else "check the boxes and data.short_side")
         )
         found.append(Finding("error", "anchor_recall", message))
+    if anchors_fitted or now.is_enough:
+        return found, suggestion
     nearly = group_recall(matched.iou >= background, groups)
     recalls = group_recall(matched.iou >= foreground, groups)
     low = {group: recall for group, recall in recalls.items() if recall < ENOUGH}
@@ -330,11 +340,16 @@ def examine(
 
 
 def short_form(
-    train: Split, evaluation: Split, config: ml_collections.ConfigDict, limit: int = 2000
+    train: Split,
+    evaluation: Split,
+    config: ml_collections.ConfigDict,
+    limit: int = 2000,
+    anchors_fitted: bool = False,
 ) -> list[Finding]:
     """Quick checks before step 0, errors first; takes a second or two and decodes no image.
 
     Checks ids and box counts of all rows, and boxes of at most ``limit`` rows of each split.
+    ``anchors_fitted``: as for `check_recall`.
     """
     findings = []
     for split, trains in ((train, True), (evaluation, False)):
@@ -345,7 +360,7 @@ def short_form(
         findings += checks.check_shapes(read)
         if trains:
             findings += check_shrinking(split, config)
-            findings += check_recall(read, match(read, config), config)[0]
+            findings += check_recall(read, match(read, config), config, anchors_fitted)[0]
     if (train.directory, train.name) == (evaluation.directory, evaluation.name):
         message = (
             f"data.train_split and data.eval_split are both {train.name!r}, so scores do not "

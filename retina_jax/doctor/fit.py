@@ -18,21 +18,20 @@ from retina_jax.config.values import changed_config
 from retina_jax.data.data_set import Split
 from retina_jax.data.loader import check_not_empty, placements
 from retina_jax.data.plan import padding_share
-from retina_jax.doctor.anchor_recall import InputBoxes, at_input, best_anchor_iou
 from retina_jax.doctor.buckets import bucket_rows
 from retina_jax.doctor.checks import percent
 from retina_jax.doctor.contents import read_contents, spread_rows
-from retina_jax.doctor.fit_anchors import ENOUGH, fit_anchors, recalls
+from retina_jax.doctor.fit_anchors import ENOUGH
 from retina_jax.doctor.fit_sizes import fit_sizes
 from retina_jax.doctor.fit_steps import fit_schedule, fit_steps
+from retina_jax.doctor.reach import ANCHORS, Boxes, fitted_anchors, reach_of
 from retina_jax.wording import counted
 
 _SIZES = ("data.short_side", "data.long_side", "data.buckets")
-_ANCHORS = ("anchors.scale", "anchors.octaves", "anchors.ratios")
 _SCHEDULE = (
     "eval.every", "train.checkpoint_every", "optimizer.warmup_steps", "optimizer.decay_at"
 )  # fmt: skip
-FITTED = (*_SIZES, *_ANCHORS, "data.max_boxes", "train.steps", *_SCHEDULE)
+FITTED = (*_SIZES, *ANCHORS, "data.max_boxes", "train.steps", *_SCHEDULE)
 """The fields that ``data.fit`` chooses, unless they are set."""
 _MOST_ROWS = 20_000  # images whose boxes are read
 _ROUND = 8  # boxes: max_boxes is a multiple
@@ -48,19 +47,6 @@ class Fit:
     """For the user: the fields as flags, each with its reason."""
 
 
-@dataclasses.dataclass(frozen=True)
-class _Boxes:
-    """The boxes of the training split that anchors are matched with; original pixels."""
-
-    split: Split
-    rows: np.ndarray
-    boxes: np.ndarray
-    labels: np.ndarray
-
-    def at_input(self, config: ml_collections.ConfigDict) -> InputBoxes:
-        return at_input(self.split, self.rows, self.boxes, config)
-
-
 def fit(train: Split, evaluation: Split, config: ml_collections.ConfigDict, free: Set[str]) -> Fit:
     """Values for the ``free`` ones of the fields in `FITTED`; ``config`` holds the others.
 
@@ -73,9 +59,9 @@ def fit(train: Split, evaluation: Split, config: ml_collections.ConfigDict, free
     if sizes := _fit_sizes(train, config, free, config.data.pixel_budget, turned):
         fields |= sizes
         lines.append(flags(sizes) + ": " + _about_sizes(train, changed_config(config, fields)))
-    if free & set(_ANCHORS) and len((boxes := _boxes_of(train)).rows):
+    if free & set(ANCHORS) and len((boxes := _boxes_of(train)).rows):
         sized = changed_config(config, fields)
-        anchors = _fit_anchors(boxes, sized, free, turned)
+        anchors = fitted_anchors(boxes, sized, free)
         fields |= anchors
         lines += _about_anchors(boxes, sized, anchors, free, turned)
     if "data.max_boxes" in free:
@@ -90,10 +76,10 @@ def fit(train: Split, evaluation: Split, config: ml_collections.ConfigDict, free
     timed = {n: v for n, v in fields.items() if n == "train.steps" or n in schedule}
     if timed:
         train_of = changed_config(config, fields).train
-        epochs = train_of.steps * train_of.batch_size / len(train)
+        epochs = f"{train_of.steps * train_of.batch_size / len(train):.3g}"
         lines.append(
             f"{flags(timed)}: {train_of.steps:,} steps of {train_of.batch_size} are "
-            f"{epochs:.3g} epochs of {counted(len(train), 'image')}"
+            f"{counted(epochs, 'epoch')} of {counted(len(train), 'image')}"
         )
     return Fit({name: fields[name] for name in FITTED if name in fields}, tuple(lines))
 
@@ -103,11 +89,11 @@ def flags(fields: dict[str, Any]) -> str:
     return " ".join(field_flag(name, value) for name, value in fields.items())
 
 
-def _boxes_of(split: Split) -> _Boxes:
+def _boxes_of(split: Split) -> Boxes:
     contents = read_contents(split, spread_rows(split, _MOST_ROWS), index_only=True)
     known = (contents.labels >= 0) & (contents.labels < len(split.class_names))
     places = np.flatnonzero(contents.sound & known)
-    return _Boxes(split, contents.row_of[places], contents.cut[places], contents.labels[places])
+    return Boxes(split, contents.row_of[places], contents.cut[places], contents.labels[places])
 
 
 def _fit_sizes(
@@ -133,23 +119,6 @@ def _fit_sizes(
     return {name: value for name, value in values if name in free}
 
 
-def _fit_anchors(
-    boxes: _Boxes, config: ml_collections.ConfigDict, free: Set[str], turned: bool
-) -> dict[str, Any]:
-    kept = [name for name in _ANCHORS if name not in free]
-    chosen = fit_anchors(
-        boxes.at_input(config),
-        boxes.labels,
-        resolve(config).buckets,
-        config.anchors,
-        config.matching.foreground_iou,
-        [name.partition(".")[2] for name in kept],
-        turned,
-    )
-    values = zip(_ANCHORS, (chosen.scale, chosen.octaves, chosen.ratios), strict=True)
-    return {name: value for name, value in values if name in free}
-
-
 def _about_sizes(split: Split, config: ml_collections.ConfigDict) -> str:
     placed, buckets = placements(split, config), resolve(config).buckets
     rows = bucket_rows(split, placed, config)
@@ -166,29 +135,29 @@ def _about_sizes(split: Split, config: ml_collections.ConfigDict) -> str:
 
 
 def _about_anchors(
-    boxes: _Boxes,
+    boxes: Boxes,
     config: ml_collections.ConfigDict,
     anchors: dict[str, Any],
     free: Set[str],
     turned: bool,
 ) -> list[str]:
     """The reached recall and, if it is too low, the boxes out of reach and a remedy."""
-    threshold, buckets = config.matching.foreground_iou, resolve(config).buckets
-    shown = boxes.at_input(config)
-    before = best_anchor_iou(shown, buckets, config.anchors) >= threshold
-    iou = best_anchor_iou(shown, buckets, changed_config(config, anchors).anchors)
-    overall, by_class = recalls(iou, boxes.labels, threshold)
+    threshold = config.matching.foreground_iou
+    before = reach_of(boxes, config)
+    reached = reach_of(boxes, changed_config(config, anchors))
     lines = [
-        f"{flags(anchors)}: {percent(overall)} of {counted(len(iou), 'box')} within reach of an "
-        f"anchor at IoU {threshold:g} ({percent(float(before.mean()))} without the fit)"
+        f"{flags(anchors)}: {percent(reached.overall)} of {counted(len(reached.iou), 'box')} "
+        f"within reach of an anchor at IoU {threshold:g} "
+        f"({percent(before.overall)} without the fit)"
     ]
-    low = [label for label, recall in by_class.items() if recall < ENOUGH]
-    if overall >= ENOUGH and not low:
+    if reached.is_enough:
         return lines
-    names, missed = boxes.split.class_names, iou < threshold
-    sides = np.sqrt((shown.boxes[:, 2:] - shown.boxes[:, :2]).prod(axis=1))
+    names, missed = boxes.split.class_names, reached.iou < threshold
+    shown = boxes.at_input(config).boxes
+    sides = np.sqrt((shown[:, 2:] - shown[:, :2]).prod(axis=1))
     listed = []
     counts = np.bincount(boxes.labels[missed], minlength=len(names))
+    low = [label for label, recall in reached.by_class.items() if recall < ENOUGH]
     low = low or np.flatnonzero(counts).tolist()
     for label in sorted(low, key=lambda label: (-counts[label], label))[:5]:
         mine = missed & (boxes.labels == label)
@@ -200,16 +169,14 @@ def _about_anchors(
     return lines
 
 
-def _remedy(boxes: _Boxes, config: ml_collections.ConfigDict, free: Set[str], turned: bool) -> str:
+def _remedy(boxes: Boxes, config: ml_collections.ConfigDict, free: Set[str], turned: bool) -> str:
     """The smallest pixel budget that brings enough boxes within reach."""
     budget = config.data.pixel_budget
     for factor in _LARGER:
         sizes = _fit_sizes(boxes.split, config, free, factor * budget, turned)
         larger = changed_config(config, sizes)
-        changed = changed_config(larger, _fit_anchors(boxes, larger, free, turned))
-        iou = best_anchor_iou(boxes.at_input(changed), resolve(changed).buckets, changed.anchors)
-        overall, by_class = recalls(iou, boxes.labels, config.matching.foreground_iou)
-        if min([overall, *by_class.values()]) >= ENOUGH:
+        reached = reach_of(boxes, changed_config(larger, fitted_anchors(boxes, larger, free)))
+        if reached.is_enough:
             flag = field_flag("data.pixel_budget", factor * budget)
-            return f"{flag} ({factor} times the pixels) reaches {percent(overall)}"
+            return f"{flag} ({factor} times the pixels) reaches {percent(reached.overall)}"
     return f"no budget up to {_LARGER[-1]} times as large reaches {percent(ENOUGH)}"

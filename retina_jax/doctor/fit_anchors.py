@@ -135,6 +135,12 @@ def recalls(
     return float(within.mean()), group_recall(within, groups, LEAST_BOXES)
 
 
+def shortfall(recall: Float[np.ndarray, "n"], enough: float = ENOUGH) -> float:
+    """Recall that the worst of several groups lacks, plus what they lack on average."""
+    lacking = np.maximum(enough - recall, 0.0)
+    return float(lacking.max() + lacking.mean())
+
+
 def _sampled(labels: np.ndarray) -> Int[np.ndarray, "_"]:
     """Indices of a few thousand boxes at most, as many of each class as there are, if few."""
     classes = np.unique(labels)
@@ -171,10 +177,9 @@ class _Judge:
         within = np.bincount(self._class_of, iou >= self._threshold, len(self._shares))
         recall = within / self._sampled
         single = np.array([recall @ self._shares, *recall[self._alone]])
-        lacking = np.maximum(self._enough - single, 0.0)
         away = abs(math.log2(candidate.scale / _USUAL_SCALE))
         cost = _COST * (math.log2(len(candidate)) + away)
-        cost += _LACKING * float(lacking.max() + lacking.mean())
+        cost += _LACKING * shortfall(single, self._enough)
         return round(cost - float(iou.mean(dtype=np.float64)), 4), len(candidate)
 
 

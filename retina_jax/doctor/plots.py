@@ -7,8 +7,8 @@ import io
 import ml_collections
 import numpy as np
 
-from retina_jax.doctor.anchor_recall import ENOUGH
 from retina_jax.doctor.examine import BoxMatch, Report, SplitSummary, class_group
+from retina_jax.doctor.fit_anchors import ENOUGH
 from retina_jax.ops.anchors import LEVELS, level_sizes
 
 _MOST_CLASSES = 40

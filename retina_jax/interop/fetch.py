@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import IO
 
 from retina_jax.errors import RunError, UserError, is_disk_full
-from retina_jax.files import atomic_write, cache_folder, write_json
-from retina_jax.interop.catalogue import Published
+from retina_jax.files import atomic_write, cache_folder, open_path, write_json
+from retina_jax.interop.catalogue import Published, find, is_name
 from retina_jax.progress import ProgressBar, Reporter
 from retina_jax.version import __version__
 
@@ -46,6 +46,23 @@ def weights_folder() -> Path:
     return cache_folder() / FOLDER
 
 
+def weight_path(
+    source: str | Path, field: str, report: Reporter | None = None, trust: bool = False
+) -> Path:
+    """Where weights are: the file of a name, which is fetched if it is missing; else ``source``.
+
+    Args:
+      source: a name in `interop.catalogue`, or a path.
+      field: the flag or argument that has the value ``source``, for messages.
+      trust: as for `fetch`.
+
+    Raises `UserError` for an unknown name and an address that cannot be opened, and as `fetch`.
+    """
+    if is_name(str(source)):
+        return fetch(find(str(source), field), report, trust)
+    return open_path(source, field)
+
+
 def fetch(of: Published, report: Reporter | None = None, trust: bool = False) -> Path:
     """The verified file of ``of``: from the cache, or fetched from its URL.
 
@@ -62,8 +79,8 @@ def fetch(of: Published, report: Reporter | None = None, trust: bool = False) ->
     path = weights_folder() / of.path
     if of.digest is None and not trust:
         raise UserError(
-            f"{of.name} has no published hash, so {of.url} cannot be verified; add --trust to use "
-            f"it from there or from {path}"
+            f"{of.name} has no published hash, so {of.url} cannot be verified; add --trust (in "
+            f"Python, trust=True) to use it from there or from {path}"
         )
     try:
         if not path.is_file():

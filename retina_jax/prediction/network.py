@@ -20,11 +20,15 @@ from retina_jax.data.deep import PixelScale
 from retina_jax.errors import UserError
 from retina_jax.evaluation.detect import make_detect
 from retina_jax.files import on_disk, open_path
+from retina_jax.interop.catalogue import suggestion
+from retina_jax.interop.fetch import weight_path
+from retina_jax.interop.files import SUFFIXES
 from retina_jax.interop.fit import fit
 from retina_jax.interop.graft import graft
 from retina_jax.interop.structure import class_outputs
 from retina_jax.interop.weights import read_weights
 from retina_jax.models import retinanet
+from retina_jax.progress import Reporter
 from retina_jax.training.checkpoint import FOLDER, Chosen, restore_chosen
 from retina_jax.training.step import variable_shapes
 from retina_jax.training.workdir import (
@@ -126,21 +130,32 @@ def from_weights(
     config: ml_collections.ConfigDict | str | Path,
     class_names: Sequence[str] | None = None,
     note: Note = lambda line: None,
+    trust: bool = False,
+    report: Reporter | None = None,
 ) -> Network:
     """The network in a weight file of this program, torchvision or Detectron2.
 
     Args:
-      path: a .safetensors, .pth or .pkl file.
+      path: a .safetensors, .pth or .pkl file, or a name in `interop.catalogue`, whose file is
+        fetched unless it is in the cache.
       config: describes the network and its input: an experiment's config, the path of an
         experiment (a Python file, which is executed), or the workdir of a run.
       class_names: names of the classes, by label; None: those in the file, else numbers.
       note: called with each warning, such as fields that differ from those of training.
+      trust: read a file by name even if no hash is published to verify it.
+      report: shows the progress of a download.
 
-    Raises `UserError` for a file that cannot be read, or that is not a detector of ``config``.
+    Raises `UserError` for an unknown name, and a file that cannot be read or that is not a detector
+    of ``config``; `RunError` if the network fails.
     """
     config = _config_of(config)
     validate(config)
-    path = open_path(path, "the weights")
+    source, path = path, weight_path(path, "path", report, trust)
+    if path.suffix not in SUFFIXES:
+        raise UserError(
+            f"path={str(source)!r} is not a weight file ({', '.join(SUFFIXES)}); use a file, or a "
+            f"name of weights of torchvision or Detectron2; {suggestion(str(source))}"
+        )
     with on_disk(path) as local:
         imported = read_weights(local)
     if class_outputs(imported.tree) is None:

@@ -13,9 +13,9 @@ from retina_jax.config import leaves, resolve
 from retina_jax.data.data_set import data_dir, find_data_set, open_split
 from retina_jax.errors import UserError
 from retina_jax.files import on_disk, open_path
-from retina_jax.interop.catalogue import find, is_name, suggestion
+from retina_jax.interop.catalogue import suggestion
 from retina_jax.interop.export import check_expressible, export_weights, how_to_load, note_of
-from retina_jax.interop.fetch import fetch
+from retina_jax.interop.fetch import weight_path
 from retina_jax.interop.files import SUFFIXES, write_arrays
 from retina_jax.interop.fit import COCO_IDS, COCO_SLOTS
 from retina_jax.interop.start import start_from
@@ -53,9 +53,7 @@ def read_source(
     Raises `UserError`, naming ``field``, if ``source`` is none of these or cannot be read, and
     `RunError` if the network fails.
     """
-    if is_name(source):
-        source = str(fetch(find(source, field), report, trust))
-    path = open_path(source, field)
+    path = weight_path(source, field, report, trust)
     if (path / FOLDER).is_dir():
         config = path / CONFIG
         fields = leaves(json.loads(config.read_text())) if config.exists() else {}

@@ -6,8 +6,9 @@ from made_data import image_of, split_of
 
 from retina_jax.config import default_config, fields_set, validate
 from retina_jax.config.values import changed_config
-from retina_jax.doctor.examine import short_form
+from retina_jax.doctor.examine import examine, short_form
 from retina_jax.doctor.fit import FITTED, fit
+from retina_jax.doctor.reach import ANCHORS
 from retina_jax.errors import UserError
 
 
@@ -49,6 +50,27 @@ def test_every_field_is_fitted_and_said_as_a_flag(splits):
     for name in FITTED:
         assert f"--config.{name}=" in said
     assert "within reach" in said
+
+
+def test_the_doctor_suggests_what_a_fit_chooses(splits):
+    config = config_of(**{"data.short_side": 96, "data.long_side": 160})
+    found = fit(*splits, config, free_in(config)).fields
+    config.data.fit = False
+    suggestion = examine(*splits, config).suggestion
+    assert suggestion.fields
+    for name in ANCHORS:
+        group, leaf = name.split(".")
+        assert suggestion.fields.get(name, config[group][leaf]) == found[name]
+
+
+def test_training_says_once_what_is_out_of_reach():
+    split = split_of("train", [image_of(i, boxes_in(i, 4, 8)) for i in range(30)])
+    config = config_of(**{"data.pixel_budget": 64 * 96})
+    effective = changed_config(config, fit(split, split, config, free_in(config)).fields)
+    for fitted in (False, True):
+        findings = short_form(split, split, effective, anchors_fitted=fitted)
+        said = [finding for finding in findings if finding.check == "anchor_recall"]
+        assert bool(said) != fitted
 
 
 def test_what_is_set_stays_even_at_its_default(splits):

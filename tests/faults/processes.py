@@ -43,6 +43,8 @@ class Run:
         own=(),
         workdirs=(),
         environment=(),
+        experiment="shapes",
+        program=("-m", "retina_jax.main"),
         **fields,
     ):
         """Starts them.
@@ -51,10 +53,12 @@ class Run:
           own: for each process, fields that only it is given.
           workdirs: for each process, its --workdir instead of ``workdir``.
           environment: variables, besides the tests' own.
+          program: arguments of Python before the command.
+          fields: besides those of ``SMALL``; None leaves a field of that to the experiment.
         """
         fields = {name.replace("__", "."): value for name, value in fields.items()}
         flags = {**SMALL, "data.dir": data_dir, **fields}
-        flags = [f"--config.{name}={value}" for name, value in flags.items()]
+        flags = [f"--config.{name}={value}" for name, value in flags.items() if value is not None]
         self.workdir = Path(workdir)
         environment = on_one_device() | dict(environment)
         environment |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices // count)}
@@ -69,8 +73,8 @@ class Run:
             more += [f"--config.{k}={v}" for k, v in (own[i] if i < len(own) else {}).items()]
             self.processes.append(
                 subprocess.Popen(
-                    [sys.executable, "-m", "retina_jax.main", command,
-                     "--config=experiments/shapes.py", f"--workdir={folder}", *flags, *more],
+                    [sys.executable, *program, command,
+                     f"--config=experiments/{experiment}.py", f"--workdir={folder}", *flags, *more],
                     cwd=REPOSITORY, env=environment, text=True, stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT, start_new_session=True,
                 )

@@ -2,12 +2,15 @@
 
 import dataclasses
 import hashlib
+import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 import weight_server
 
+from experiments.finetune import get_config as finetune
 from retina_jax.errors import UserError
 from retina_jax.interop import catalogue, fetch
 from retina_jax.interop.catalogue import CATALOGUE, Digest
@@ -19,6 +22,7 @@ from retina_jax.runs.train import train
 from retina_jax.runs.weights import read_source
 from retina_jax.training.loop import TrainingLoop
 from retina_jax.training.workdir import read_config
+from tests.faults.processes import REPOSITORY, SMALL, Run, said
 
 NAME = "torchvision:resnet18"
 
@@ -56,7 +60,7 @@ class _FirstStepError(Exception):
 
 @pytest.fixture
 def start(tiny_config, monkeypatch):
-    """``start(workdir)``: begins a run and returns its state before the first step."""
+    """``start(workdir, config)``: begins a run and returns its state before the first step."""
     states = []
 
     def run(loop, state, *_):
@@ -65,9 +69,9 @@ def start(tiny_config, monkeypatch):
 
     monkeypatch.setattr(TrainingLoop, "run", run)
 
-    def start(workdir):
+    def start(workdir, config=tiny_config):
         with pytest.raises(_FirstStepError):
-            train(tiny_config, workdir)
+            train(config, workdir)
         return states.pop()
 
     return start
@@ -96,6 +100,54 @@ def _assert_equal(theirs, ours):
             _assert_equal(value, ours[name])
     else:
         np.testing.assert_array_equal(theirs, np.asarray(ours))
+
+
+@pytest.mark.faults
+def test_two_processes_fit_and_fetch_as_one_does(server, small_resnet, start, shapes_dir, tmp_path):
+    """Fitted to the data, from weights by name: one download, and in each process the same run."""
+    fields = {
+        "data.dir": str(shapes_dir), "data.pixel_budget": 128 * 128,
+        "model.backbone": "resnet18", "model.width": 8, "model.fpn_channels": 16,
+        "model.head_channels": 16, "model.head_convs": 1, "model.init_from": NAME,
+    }  # fmt: skip
+    config = finetune()
+    for name, value in fields.items():
+        group, leaf = name.split(".")
+        config[group][leaf] = value
+    state = start(tmp_path / "one", config)
+    server.requests.clear()
+    row = CATALOGUE[NAME]
+    with Run(
+        tmp_path / "two",
+        shapes_dir,
+        count=2,
+        devices=2,
+        experiment="finetune",
+        environment={"RETINA_JAX_CACHE": str(tmp_path / "theirs")},
+        program=(REPOSITORY / "tests/published_program.py", NAME, row.url.removesuffix(row.file),
+                 row.file, row.digest.digits, tmp_path),
+        **dict.fromkeys(SMALL) | fields,
+    ) as run:  # fmt: skip
+        codes, printed = run.end()
+    assert codes == [0, 0], printed
+    assert len(server.requests) == 1
+    assert "fitted to 24 training images" in printed[0]
+    assert f"weights from {NAME}" in printed[0]
+    assert said(printed[1]) == ""
+    one, two = (
+        json.loads((tmp_path / workdir / "config.json").read_text()) for workdir in ("one", "two")
+    )
+    assert {"data.short_side", "anchors.scale", "data.max_boxes"} <= set(two["resolved"]["fitted"])
+    assert two == one
+    assert (tmp_path / "0.json").read_text() == (tmp_path / "1.json").read_text()
+    weights = state.params, state.batch_stats
+    for process in ("0", "1"):
+        with np.load(tmp_path / f"{process}.npz") as theirs:
+            assert len(theirs) == len(jax.tree.leaves(weights))
+            for name, ours in zip(theirs, jax.tree.leaves_with_path(weights), strict=True):
+                path, value = ours
+                if jax.tree_util.DictKey("backbone") in path:
+                    np.testing.assert_array_equal(theirs[name], value)
 
 
 def test_a_run_resumes_without_network_and_file(

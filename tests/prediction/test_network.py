@@ -1,5 +1,7 @@
 """Where a network comes from: a workdir, or weights and a config; errors of one line."""
 
+import dataclasses
+import hashlib
 import json
 import shutil
 
@@ -66,6 +68,36 @@ def test_weights_that_name_no_classes_have_numbers_for_names(network, finished_r
     assert loaded.classes.names == tuple(f"class {i}" for i in range(count))
     assert any("does not name its" in note for note in notes)
     jax.tree.map(np.testing.assert_array_equal, loaded.variables, network.variables)
+
+
+def test_weights_have_a_name_too(network, finished_run, tmp_path, monkeypatch, capsys):
+    """From a file in the cache: nothing is fetched, but its hash is verified."""
+    from retina_jax.interop import catalogue
+    from retina_jax.runs.weights import export_run
+
+    name = "torchvision:retinanet_resnet50_fpn"
+    file = tmp_path / "weights/torchvision/ours.safetensors"
+    file.parent.mkdir(parents=True)
+    export_run(finished_run, "retina_jax", file)
+    content = file.read_bytes()
+    digest = catalogue.Digest("sha256", hashlib.sha256(content).hexdigest()[:8])
+    row = dataclasses.replace(catalogue.CATALOGUE[name], file=file.name, digest=digest)
+    monkeypatch.setitem(catalogue.CATALOGUE, name, row)
+    monkeypatch.setenv("RETINA_JAX_CACHE", str(tmp_path))
+    detector = Detector.from_weights(name, finished_run)
+    assert detector.class_names == network.classes.names
+    assert from_weights(name, finished_run).digest() == network.digest()
+    assert capsys.readouterr().err == ""
+    file.write_bytes(content[:-1])
+    for source, message in (
+        (name, f"{file} has SHA-256 .*, but {name} has SHA-256 {digest.digits}"),
+        (f"{name}_3", f"path='{name}_3' is not a known name; did you mean {name}"),
+        (row.short, f"path='{row.short}' is not a weight file .* did you mean {name}"),
+        ("detectron2:MSRA/R-50", r"no published hash, .*; add --trust \(in Python, trust=True\)"),
+    ):
+        with pytest.raises(UserError, match=message) as error:
+            Detector.from_weights(source, finished_run)
+        assert len(str(error.value).splitlines()) == 1
 
 
 def test_weights_of_another_network_are_refused(network, finished_run, tmp_path):
