@@ -104,10 +104,17 @@ class Resolved:
     """(height, width) of the inputs, pixels."""
     background_logits: int
     """Logits per anchor in addition to its classes: 1 with a softmax, else 0."""
+    box_bins: int
+    """``loss.dfl_bins`` if the box head predicts distributions; 0 if it predicts deltas."""
     data_dir: str
     """Absolute; "" for TFDS's default."""
     augmentation: Mapping[str, Any]
     """The augmentation fields, by name, after ``data.augmentation``."""
+
+    @property
+    def box_values(self) -> int:
+        """Outputs of the box head per box: 4 deltas, or the logits of four distributions."""
+        return 4 * (self.box_bins + 1)
 
     @property
     def softmax(self) -> bool:
@@ -137,6 +144,7 @@ def resolve(config: ml_collections.ConfigDict) -> Resolved:
         buckets=tuple(data.buckets)
         or derive_buckets(data.short_side, data.long_side, data.train_short_sides),
         background_logits=int(config.loss.classification == "softmax_focal"),
+        box_bins=config.loss.dfl_bins if config.loss.box == "dfl" else 0,
         data_dir=absolute_folder(data.dir),
         augmentation=augmentation(config),
     )
@@ -178,6 +186,11 @@ def _up(side: int) -> int:
 def target_arguments(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """The arguments of `ops.targets.assign_targets` in a config."""
     return {**config.matching, "coder_weights": config.coder.weights}
+
+
+def coder_arguments(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The arguments of `ops.distribution.decode_outputs` in a config."""
+    return {"bins": resolve(config).box_bins, **config.coder}
 
 
 def placement_rule(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -259,6 +272,9 @@ def _validate_relations(config: ml_collections.ConfigDict) -> None:
         _refuse("data.float_pixels", True, rule, False)
     if loss.classification == "focal_star" and not loss.gamma > 0:
         _refuse("loss.gamma", loss.gamma, "must be above 0 for focal_star", 2.0)
+    if loss.box == "dfl" and model.class_specific_boxes:
+        rule = "is not available with loss.box=dfl, which predicts one box for all classes"
+        _refuse("model.class_specific_boxes", True, rule, False)
     if model.stride_in_1x1 and not BACKBONES[model.backbone].bottleneck:
         rule = f"needs bottlenecks, which {model.backbone} does not have"
         _refuse("model.stride_in_1x1", True, rule, False)

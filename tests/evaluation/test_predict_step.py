@@ -6,6 +6,7 @@ import pytest
 from retina_jax.config import default_config
 from retina_jax.evaluation.predict_step import make_predict_step
 from retina_jax.models.retinanet import anchors_for
+from retina_jax.types import Predictions
 
 SIZE, CLASSES = (64, 96), 3
 
@@ -23,7 +24,7 @@ class Known:
         assert variables == "weights"
         assert not train
         self.seen = np.asarray(images)
-        return self.logits, self.deltas
+        return Predictions(self.logits, self.deltas)
 
 
 @pytest.fixture

@@ -66,7 +66,7 @@ def test_outputs_fit_the_anchors_level_by_level(size):
     predictions = outputs(config, size)
     counts = [len(a) for a in retinanet.anchors_for(config, size)]
     assert [x.shape for x in predictions.logits] == [(2, n, 4) for n in counts]
-    assert [x.shape for x in predictions.deltas] == [(2, n, 1, 4) for n in counts]
+    assert [x.shape for x in predictions.box_outputs] == [(2, n, 1, 4) for n in counts]
 
 
 def test_every_anchor_begins_near_the_prior():
@@ -76,7 +76,7 @@ def test_every_anchor_begins_near_the_prior():
 
 
 def test_a_box_for_each_class():
-    deltas = outputs(small(**{"model.class_specific_boxes": True}), (64, 64)).deltas
+    deltas = outputs(small(**{"model.class_specific_boxes": True}), (64, 64)).box_outputs
     assert {x.shape[2:] for x in deltas} == {(4, 4)}
 
 
