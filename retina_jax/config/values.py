@@ -223,6 +223,8 @@ def comparable(content: ml_collections.ConfigDict | Mapping[str, Any]) -> dict[s
         fields["data.buckets"] = derive_buckets(*sides)
     fields |= {name: resolved[name] for name in FIELDS_OF_PRESETS if name in resolved}
     fields["data.augmentation"] = ""
+    if fields["loss.box"] != "dfl":
+        fields["loss.dfl_bins"] = BY_NAME["loss.dfl_bins"].default  # it has no effect
     return json.loads(json.dumps(fields))
 
 

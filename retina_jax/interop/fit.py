@@ -101,7 +101,7 @@ def fit(
     ):
         tree = take_classes(tree, category_ids, COCO_SLOTS)
         notes.append("selected COCO's 80 classes from 91 class outputs")
-    box_head = _other_box_head(imported, tree, fresh, config)
+    box_head = _other_box_head(imported, config)
     try:
         of_classes = _layers_of_classes(tree, required, config)
         if box_head:
@@ -167,33 +167,21 @@ def _layers_of_classes(
     return (CLASS_LAYER, BOX_LAYER) if box_outputs(tree) == 4 * boxes else (CLASS_LAYER,)
 
 
-def _other_box_head(
-    imported: Imported,
-    tree: dict[str, Any],
-    fresh: dict[str, Any],
-    config: ml_collections.ConfigDict,
-) -> str:
-    """How the box heads differ if only one predicts distributions, or both with other bins."""
-    resolved, outputs = resolve(config), box_outputs(tree)
-    if outputs in (None, box_outputs(fresh)):
+def _other_box_head(imported: Imported, config: ml_collections.ConfigDict) -> str:
+    """How the box heads differ, if only one predicts distributions, or both with other bins."""
+    if class_outputs(imported.tree) is None:
         return ""
-    known, places = imported.expects, resolved.anchors_per_place
-    if {"anchors.octaves", "anchors.ratios"} <= known.keys():
-        places = len(known["anchors.octaves"]) * len(known["anchors.ratios"])
-    values = outputs // places
-    of_classes = class_outputs(tree) - resolved.background_logits * places
-    specific = known.get("model.class_specific_boxes", outputs == 4 * of_classes)
-    distributions = values > 4 and outputs % (4 * places) == 0 and not specific
-    if not distributions and not resolved.box_bins:
+    there, here = imported.expects.get("loss.dfl_bins", 0), resolve(config).box_bins
+    if there == here:
         return ""
     flags = (
-        f"{field_flag('loss.box', 'dfl')} {field_flag('loss.dfl_bins', values // 4 - 1)}"
-        if distributions
+        f"{field_flag('loss.box', 'dfl')} {field_flag('loss.dfl_bins', there)}"
+        if there
         else f"{field_flag('loss.box', 'giou')} or another loss of deltas"
     )
     return (
-        f"the box head of the weights predicts {values} values per box, this one "
-        f"{resolved.box_values}; to keep it, set {flags}"
+        f"the box head of the weights predicts {4 * (there + 1)} values per box, this one "
+        f"{4 * (here + 1)}; to keep it, set {flags}"
     )
 
 

@@ -86,6 +86,10 @@ def test_fields_that_exclude_each_other():
     with pytest.raises(UserError, match=r"stride_in_1x1=True needs bottlenecks, which resnet34"):
         validate(config)
     config = default_config()
+    config.loss.box, config.model.class_specific_boxes = "dfl", True
+    with pytest.raises(UserError, match=r"class_specific_boxes=True is not available with .*=dfl"):
+        validate(config)
+    config = default_config()
     config.train.patience = 2
     validate(config)
     config.optimizer.schedule = "plateau"

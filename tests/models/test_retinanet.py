@@ -80,6 +80,14 @@ def test_a_box_for_each_class():
     assert {x.shape[2:] for x in deltas} == {(4, 4)}
 
 
+def test_distributions_for_the_sides_of_a_box():
+    model = retinanet.build(small(**{"loss.box": "dfl", "loss.dfl_bins": 7}), 4)
+    images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
+    made = jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x, False), images)
+    counts = [len(a) for a in retinanet.anchors_for(model.config, (64, 64))]
+    assert [x.shape for x in made[0].box_outputs] == [(2, n, 1, 4 * 8) for n in counts]
+
+
 def test_softmax_begins_with_the_prior_shared_over_classes():
     logits = outputs(small(**{"loss.classification": "softmax_focal"}), (64, 64)).logits
     scores = np.concatenate([class_scores(x, softmax=True).reshape(-1, 4) for x in logits])
