@@ -266,6 +266,7 @@ def _validate_relations(config: ml_collections.ConfigDict) -> None:
         rule = f"must not exceed matching.foreground_iou={matching.foreground_iou}"
         fix = matching.foreground_iou
         _refuse("matching.background_iou", matching.background_iou, rule, fix)
+    _validate_matching(matching)
     if data.long_side < data.short_side:
         rule = f"must not be below data.short_side={data.short_side}"
         _refuse("data.long_side", data.long_side, rule, data.short_side)
@@ -277,6 +278,12 @@ def _validate_relations(config: ml_collections.ConfigDict) -> None:
     if loss.box == "dfl" and model.class_specific_boxes:
         rule = "is not available with loss.box=dfl, which predicts one box for all classes"
         _refuse("model.class_specific_boxes", True, rule, False)
+    if loss.classification == "qfl" and model.centerness:
+        rule = (
+            "is not available with loss.classification=qfl, whose scores already express the "
+            "quality of a box and weight its losses"
+        )
+        _refuse("model.centerness", True, rule, False)
     if model.stride_in_1x1 and not BACKBONES[model.backbone].bottleneck:
         rule = f"needs bottlenecks, which {model.backbone} does not have"
         _refuse("model.stride_in_1x1", True, rule, False)
@@ -287,6 +294,22 @@ def _validate_relations(config: ml_collections.ConfigDict) -> None:
             f"(optimizer.plateau_patience={plateau})"
         )
         _refuse("train.patience", patience, rule, 3 * plateau)
+
+
+def _validate_matching(matching: ml_collections.ConfigDict) -> None:
+    """Refuses fields of the rule that is not in use, because they would change nothing."""
+    unused = {
+        "iou": ("atss_candidates",),
+        "atss": ("foreground_iou", "low_quality"),
+    }[matching.kind]
+    reason = {
+        "iou": "has no effect with matching.kind=iou, which considers every anchor",
+        "atss": "has no effect with matching.kind=atss, which computes a threshold for each box",
+    }[matching.kind]
+    for name in unused:
+        default = BY_NAME[f"matching.{name}"].default
+        if matching[name] != default:
+            _refuse(f"matching.{name}", matching[name], reason, default)
 
 
 def _validate_buckets(buckets: tuple) -> None:

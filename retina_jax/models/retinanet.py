@@ -71,14 +71,18 @@ class RetinaNet(nn.Module):
         resolved = resolve(self.config)
         outputs = self.num_classes + resolved.background_logits
         bias = prior_bias(config.prior, outputs if resolved.softmax else 0)
-        logits = head(outputs, bias_init=bias, name="class_head")(pyramid)
+        logits, _ = head(outputs, bias_init=bias, name="class_head")(pyramid)
         boxes_of_anchor = self.num_classes if config.class_specific_boxes else 1
         values = resolved.box_values
-        boxes = head(values * boxes_of_anchor, bias_init=nn.initializers.zeros, name="box_head")(
-            pyramid
-        )
+        boxes, centerness = head(
+            values * boxes_of_anchor,
+            bias_init=nn.initializers.zeros,
+            centerness=config.centerness,
+            scale_per_level=config.box_scale_per_level,
+            name="box_head",
+        )(pyramid)
         boxes = [x.reshape(*x.shape[:2], boxes_of_anchor, values) for x in boxes]
-        return Predictions(logits, boxes)
+        return Predictions(logits, boxes, centerness)
 
 
 def build(

@@ -24,6 +24,11 @@ def feature_grid(image_size: tuple[int, int], level: int) -> tuple[int, int]:
     return -(-height // 2**level), -(-width // 2**level)
 
 
+def pyramid_grids(image_size: tuple[int, int]) -> list[tuple[int, int]]:
+    """`feature_grid` of P3 to P7."""
+    return [feature_grid(image_size, level) for level in LEVELS]
+
+
 def level_sizes(
     level: int, scale: float, octaves: Sequence[float], truncate: bool
 ) -> tuple[float, ...]:
@@ -92,8 +97,8 @@ def level_strides(image_size: tuple[int, int], stride_from: str = "level") -> li
         raise UserError(f"anchors.stride_from={stride_from!r} must be one of level, grid")
     if stride_from == "level":
         return [(2**level, 2**level) for level in LEVELS]
-    grids = [feature_grid(image_size, level) for level in LEVELS]
-    return [(image_size[0] // rows, image_size[1] // columns) for rows, columns in grids]
+    height, width = image_size
+    return [(height // rows, width // columns) for rows, columns in pyramid_grids(image_size)]
 
 
 def pyramid_anchors(

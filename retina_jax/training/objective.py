@@ -18,6 +18,7 @@ from retina_jax.config.fields import BOX_LOSSES, CLASSIFICATION_LOSSES
 from retina_jax.config.values import coder_arguments
 from retina_jax.ops import box_losses, losses
 from retina_jax.ops.boxes import paired_iou
+from retina_jax.ops.centerness import centerness, centerness_loss
 from retina_jax.ops.distribution import decode_outputs, distribution_focal_loss, encode_distances
 from retina_jax.types import Array, Predictions, Targets
 
@@ -62,7 +63,21 @@ def extra_terms(config: ml_collections.ConfigDict) -> tuple[Term, ...]:
     terms = []
     if config.loss.box == "dfl":
         terms.append(Term("dfl", config.loss.dfl_weight, weighted=True, loss=dfl_loss))
-    return tuple(terms)
+    if config.model.centerness:
+        terms.append(Term("centerness", 1.0, weighted=False, loss=_centerness_loss))
+    return tuple(sorted(terms, key=lambda term: term.name))
+
+
+def _centerness_loss(
+    predictions: Predictions,
+    targets: Targets,
+    anchors: Float[Array, "a 4"],
+    strides: Float[Array, "a 2"] | None,
+    config: Any,
+) -> jax.Array:
+    del strides, config
+    loss = centerness_loss(predictions.centerness, centerness(targets.boxes, anchors))
+    return jnp.where(targets.foreground, loss, 0.0)
 
 
 def box_weights(
@@ -77,13 +92,16 @@ def box_weights(
     is divided as ``loss.normalizer`` says, not by the sum of weights. ``predictions`` are used only
     if `counts_need_predictions`.
 
-    With qfl, the weight is the highest class score of the anchor (the authors' code).
+    With ``model.centerness``, the weight is the target of the centerness, as in FCOS and ATSS; with
+    qfl, it is the highest class score of the anchor, as in the authors' code. A config with both is
+    not valid.
     """
-    del anchors
-    if config.loss.classification != "qfl":
-        return None
-    best = jax.lax.stop_gradient(predictions.logits).astype(jnp.float32).max(axis=-1)
-    return jnp.where(targets.foreground, jax.nn.sigmoid(best), 0.0)
+    if config.model.centerness:
+        return jnp.where(targets.foreground, centerness(targets.boxes, anchors), 0.0)
+    if config.loss.classification == "qfl":
+        best = jax.lax.stop_gradient(predictions.logits).astype(jnp.float32).max(axis=-1)
+        return jnp.where(targets.foreground, jax.nn.sigmoid(best), 0.0)
+    return None
 
 
 def counts_need_predictions(config: ml_collections.ConfigDict) -> bool:

@@ -90,6 +90,10 @@ def test_fields_that_exclude_each_other():
     with pytest.raises(UserError, match=r"class_specific_boxes=True is not available with .*=dfl"):
         validate(config)
     config = default_config()
+    config.loss.classification, config.model.centerness = "qfl", True
+    with pytest.raises(UserError, match=r"centerness=True is not available with .*=qfl"):
+        validate(config)
+    config = default_config()
     config.train.patience = 2
     validate(config)
     config.optimizer.schedule = "plateau"
