@@ -11,6 +11,7 @@ from typing import Any
 
 import ml_collections
 
+from retina_jax.config import generalized_focal
 from retina_jax.config.augmentations import FIELDS_OF_PRESETS, PRESETS
 from retina_jax.config.backbones import BACKBONES
 from retina_jax.config.fields import BY_NAME, FIELDS, default_config
@@ -275,15 +276,8 @@ def _validate_relations(config: ml_collections.ConfigDict) -> None:
         _refuse("data.float_pixels", True, rule, False)
     if loss.classification == "focal_star" and not loss.gamma > 0:
         _refuse("loss.gamma", loss.gamma, "must be above 0 for focal_star", 2.0)
-    if loss.box == "dfl" and model.class_specific_boxes:
-        rule = "is not available with loss.box=dfl, which predicts one box for all classes"
-        _refuse("model.class_specific_boxes", True, rule, False)
-    if loss.classification == "qfl" and model.centerness:
-        rule = (
-            "is not available with loss.classification=qfl, whose scores already express the "
-            "quality of a box and weight its losses"
-        )
-        _refuse("model.centerness", True, rule, False)
+    if excluded := generalized_focal.conflict(config):
+        _refuse(*excluded)
     if model.stride_in_1x1 and not BACKBONES[model.backbone].bottleneck:
         rule = f"needs bottlenecks, which {model.backbone} does not have"
         _refuse("model.stride_in_1x1", True, rule, False)
