@@ -27,12 +27,15 @@ class SmallNetwork(nn.Module):
         places = resolved.anchors_per_place
         classes = nn.Dense(places * (self.num_classes + resolved.background_logits), name="classes")
         boxes = nn.Dense(places * 4, name="boxes")
-        logits, deltas = [], []
+        centre = nn.Dense(places, name="centerness") if model.centerness else None
+        logits, deltas, centerness = [], [], []
         for _ in range(5):
             logits.append(classes(x).reshape(len(x), -1, classes.features // places))
             deltas.append(boxes(x).reshape(len(x), -1, 1, 4))
+            if centre:
+                centerness.append(centre(x).reshape(len(x), -1))
             x = x[:, ::2, ::2]
-        return Predictions(logits, deltas)
+        return Predictions(logits, deltas, centerness if centre else None)
 
 
 def build(config, num_classes, axis_name=None):

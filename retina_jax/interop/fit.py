@@ -13,7 +13,7 @@ import numpy as np
 
 from retina_jax.config import leaves, resolve
 from retina_jax.config.shell import field_flag, field_value
-from retina_jax.interop.graft import BOX_LAYER, CLASS_LAYER, MisfitError, graft
+from retina_jax.interop.graft import BOX_LAYER, CENTERNESS_LAYER, CLASS_LAYER, MisfitError, graft
 from retina_jax.interop.structure import box_outputs, class_outputs, flatten
 from retina_jax.interop.weights import Imported
 
@@ -24,7 +24,7 @@ COCO_SLOTS = 91
 """Class outputs of torchvision's COCO models: ids up to 90, and 0 for background."""
 STRUCTURE = (
     "backbone width norm fpn_channels p6_from head_convs head_channels head_norm "
-    "class_specific_boxes"
+    "class_specific_boxes centerness box_scale_per_level"
 ).split()
 
 
@@ -158,7 +158,7 @@ def _layers_of_classes(
 
 
 def reorder_anchors(tree: dict[str, Any], octaves: int, ratios: int, order: str) -> dict[str, Any]:
-    """The predicting layers of both heads with the anchors of a cell in ``order``, from the other.
+    """The predicting layers of the heads with the anchors of a cell in ``order``, from the other.
 
     A layer whose outputs are not a multiple of the number of anchors is unchanged.
     """
@@ -171,7 +171,7 @@ def reorder_anchors(tree: dict[str, Any], octaves: int, ratios: int, order: str)
         value = value.reshape(*lead, rows, columns, -1)
         return np.ascontiguousarray(value.swapaxes(-3, -2)).reshape(*lead, outputs)
 
-    return _map_predictions(tree, ("class_head", "box_head"), reorder)
+    return _map_predictions(tree, (CLASS_LAYER, BOX_LAYER, CENTERNESS_LAYER), reorder)
 
 
 def take_classes(tree: dict[str, Any], ids: Sequence[int], slots: int) -> dict[str, Any]:
@@ -186,14 +186,13 @@ def take_classes(tree: dict[str, Any], ids: Sequence[int], slots: int) -> dict[s
         value = value.reshape(*lead, -1, slots, numbers)[..., list(ids), :]
         return np.ascontiguousarray(value).reshape(*lead, -1)
 
-    taken = _map_predictions(tree, ("class_head",), lambda value: take(value, 1))
+    taken = _map_predictions(tree, (CLASS_LAYER,), lambda value: take(value, 1))
     return (
-        _map_predictions(taken, ("box_head",), lambda value: take(value, 4)) if of_slots else taken
+        _map_predictions(taken, (BOX_LAYER,), lambda value: take(value, 4)) if of_slots else taken
     )
 
 
-def _map_predictions(tree, heads: tuple[str, ...], change) -> dict[str, Any]:
-    layers = tuple(f"params/{head}/predict/" for head in heads)
+def _map_predictions(tree, layers: tuple[str, ...], change) -> dict[str, Any]:
     flat = {
         name: change(np.asarray(value)) if name.startswith(layers) else value
         for name, value in flatten(tree).items()

@@ -12,6 +12,7 @@ from retina_jax.errors import UserError
 
 CLASS_LAYER = "params/class_head/predict/"
 BOX_LAYER = "params/box_head/predict/"
+CENTERNESS_LAYER = "params/box_head/centerness/"
 AFTER_BACKBONE = ("fpn", "class_head", "box_head")
 MOST_NAMES = 8
 """Number of names that an error lists; it counts the rest."""
