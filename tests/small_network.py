@@ -6,6 +6,7 @@ import ml_collections
 
 from retina_jax.config import resolve
 from retina_jax.models.layers import make_norm
+from retina_jax.types import Predictions
 
 
 class SmallNetwork(nn.Module):
@@ -25,13 +26,16 @@ class SmallNetwork(nn.Module):
         x = nn.relu(norm("norm", 16)(x))
         places = resolved.anchors_per_place
         classes = nn.Dense(places * (self.num_classes + resolved.background_logits), name="classes")
-        boxes = nn.Dense(places * 4, name="boxes")
-        logits, deltas = [], []
+        boxes = nn.Dense(places * resolved.box_values, name="boxes")
+        centre = nn.Dense(places, name="centerness") if model.centerness else None
+        logits, box_outputs, centerness = [], [], []
         for _ in range(5):
             logits.append(classes(x).reshape(len(x), -1, classes.features // places))
-            deltas.append(boxes(x).reshape(len(x), -1, 1, 4))
+            box_outputs.append(boxes(x).reshape(len(x), -1, 1, resolved.box_values))
+            if centre:
+                centerness.append(centre(x).reshape(len(x), -1))
             x = x[:, ::2, ::2]
-        return logits, deltas
+        return Predictions(logits, box_outputs, centerness if centre else None)
 
 
 def build(config, num_classes, axis_name=None):

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import ml_collections
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from retina_jax.config import resolve
 from retina_jax.data.data_set import Split
 from retina_jax.data.loader import placements
 from retina_jax.data.plan import padding_share
 from retina_jax.doctor import checks
+from retina_jax.doctor.anchor_advice import Suggestion, suggest
 from retina_jax.doctor.anchor_recall import (
     LEAST_BOXES,
     InputBoxes,
@@ -30,7 +31,7 @@ from retina_jax.doctor.buckets import BucketRow, bucket_rows, check_buckets, che
 from retina_jax.doctor.checks import Finding, percent
 from retina_jax.doctor.contents import Contents, read_contents, spread_rows
 from retina_jax.doctor.fit_anchors import ENOUGH
-from retina_jax.doctor.reach import Boxes, Suggestion, reach_at, suggest
+from retina_jax.doctor.reach import Boxes, Rule, reach_at, reached, rule_of
 from retina_jax.ops.anchors import LEVELS, level_sizes
 
 SIZES = ("small", "medium", "large")
@@ -51,9 +52,9 @@ class ClassRow:
     """Without crowds."""
     crowds: int
     foreground: float | None
-    """Share of boxes with an anchor at ``matching.foreground_iou`` or more; None: no boxes."""
+    """Share of matched boxes (`BoxMatch`); None: no boxes."""
     background: float | None
-    """The same for ``matching.background_iou``."""
+    """Share of boxes that are matched or nearly so."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +96,10 @@ class BoxMatch:
     shown: InputBoxes
     iou: Float[np.ndarray, "n"]
     """IoU with the best anchor."""
+    matched: Bool[np.ndarray, "n"]
+    """With an anchor at ``matching.foreground_iou`` or more, or by ATSS (`reach.reached`)."""
+    nearly: Bool[np.ndarray, "n"]
+    """The same for ``matching.background_iou``, or an anchor's centre inside."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,8 +110,7 @@ class Report:
     summaries: tuple[SplitSummary, ...]
     findings: tuple[Finding, ...]
     suggestion: Suggestion | None
-    foreground_iou: float
-    background_iou: float
+    rule: Rule
     contents: tuple[Contents, ...]
     """Contents of the training and the evaluation split, for plots."""
     matches: tuple[BoxMatch, ...]
@@ -120,8 +124,7 @@ class Report:
             "directory": str(self.directory),
             "findings": [dataclasses.asdict(f) for f in self.findings],
             "splits": [dataclasses.asdict(s) for s in self.summaries],
-            "matching": {"foreground_iou": self.foreground_iou,
-                         "background_iou": self.background_iou},
+            "matching": self.rule.facts,
             "suggestion": self.suggestion
             and dataclasses.asdict(self.suggestion) | {"flags": self.suggestion.flags()},
         }  # fmt: skip
@@ -133,7 +136,7 @@ def match(contents: Contents, config: ml_collections.ConfigDict) -> BoxMatch:
     places = np.flatnonzero(contents.sound & valid_label)
     shown = at_input(contents.split, contents.row_of[places], contents.cut[places], config)
     iou = best_anchor_iou(shown, resolve(config).buckets, config.anchors)
-    return BoxMatch(places, shown, iou)
+    return BoxMatch(places, shown, iou, *reached(shown, iou, config))
 
 
 def size_of(areas: Float[np.ndarray, "n"]) -> np.ndarray:
@@ -169,10 +172,10 @@ def summarise(
     contents: Contents, matched: BoxMatch, config: ml_collections.ConfigDict
 ) -> SplitSummary:
     """Statistics of a split."""
-    split, iou = contents.split, matched.iou
+    split = contents.split
     recalls = [
-        group_recall(iou >= least, groups_of(contents, matched), least=1)
-        for least in (config.matching.foreground_iou, config.matching.background_iou)
+        group_recall(within, groups_of(contents, matched), least=1)
+        for within in (matched.matched, matched.nearly)
     ]
 
     def recall_of(group: str) -> tuple[float | None, float | None]:
@@ -226,36 +229,35 @@ def check_recall(
     """
     if not len(matched.places):
         return [], None
-    foreground, background = config.matching.foreground_iou, config.matching.background_iou
-    groups, places = groups_of(contents, matched), matched.places
+    rule, groups, places = rule_of(config), groups_of(contents, matched), matched.places
     labels = contents.labels[places]
     boxes = Boxes(contents.split, contents.row_of[places], contents.cut[places], labels)
-    now = reach_at(config, matched.iou, labels)
+    now = reach_at(config, matched.matched, labels)
     suggestion = None if anchors_fitted else suggest(boxes, groups, now)
     name, found = contents.split.name, []
-    overall = float((matched.iou >= background).mean())
+    overall = float(matched.nearly.mean())
     if overall < _LEAST_RECALL and len(matched.places) >= LEAST_BOXES:
         message = (
-            f"{name}: only {percent(overall)} of {len(matched.places)} boxes have an anchor with "
-            f"IoU {background:g} or more, so few can be learned; "
+            f"{name}: only {percent(overall)} of {len(matched.places)} boxes {rule.are_nearly}, "
+            "so few can be learned; "
             + (suggestion.text() if suggestion else "check the boxes and data.short_side")
         )
         found.append(Finding("error", "anchor_recall", message))
     if anchors_fitted or now.is_enough:
         return found, suggestion
-    nearly = group_recall(matched.iou >= background, groups)
-    recalls = group_recall(matched.iou >= foreground, groups)
+    nearly = group_recall(matched.nearly, groups)
+    recalls = group_recall(matched.matched, groups)
     low = {group: recall for group, recall in recalls.items() if recall < ENOUGH}
     worst = sorted(low.items(), key=lambda item: item[1])[:_MOST_GROUPS]
     for group, recall in worst:
-        fix = "none of the tried changes to the anchors or the input size helps"
+        fix = rule.hopeless
         if suggestion:
-            reached = percent(suggestion.after[group])
+            promised = percent(suggestion.after[group])
             flags = suggestion.text() if group == worst[0][0] else "with the same flags"
-            fix = f"{reached} {flags}"
+            fix = f"{promised} {flags}"
         message = (
-            f"{name}: {percent(recall)} of {int(groups[group].sum())} {group} have an anchor with "
-            f"IoU {foreground:g} or more ({percent(nearly[group])} with {background:g}); {fix}"
+            f"{name}: {percent(recall)} of {int(groups[group].sum())} {group} {rule.are_matched} "
+            f"({percent(nearly[group])} {rule.and_nearly}); {fix}"
         )
         found.append(Finding("warning", "anchor_recall", message))
     if len(low) > _MOST_GROUPS:
@@ -332,8 +334,7 @@ def examine(
         summaries=tuple(summaries),
         findings=_ordered([*findings, *found]),
         suggestion=suggestion,
-        foreground_iou=config.matching.foreground_iou,
-        background_iou=config.matching.background_iou,
+        rule=rule_of(config),
         contents=tuple(contents),
         matches=tuple(matches),
     )

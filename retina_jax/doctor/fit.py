@@ -18,13 +18,14 @@ from retina_jax.config.values import changed_config
 from retina_jax.data.data_set import Split
 from retina_jax.data.loader import check_not_empty, placements
 from retina_jax.data.plan import padding_share
+from retina_jax.doctor.anchor_advice import ANCHORS, anchors_matter, fitted_anchors
 from retina_jax.doctor.buckets import bucket_rows
 from retina_jax.doctor.checks import percent
 from retina_jax.doctor.contents import read_contents, spread_rows
 from retina_jax.doctor.fit_anchors import ENOUGH
 from retina_jax.doctor.fit_sizes import fit_sizes
 from retina_jax.doctor.fit_steps import fit_schedule, fit_steps
-from retina_jax.doctor.reach import ANCHORS, Boxes, fitted_anchors, reach_of
+from retina_jax.doctor.reach import Boxes, reach_of
 from retina_jax.wording import counted
 
 _SIZES = ("data.short_side", "data.long_side", "data.buckets")
@@ -59,7 +60,12 @@ def fit(train: Split, evaluation: Split, config: ml_collections.ConfigDict, free
     if sizes := _fit_sizes(train, config, free, config.data.pixel_budget, turned):
         fields |= sizes
         lines.append(flags(sizes) + ": " + _about_sizes(train, changed_config(config, fields)))
-    if free & set(ANCHORS) and len((boxes := _boxes_of(train)).rows):
+    if free & set(ANCHORS) and not anchors_matter(config):
+        lines.append(
+            "anchors: unchanged, because with matching.kind=atss each box sets its own threshold, "
+            "whatever the size and number of the anchors"
+        )
+    elif free & set(ANCHORS) and len((boxes := _boxes_of(train)).rows):
         sized = changed_config(config, fields)
         anchors = fitted_anchors(boxes, sized, free)
         fields |= anchors
@@ -142,17 +148,16 @@ def _about_anchors(
     turned: bool,
 ) -> list[str]:
     """The reached recall and, if it is too low, the boxes out of reach and a remedy."""
-    threshold = config.matching.foreground_iou
     before = reach_of(boxes, config)
     reached = reach_of(boxes, changed_config(config, anchors))
     lines = [
-        f"{flags(anchors)}: {percent(reached.overall)} of {counted(len(reached.iou), 'box')} "
-        f"within reach of an anchor at IoU {threshold:g} "
+        f"{flags(anchors)}: {percent(reached.overall)} of {counted(len(boxes.rows), 'box')} "
+        f"within reach of an anchor at IoU {config.matching.foreground_iou:g} "
         f"({percent(before.overall)} without the fit)"
     ]
     if reached.is_enough:
         return lines
-    names, missed = boxes.split.class_names, reached.iou < threshold
+    names, missed = boxes.split.class_names, ~reached.matched
     shown = boxes.at_input(config).boxes
     sides = np.sqrt((shown[:, 2:] - shown[:, :2]).prod(axis=1))
     listed = []

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from retina_jax.doctor.anchor_recall import (
     InputBoxes,
@@ -127,12 +127,11 @@ def _with_ratio(anchors: Anchors, place: int, ratio: float, turned: bool) -> Anc
 
 
 def recalls(
-    iou: Float[np.ndarray, "n"], labels: Int[np.ndarray, "n"], threshold: float
+    matched: Bool[np.ndarray, "n"], labels: Int[np.ndarray, "n"]
 ) -> tuple[float, dict[int, float]]:
-    """Share of boxes with an IoU of ``threshold`` or more: of all, and by class if not rare."""
-    within = iou >= threshold
+    """Share of boxes that are matched: of all, and by class if not rare."""
     groups = {int(label): labels == label for label in np.unique(labels)}
-    return float(within.mean()), group_recall(within, groups, LEAST_BOXES)
+    return float(matched.mean()), group_recall(matched, groups, LEAST_BOXES)
 
 
 def shortfall(recall: Float[np.ndarray, "n"], enough: float = ENOUGH) -> float:

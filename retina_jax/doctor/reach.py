@@ -1,38 +1,104 @@
-"""Brings boxes within reach of anchors: for ``data.fit``, and as the doctor's advice.
-
-There is one search, `fit_anchors`, and one target, `ENOUGH`. ``data.fit`` takes what the search
-finds at the sizes that it has chosen; the doctor suggests it at the sizes of the config, or at the
-smallest larger ones that reach the target.
-"""
+"""Which boxes the anchors of a config match, by the rule of ``matching.kind``, and its words."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Set
 from typing import Any
 
+import jax
 import ml_collections
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from retina_jax.config import resolve
-from retina_jax.config.shell import field_flag
-from retina_jax.config.values import changed_config, leaves
 from retina_jax.data.data_set import Split
-from retina_jax.doctor.anchor_recall import InputBoxes, at_input, best_anchor_iou, group_recall
-from retina_jax.doctor.fit_anchors import ENOUGH, fit_anchors, recalls, shortfall
+from retina_jax.doctor.anchor_recall import InputBoxes, at_input, best_anchor_iou
+from retina_jax.doctor.fit_anchors import ENOUGH, recalls, shortfall
+from retina_jax.ops.anchors import pyramid_anchors, pyramid_grids
+from retina_jax.ops.atss import atss_candidates
 
-ANCHORS = ("anchors.scale", "anchors.octaves", "anchors.ratios")
-"""The fields that the search chooses."""
-_SUGGESTED = (
-    "data.short_side", "data.long_side", "data.buckets", "data.train_short_sides", *ANCHORS
-)  # fmt: skip
-_LARGER = (1.5, 2.0)
-"""Factors of the input's sides that are suggested if the boxes are out of reach."""
-_GAIN = 0.02
-"""Recall that a suggestion must add, unless it reaches the target."""
-_COST = 0.03
-"""Recall that twice the pixels must add."""
+_CHUNK = 1024  # boxes per call of the compiled program
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """What makes a box matched, or nearly so, in the words of reports."""
+
+    matched: str
+    """Heading of the share of matched boxes."""
+    nearly: str
+    plot: str
+    """Legend of the matched boxes in plots."""
+    are_matched: str
+    """Predicate: "have an anchor with IoU 0.5 or more"."""
+    are_nearly: str
+    and_nearly: str
+    """The same, after `are_matched`."""
+    hopeless: str
+    """What to do if no change of the anchors or the input helps."""
+    facts: dict[str, Any]
+    """For the report as JSON."""
+
+
+def rule_of(config: ml_collections.ConfigDict) -> Rule:
+    """The rule of a config's ``matching`` group."""
+    matching = config.matching
+    if matching.kind == "atss":
+        return Rule(
+            matched="ATSS",
+            nearly="centre inside",
+            plot="has positive anchors by ATSS",
+            are_matched="have a positive anchor by ATSS",
+            are_nearly="have the centre of an anchor inside",
+            and_nearly="have the centre of an anchor inside",
+            hopeless="boxes narrower than the stride of P3, 8 px, can lie between the centres of "
+            "anchors; raise --config.data.short_side and --config.data.long_side",
+            facts={"kind": "atss", "atss_candidates": matching.atss_candidates},
+        )
+    foreground, background = matching.foreground_iou, matching.background_iou
+    return Rule(
+        matched=f"IoU {foreground:g}",
+        nearly=f"IoU {background:g}",
+        plot=f"best anchor has IoU {foreground:g} or more",
+        are_matched=f"have an anchor with IoU {foreground:g} or more",
+        are_nearly=f"have an anchor with IoU {background:g} or more",
+        and_nearly=f"with {background:g}",
+        hopeless="none of the tried changes to the anchors or the input size helps",
+        facts={"kind": "iou", "foreground_iou": foreground, "background_iou": background},
+    )
+
+
+def reached(
+    shown: InputBoxes, iou: Float[np.ndarray, "n"], config: ml_collections.ConfigDict
+) -> tuple[Bool[np.ndarray, "n"], Bool[np.ndarray, "n"]]:
+    """Whether each box is matched, and whether it is nearly so.
+
+    ``iou``: of each box with its best anchor. By ATSS, a box is matched if it gets a positive
+    anchor when it is alone on its image, and nearly so if the centre of an anchor lies inside.
+    """
+    matching = config.matching
+    if matching.kind == "iou":
+        return iou >= matching.foreground_iou, iou >= matching.background_iou
+    matched, nearly = np.zeros(len(iou), bool), np.zeros(len(iou), bool)
+    for number, bucket in enumerate(resolve(config).buckets):
+        members = np.flatnonzero(shown.bucket == number)
+        if not len(members):
+            continue
+        anchors = np.concatenate(pyramid_anchors(bucket, **config.anchors))
+        grids = pyramid_grids(bucket)
+
+        @jax.jit
+        def find(boxes, anchors=anchors, grids=grids):
+            found = atss_candidates(anchors, boxes, grids, matching.atss_candidates)
+            return found.positive.any(axis=1), found.inside.any(axis=1)
+
+        for start in range(0, len(members), _CHUNK):
+            chunk = members[start : start + _CHUNK]
+            boxes = np.zeros((_CHUNK, 4), np.float32)
+            boxes[: len(chunk)] = shown.boxes[chunk]
+            positive, inside = (np.asarray(x)[: len(chunk)] for x in find(boxes))
+            matched[chunk], nearly[chunk] = positive, inside
+    return matched, nearly
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,13 +116,12 @@ class Boxes:
 
 @dataclasses.dataclass(frozen=True)
 class Reach:
-    """Which boxes the anchors of a config match."""
+    """How many boxes the anchors of a config match."""
 
     config: ml_collections.ConfigDict
-    iou: Float[np.ndarray, "n"]
-    """IoU of each box with its best anchor."""
+    matched: Bool[np.ndarray, "n"]
     overall: float
-    """Share of the boxes with ``matching.foreground_iou`` or more."""
+    """Share of the boxes that are matched."""
     by_class: dict[int, float]
     """The same by label; without rare classes."""
 
@@ -67,129 +132,21 @@ class Reach:
 
     @property
     def shortfall(self) -> float:
-        """Recall that is lacking, as the search counts it."""
+        """Recall that is lacking, as the search for anchors counts it."""
         return shortfall(np.array([self.overall, *self.by_class.values()]))
 
 
 def reach_of(boxes: Boxes, config: ml_collections.ConfigDict) -> Reach:
     """The reach of a config as it is."""
-    iou = best_anchor_iou(boxes.at_input(config), resolve(config).buckets, config.anchors)
-    return reach_at(config, iou, boxes.labels)
+    shown = boxes.at_input(config)
+    iou = best_anchor_iou(shown, resolve(config).buckets, config.anchors)
+    return reach_at(config, reached(shown, iou, config)[0], boxes.labels)
 
 
 def reach_at(
-    config: ml_collections.ConfigDict, iou: Float[np.ndarray, "n"], labels: Int[np.ndarray, "n"]
+    config: ml_collections.ConfigDict,
+    matched: Bool[np.ndarray, "n"],
+    labels: Int[np.ndarray, "n"],
 ) -> Reach:
-    """The reach of ``config`` where the IoU of each box with its best anchor is known."""
-    return Reach(config, iou, *recalls(iou, labels, config.matching.foreground_iou))
-
-
-def fitted_anchors(
-    boxes: Boxes, config: ml_collections.ConfigDict, free: Set[str] = frozenset(ANCHORS)
-) -> dict[str, Any]:
-    """Values for the ``free`` ones of `ANCHORS`, at the input sizes of ``config``.
-
-    ``boxes`` must hold at least one.
-    """
-    chosen = fit_anchors(
-        boxes.at_input(config),
-        boxes.labels,
-        resolve(config).buckets,
-        config.anchors,
-        config.matching.foreground_iou,
-        [name.partition(".")[2] for name in ANCHORS if name not in free],
-        bool(config.data.get("turn", False)),
-    )
-    values = zip(ANCHORS, (chosen.scale, chosen.octaves, chosen.ratios), strict=True)
-    return {name: value for name, value in values if name in free}
-
-
-@dataclasses.dataclass(frozen=True)
-class Suggestion:
-    """Fields to change, the recall they reach and their cost."""
-
-    fields: dict[str, Any]
-    """``{"anchors.scale": 2.0, …}``"""
-    before: dict[str, float]
-    """Recall of each group of boxes at ``foreground_iou``, with the current config."""
-    after: dict[str, float]
-    anchors_factor: float
-    """Anchors per cell, relative to the current config."""
-    pixels_factor: float
-    """Input pixels, relative to the current config."""
-
-    def flags(self) -> str:
-        """The flags, quoted for a shell."""
-        return " ".join(field_flag(name, _plain(v)) for name, v in self.fields.items())
-
-    def text(self) -> str:
-        """For messages: the flags and, if any, their cost."""
-        parts = []
-        if self.pixels_factor > 1:
-            parts.append(f"{self.pixels_factor:.3g} times the pixels")
-        if self.anchors_factor > 1:
-            parts.append(f"{self.anchors_factor:.2g} times the anchors")
-        return f"with {self.flags()}" + (f" (costs {' and '.join(parts)})" if parts else "")
-
-
-def _plain(value: Any) -> Any:
-    """A whole float as an int, which is shorter to type."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def suggest(boxes: Boxes, groups: Mapping[str, np.ndarray], now: Reach) -> Suggestion | None:
-    """The anchors that ``data.fit`` would choose, and larger inputs if they need them.
-
-    Inputs are enlarged only if no anchors reach `ENOUGH` at those of the config. If larger ones do
-    not reach it either: the sizes that gain most for their pixels. None if the config reaches it,
-    or nothing helps.
-
-    Args:
-      groups: masks over the boxes, for the recall before and after.
-      now: the reach of the config to change.
-    """
-    if now.is_enough:
-        return None
-    config = now.config
-    best, least = now, now.shortfall - _GAIN
-    for factor in (1.0, *_LARGER):
-        sizes = {} if factor == 1 else _larger_input(config.data, factor)
-        larger = changed_config(config, sizes)
-        reached = reach_of(boxes, changed_config(larger, fitted_anchors(boxes, larger)))
-        if reached.is_enough:
-            best = reached
-            break
-        if (lacking := reached.shortfall + _COST * 2 * np.log2(factor)) < least:
-            best, least = reached, lacking
-    if best is now:
-        return None
-    before, after = leaves(config), leaves(best.config)
-    fields = {name: after[name] for name in _SUGGESTED if after[name] != before[name]}
-    threshold = config.matching.foreground_iou
-    return Suggestion(
-        fields,
-        group_recall(now.iou >= threshold, groups),
-        group_recall(best.iou >= threshold, groups),
-        _anchors_of(best.config) / _anchors_of(config),
-        (best.config.data.short_side / config.data.short_side) ** 2,
-    )
-
-
-def _anchors_of(config: ml_collections.ConfigDict) -> int:
-    """Anchors per cell."""
-    return len(config.anchors.octaves) * len(config.anchors.ratios)
-
-
-def _larger_input(data: ml_collections.ConfigDict, factor: float) -> dict[str, Any]:
-    fields = {
-        "data.short_side": round(data.short_side * factor),
-        "data.long_side": round(data.long_side * factor),
-    }
-    if data.buckets:  # otherwise they are derived
-        fields["data.buckets"] = tuple(
-            tuple(-(-int(side * factor) // 32) * 32 for side in bucket) for bucket in data.buckets
-        )
-    if data.train_short_sides:
-        sides = tuple(round(side * factor) for side in data.train_short_sides)
-        fields["data.train_short_sides"] = sides
-    return fields
+    """The reach of ``config`` where it is known which boxes are matched."""
+    return Reach(config, matched, *recalls(matched, labels))

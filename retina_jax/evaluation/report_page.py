@@ -291,7 +291,7 @@ def _training(curves: Curves) -> str:
 
     parts = []
     if curves.log:
-        names = ("loss", "loss_classification", "loss_box")
+        names = [n for n in curves.log[-1] if n.startswith("loss") and "_P" not in n]
         losses = {name: column(curves.log, name) for name in names}
         rate = {"learning rate": column(curves.log, "learning_rate")}
         parts.append(figure("Loss", charts.lines(losses, "step", "loss", "loss by step")))

@@ -11,6 +11,7 @@ import numpy as np
 
 from retina_jax.config import CLASSIFICATION_LOSSES, leaves, resolve
 from retina_jax.config.backbones import BACKBONES, InvertedKind
+from retina_jax.config.fields import BOX_LOSSES
 from retina_jax.errors import UserError
 from retina_jax.interop import names
 from retina_jax.interop.fit import reorder_anchors
@@ -25,9 +26,15 @@ _ADMITTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "model.norm": (("frozen", "batch"), "has batch norm in its backbone"),
     "model.head_norm": (("none", "group"), "shares the norms of a head across levels"),
     "model.class_specific_boxes": ((False,), "predicts one box for all classes"),
+    "model.centerness": ((False,), "predicts no centerness"),
+    "model.box_scale_per_level": ((False,), "does not scale the outputs of its box head"),
     "loss.classification": (
         tuple(name for name in CLASSIFICATION_LOSSES if name != "softmax_focal"),
         "scores each class with a sigmoid",
+    ),
+    "loss.box": (
+        tuple(name for name in BOX_LOSSES if name != "dfl"),
+        "predicts deltas, not distributions",
     ),
     "anchors.offset": ((0.0,), "centres anchors at k · stride"),
 }

@@ -1,4 +1,4 @@
-"""The complete network: backbone, FPN and heads; images to logits and deltas."""
+"""The complete network: backbone, FPN and heads; images to `Predictions`."""
 
 from functools import partial
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from retina_jax.config import resolve
@@ -16,8 +17,8 @@ from retina_jax.models.heads import Head, prior_bias
 from retina_jax.models.layers import make_norm
 from retina_jax.models.mobilenet import MobileNetV2
 from retina_jax.models.resnet import ResNet
-from retina_jax.ops.anchors import pyramid_anchors
-from retina_jax.types import Array
+from retina_jax.ops.anchors import level_strides, pyramid_anchors
+from retina_jax.types import Array, Predictions
 
 
 def backbone_of(name: str) -> type[Backbone]:
@@ -26,11 +27,9 @@ def backbone_of(name: str) -> type[Backbone]:
 
 
 class RetinaNet(nn.Module):
-    """Maps normalised images ``[n, h, w, 3]`` to two lists over P3 to P7.
+    """Maps normalised images ``[n, h, w, 3]`` to `Predictions`, by level.
 
-    The lists hold logits ``[n, anchors, classes]`` (with softmax, background is an additional last
-    class) and deltas ``[n, anchors, k, 4]``, where k is 1 or the number of classes; float32. The
-    outputs do not depend on ``train``: no sigmoid and no decoding.
+    The outputs do not depend on ``train``: no sigmoid and no decoding.
     """
 
     config: ml_collections.FrozenConfigDict
@@ -38,7 +37,7 @@ class RetinaNet(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, images, train: bool):
+    def __call__(self, images, train: bool) -> Predictions:
         config = self.config.model
         dtype = jnp.dtype(self.config.train.precision)
 
@@ -72,13 +71,18 @@ class RetinaNet(nn.Module):
         resolved = resolve(self.config)
         outputs = self.num_classes + resolved.background_logits
         bias = prior_bias(config.prior, outputs if resolved.softmax else 0)
-        logits = head(outputs, bias_init=bias, name="class_head")(pyramid)
+        logits, _ = head(outputs, bias_init=bias, name="class_head")(pyramid)
         boxes_of_anchor = self.num_classes if config.class_specific_boxes else 1
-        deltas = head(4 * boxes_of_anchor, bias_init=nn.initializers.zeros, name="box_head")(
-            pyramid
-        )
-        deltas = [x.reshape(*x.shape[:2], boxes_of_anchor, 4) for x in deltas]
-        return logits, deltas
+        values = resolved.box_values
+        boxes, centerness = head(
+            values * boxes_of_anchor,
+            bias_init=nn.initializers.zeros,
+            centerness=config.centerness,
+            scale_per_level=config.box_scale_per_level,
+            name="box_head",
+        )(pyramid)
+        boxes = [x.reshape(*x.shape[:2], boxes_of_anchor, values) for x in boxes]
+        return Predictions(logits, boxes, centerness)
 
 
 def build(
@@ -108,3 +112,11 @@ def normalize_images(
 def anchors_for(config: ml_collections.ConfigDict, image_size: tuple[int, int]) -> list[Any]:
     """Anchors of each level for an input of ``(height, width)`` pixels; NumPy constants."""
     return pyramid_anchors(image_size, **config.anchors)
+
+
+def strides_for(
+    config: ml_collections.ConfigDict, image_size: tuple[int, int]
+) -> Float[np.ndarray, "levels 2"]:
+    """(horizontal, vertical) distance of the anchor centres of each level of `anchors_for`."""
+    strides = level_strides(image_size, config.anchors.stride_from)
+    return np.array([stride[::-1] for stride in strides], np.float32)

@@ -27,8 +27,8 @@ def draw_curves(workdir: Path) -> Path | None:
     FigureCanvasAgg(figure)
     loss, rate, precision = figure.subplots(1, 3)
     steps = [entry["step"] for entry in log]
-    for name in ("loss", "loss_classification", "loss_box"):
-        values = [_or_gap(entry[name]) for entry in log]
+    for name in (n for n in log[-1] if n.startswith("loss") and "_P" not in n):
+        values = [_or_gap(entry.get(name)) for entry in log]
         loss.plot(steps, values, label=name)
     loss.set(title="loss", xlabel="step", ylim=(0, None))
     loss.legend()

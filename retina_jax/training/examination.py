@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 
 from retina_jax.config.values import target_arguments
 from retina_jax.models.retinanet import RetinaNet, anchors_for, normalize_images
-from retina_jax.ops.anchors import LEVELS
+from retina_jax.ops.anchors import LEVELS, pyramid_grids
 from retina_jax.ops.targets import assign_targets
 from retina_jax.training import objective
 from retina_jax.training.gradient import LossParts, image_losses_of, make_gradient
@@ -42,6 +42,8 @@ class Examination:
     """The contribution of each image to the classification loss of the batch."""
     box: Float[Array, "n"]
     """Its contribution to the box loss, without ``loss.box_weight``."""
+    extra: dict[str, Float[Array, "n"]]
+    """Its contribution to the losses of `objective.extra_terms`, by name, without their weights."""
     foreground: Float[Array, "n"]
     pixels: Spread
     """Of the normalised images."""
@@ -79,12 +81,13 @@ def make_examination(
         def listen(call, arguments, options, context):
             result = call(*arguments, **options)
             if context.method_name == "__call__":
-                names.append("/".join(context.module.path) or "logits and deltas")
+                names.append("/".join(context.module.path) or "logits and boxes")
                 outputs.append(spread(result))
             return result
 
         images = normalize_images(batch.images, batch.sizes, config.data)
-        targets = jax.vmap(lambda truth: assign_targets(anchors, truth, **target_options))(
+        grids = pyramid_grids(batch.images.shape[-3:-1])
+        targets = jax.vmap(lambda truth: assign_targets(anchors, truth, grids, **target_options))(
             batch.ground_truth
         )
         with nn.intercept_methods(listen):
@@ -110,13 +113,22 @@ def make_examination(
             return jax.lax.all_gather(x, axis, tiled=True) if axis else x
 
         own = by_image[0]
-        counts = objective.batch_counts(own.foreground.ravel(), own.selected.ravel(), over_devices)
+        counts = objective.batch_counts(
+            *jax.tree.map(jnp.ravel, (own.foreground, own.selected, own.box_weight)), over_devices
+        )
         sums, pixels, outputs = jax.tree.map(of_all, by_image)
-        classification, box, _ = jax.vmap(
-            lambda image: objective.normalize(image, counts, state.loss_normalizer, config.loss)
+        losses, _ = jax.vmap(
+            lambda image: objective.normalize(image, counts, state.loss_normalizer, config)
         )(sums)
         return state, Examination(
-            found.parts, classification, box, sums.foreground, pixels, outputs, found.gradient
+            parts=found.parts,
+            classification=losses.classification,
+            box=losses.box,
+            extra=losses.extra,
+            foreground=sums.foreground,
+            pixels=pixels,
+            outputs=outputs,
+            gradient=found.gradient,
         )
 
     return examine, names

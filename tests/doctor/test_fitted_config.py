@@ -6,9 +6,9 @@ from made_data import image_of, split_of
 
 from retina_jax.config import default_config, fields_set, validate
 from retina_jax.config.values import changed_config
+from retina_jax.doctor.anchor_advice import ANCHORS
 from retina_jax.doctor.examine import examine, short_form
 from retina_jax.doctor.fit import FITTED, fit
-from retina_jax.doctor.reach import ANCHORS
 from retina_jax.errors import UserError
 
 
@@ -71,6 +71,13 @@ def test_training_says_once_what_is_out_of_reach():
         findings = short_form(split, split, effective, anchors_fitted=fitted)
         said = [finding for finding in findings if finding.check == "anchor_recall"]
         assert bool(said) != fitted
+
+
+def test_with_atss_the_anchors_stay_and_the_lines_say_why(splits):
+    config = config_of(**{"matching.kind": "atss"})
+    found = fit(*splits, config, free_in(config))
+    assert found.fields.keys() == {n for n in FITTED if not n.startswith("anchors.")}
+    assert any(line.startswith("anchors: unchanged, because") for line in found.lines)
 
 
 def test_what_is_set_stays_even_at_its_default(splits):

@@ -1,116 +1,63 @@
-"""What the doctor suggests helps, and is what ``data.fit`` chooses."""
-
-from pathlib import Path
+"""By ATSS, a box is within reach if it gets a positive anchor; what the doctor says of others."""
 
 import numpy as np
 import pytest
+from made_data import examined, healthy, image_of, told
 
-from retina_jax.config import default_config, validate
-from retina_jax.config.values import changed_config
-from retina_jax.data.data_set import Split
-from retina_jax.doctor.anchor_recall import group_recall
-from retina_jax.doctor.fit_anchors import ENOUGH
-from retina_jax.doctor.reach import ANCHORS, Boxes, fitted_anchors, reach_of, suggest
+from retina_jax.doctor import report as pages
+from retina_jax.doctor.anchor_recall import InputBoxes
+from retina_jax.doctor.reach import reached
+from retina_jax.models.retinanet import anchors_for
+from retina_jax.ops.anchors import pyramid_grids
+from retina_jax.ops.targets import assign_targets
+from retina_jax.types import GroundTruth
 
 
-def config_with(**data):
-    config = default_config()
-    config.data.buckets, config.data.short_side, config.data.long_side = BUCKETS, 96, 160
-    config.data.update(data)
+@pytest.fixture
+def by_atss(config):
+    config.matching.kind = "atss"
+    config.anchors.scale, config.anchors.octaves, config.anchors.ratios = 8.0, (0.0,), (1.0,)
     return config
 
 
-BUCKETS = ((96, 160), (160, 96))
-PICTURE = Split(
-    name="train", directory=Path("somewhere"), class_names=("a", "b"), category_ids=(1, 2),
-    image_ids=np.arange(1), sizes=np.array([(96, 160)], np.int32),
-    box_counts=np.zeros(1, np.int64), file_names=np.array([""]), _records=[],
-)  # fmt: skip
+def test_reach_is_what_training_matches(by_atss):
+    """Each box alone on its image, in both buckets; some lie between the centres of anchors."""
+    rng = np.random.default_rng(0)
+    corner = rng.uniform(0, 60, (24, 2))
+    boxes = np.concatenate([corner, corner + 2 ** rng.uniform(0.5, 5, (24, 2))], axis=1)
+    bucket = np.arange(24) % 2
+    matched, nearly = reached(InputBoxes(boxes, bucket), np.zeros(24), by_atss)
+    for i, size in enumerate(by_atss.data.buckets[b] for b in bucket):
+        anchors = np.concatenate(anchors_for(by_atss, size))
+        truth = GroundTruth.empty(1)
+        truth.boxes[0], truth.valid[0] = boxes[i], True
+        targets = assign_targets(anchors, truth, pyramid_grids(size), kind="atss")
+        assert matched[i] == bool(targets.foreground.any())
+        centre = (anchors[:, :2] + anchors[:, 2:]) / 2
+        inside = (centre > boxes[i, :2].astype(np.float32)) & (centre < boxes[i, 2:])
+        assert nearly[i] == inside.all(axis=1).any()
+    assert 0 < matched.sum() < 24
 
 
-def boxes_of(count, width, height, seed=0, spread=0.1):
-    """Around ``width`` × ``height``, anywhere in a picture of 96 × 160."""
-    rng = np.random.default_rng(seed)
-    sides = np.array([width, height]) * np.exp(rng.normal(0, spread, (count, 2)))
-    corner = rng.uniform(0, 1, (count, 2)) * np.maximum([160, 96] - sides, 0)
-    return np.concatenate([corner, corner + sides], axis=1)
+def test_the_report_speaks_of_atss(by_atss):
+    """Boxes of 4 px, centred between the anchors, which have their centres at multiples of 8."""
+    lost = [
+        image_of(50 + i, [[8 * i + 10, 18, 8 * i + 14, 22], [8 * i + 10, 34, 8 * i + 14, 38]])
+        for i in range(10)
+    ]
+    report = examined(by_atss, [*healthy(), *lost])
+    small = [f.message for f in report.findings if f.check == "anchor_recall"]
+    (message,) = (m for m in small if "small boxes" in m)
+    assert message.startswith("train: 0 % of 20 small boxes (at the input) have a positive anchor")
+    assert "(0 % have the centre of an anchor inside); boxes narrower than the stride" in message
+    assert report.suggestion is None
+    assert report.to_json()["matching"] == {"kind": "atss", "atss_candidates": 9}
+    page = pages.page(report, {}, [])
+    assert "Classes and their anchor recall, by ATSS" in page
+    assert "<th>ATSS</th><th>centre inside</th>" in page
 
 
-def suggestion_for(config, *kinds):
-    """The suggestion; the boxes, whose labels are their kinds; and the kinds as groups."""
-    labels = np.repeat(np.arange(len(kinds)), [len(kind) for kind in kinds])
-    boxes = Boxes(PICTURE, np.zeros(len(labels), np.int64), np.concatenate(kinds), labels)
-    groups = {f"kind {i}": labels == i for i in range(len(kinds))}
-    return suggest(boxes, groups, reach_of(boxes, config)), boxes, groups
-
-
-def promised(config, suggestion, boxes, groups):
-    """The reach of the changed config, which gives the recall that was promised."""
-    changed = changed_config(config, suggestion.fields)
-    validate(changed)
-    reached = reach_of(boxes, changed)
-    assert group_recall(reached.iou >= 0.5, groups) == suggestion.after
-    return reached
-
-
-def test_no_change_where_every_box_is_within_reach():
-    assert suggestion_for(config_with(), boxes_of(200, 40, 40))[0] is None
-
-
-def test_nor_where_nothing_helps():
-    assert suggestion_for(config_with(), boxes_of(200, 1, 1))[0] is None
-
-
-def test_small_boxes_ask_for_the_anchors_that_a_fit_chooses():
-    config = config_with()
-    suggestion, boxes, groups = suggestion_for(config, boxes_of(100, 20, 20), boxes_of(100, 40, 40))
-    assert suggestion.fields == {
-        name: value
-        for name, value in fitted_anchors(boxes, config).items()
-        if value != config.anchors[name.partition(".")[2]]
-    }
-    assert suggestion.fields["anchors.scale"] < 4
-    assert suggestion.before["kind 0"] < 0.5
-    assert promised(config, suggestion, boxes, groups).is_enough
-    assert suggestion.pixels_factor == 1
-    assert suggestion.anchors_factor < 1
-    assert suggestion.text() == f"with {suggestion.flags()}"  # no cost
-    assert config.anchors.scale == 4  # the user's is left alone
-
-
-def test_a_fit_keeps_what_is_set():
-    config = config_with()
-    _, boxes, _ = suggestion_for(config, boxes_of(100, 20, 20))
-    free = frozenset(ANCHORS) - {"anchors.scale"}
-    assert fitted_anchors(boxes, config, free).keys() == free
-
-
-def test_long_boxes_ask_for_other_ratios():
-    suggestion, *_ = suggestion_for(config_with(), boxes_of(300, 100, 12, spread=0.05))
-    assert max(suggestion.fields["anchors.ratios"]) < 0.2
-    assert min(suggestion.after.values()) >= ENOUGH
-    assert "'(" in suggestion.flags()  # quoted for a shell
-    assert " " not in suggestion.flags().split("=", 1)[1].split(" --")[0]
-
-
-@pytest.mark.parametrize("side", [5, 7])
-def test_boxes_smaller_than_the_grid_ask_for_larger_inputs(side):
-    config = config_with(train_short_sides=(64, 96))
-    suggestion, boxes, groups = suggestion_for(config, boxes_of(400, side, side))
-    factor = suggestion.pixels_factor**0.5
-    assert factor in (1.5, 2)
-    fields = suggestion.fields
-    assert fields["data.short_side"] == 96 * factor
-    assert fields["data.long_side"] == 160 * factor
-    assert fields["data.train_short_sides"] == (64 * factor, 96 * factor)
-    assert all(side % 32 == 0 for bucket in fields["data.buckets"] for side in bucket)
-    assert "times the pixels" in suggestion.text()
-    assert list(fields)[-1].startswith("anchors.")
-    promised(config, suggestion, boxes, groups)
-
-
-def test_inputs_are_no_larger_than_needed():
-    suggestion, boxes, groups = suggestion_for(config_with(), boxes_of(400, 13, 13))
-    assert suggestion.fields["data.short_side"] == 144
-    assert suggestion.fields["data.buckets"] == ((160, 256), (256, 160))
-    assert promised(config_with(), suggestion, boxes, groups).is_enough
+def test_without_any_centre_inside_it_is_an_error(by_atss):
+    lost = [image_of(i, [[8 * i + 10, 18, 8 * i + 14, 22]]) for i in range(12)]
+    message = told(examined(by_atss, lost).findings, "anchor_recall", "error")
+    assert "only 0 % of 12 boxes have the centre of an anchor inside, so few can be" in message

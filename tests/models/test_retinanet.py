@@ -63,25 +63,52 @@ def outputs(config, size, classes=4, variables=None):
 @pytest.mark.parametrize("size", [(64, 64), (96, 160), (32, 224)])
 def test_outputs_fit_the_anchors_level_by_level(size):
     config = small()
-    logits, deltas = outputs(config, size)
+    predictions = outputs(config, size)
     counts = [len(a) for a in retinanet.anchors_for(config, size)]
-    assert [x.shape for x in logits] == [(2, n, 4) for n in counts]
-    assert [x.shape for x in deltas] == [(2, n, 1, 4) for n in counts]
+    assert [x.shape for x in predictions.logits] == [(2, n, 4) for n in counts]
+    assert [x.shape for x in predictions.box_outputs] == [(2, n, 1, 4) for n in counts]
 
 
 def test_every_anchor_begins_near_the_prior():
-    logits, _ = outputs(small(**{"model.head_convs": 4}), (64, 64))
+    logits = outputs(small(**{"model.head_convs": 4}), (64, 64)).logits
     probabilities = np.concatenate([jax.nn.sigmoid(x).ravel() for x in logits])
     np.testing.assert_allclose(probabilities, 0.01, rtol=0.1)
 
 
 def test_a_box_for_each_class():
-    _, deltas = outputs(small(**{"model.class_specific_boxes": True}), (64, 64), classes=4)
+    deltas = outputs(small(**{"model.class_specific_boxes": True}), (64, 64)).box_outputs
     assert {x.shape[2:] for x in deltas} == {(4, 4)}
 
 
+def test_distributions_for_the_sides_of_a_box():
+    model = retinanet.build(small(**{"loss.box": "dfl", "loss.dfl_bins": 7}), 4)
+    images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
+    made = jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x, False), images)
+    counts = [len(a) for a in retinanet.anchors_for(model.config, (64, 64))]
+    assert [x.shape for x in made[0].box_outputs] == [(2, n, 1, 4 * 8) for n in counts]
+
+
+def test_centerness_and_scales_belong_to_the_box_head():
+    config = small(**{"model.centerness": True, "model.box_scale_per_level": True})
+    variables = initial(retinanet.build(config, 4))
+    plain = initial(retinanet.build(small(), 4))
+    assert set(plain["params"]["box_head"]) == {"conv0", "predict"}
+    scales = {f"scale{level}" for level in range(3, 8)}
+    assert set(variables["params"]["box_head"]) == {"conv0", "predict", "centerness", *scales}
+    assert set(variables["params"]["class_head"]) == {"conv0", "predict"}
+    found = outputs(config, (64, 64), variables=variables)
+    assert [x.shape for x in found.centerness] == [x.shape[:2] for x in found.logits]
+    for level in range(3, 8):
+        variables["params"]["box_head"][f"scale{level}"] = np.float32(level)
+    scaled = outputs(config, (64, 64), variables=variables)
+    for level in range(3, 8):
+        before, after = (x.box_outputs[level - 3] for x in (found, scaled))
+        np.testing.assert_allclose(after, level * before, rtol=1e-5, atol=1e-9)
+        np.testing.assert_array_equal(found.centerness[level - 3], scaled.centerness[level - 3])
+
+
 def test_softmax_begins_with_the_prior_shared_over_classes():
-    logits, _ = outputs(small(**{"loss.classification": "softmax_focal"}), (64, 64), classes=4)
+    logits = outputs(small(**{"loss.classification": "softmax_focal"}), (64, 64)).logits
     scores = np.concatenate([class_scores(x, softmax=True).reshape(-1, 4) for x in logits])
     np.testing.assert_allclose(scores.sum(-1), 0.01, rtol=0.2)
 
@@ -116,9 +143,9 @@ def test_bfloat16_is_near_float32(norm, head_norm):
     changes = {"model.norm": norm, "model.head_norm": head_norm}
     config = small(**changes)
     variables = drawn(retinanet.build(config, 4))
-    full, _ = outputs(config, (64, 64), variables=variables)
+    full = outputs(config, (64, 64), variables=variables).logits
     config.train.precision = "bfloat16"
-    half, _ = outputs(config, (64, 64), variables=variables)
+    half = outputs(config, (64, 64), variables=variables).logits
     assert all(x.dtype == jnp.float32 for x in half)
     spread = max(float(np.ptp(x)) for x in full)
     assert all(float(jnp.abs(a - b).max()) < 0.1 * spread + 0.02
@@ -152,11 +179,11 @@ def test_rematerialisation_changes_no_loss_no_gradient_and_no_name():
     assert jax.tree.structure(variables) == jax.tree.structure(names)
 
     def loss(model, params):
-        logits, deltas = model.apply(
+        predictions = model.apply(
             {**variables, "params": params}, images_of((64, 64)), train=True,
             mutable=["batch_stats"],
         )[0]  # fmt: skip
-        return sum((x**2).mean() for x in (*logits, *deltas))
+        return sum((x**2).mean() for x in jax.tree.leaves(predictions))
 
     results = [
         jax.jit(jax.value_and_grad(lambda p, m=model: loss(m, p)))(variables["params"])
