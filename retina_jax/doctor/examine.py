@@ -30,7 +30,7 @@ from retina_jax.doctor.buckets import BucketRow, bucket_rows, check_buckets, che
 from retina_jax.doctor.checks import Finding, percent
 from retina_jax.doctor.contents import Contents, read_contents, spread_rows
 from retina_jax.doctor.fit_anchors import ENOUGH
-from retina_jax.doctor.reach import Boxes, Suggestion, reach_at, suggest
+from retina_jax.doctor.suggestion import Boxes, Suggestion, reach_at, suggest
 from retina_jax.ops.anchors import LEVELS, level_sizes
 
 SIZES = ("small", "medium", "large")

@@ -24,7 +24,7 @@ from retina_jax.doctor.contents import read_contents, spread_rows
 from retina_jax.doctor.fit_anchors import ENOUGH
 from retina_jax.doctor.fit_sizes import fit_sizes
 from retina_jax.doctor.fit_steps import fit_schedule, fit_steps
-from retina_jax.doctor.reach import ANCHORS, Boxes, fitted_anchors, reach_of
+from retina_jax.doctor.suggestion import ANCHORS, Boxes, fitted_anchors, reach_of
 from retina_jax.wording import counted
 
 _SIZES = ("data.short_side", "data.long_side", "data.buckets")

@@ -8,7 +8,7 @@ from retina_jax.config import default_config, fields_set, validate
 from retina_jax.config.values import changed_config
 from retina_jax.doctor.examine import examine, short_form
 from retina_jax.doctor.fit import FITTED, fit
-from retina_jax.doctor.reach import ANCHORS
+from retina_jax.doctor.suggestion import ANCHORS
 from retina_jax.errors import UserError
 
 

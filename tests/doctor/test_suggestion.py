@@ -10,7 +10,7 @@ from retina_jax.config.values import changed_config
 from retina_jax.data.data_set import Split
 from retina_jax.doctor.anchor_recall import group_recall
 from retina_jax.doctor.fit_anchors import ENOUGH
-from retina_jax.doctor.reach import ANCHORS, Boxes, fitted_anchors, reach_of, suggest
+from retina_jax.doctor.suggestion import ANCHORS, Boxes, fitted_anchors, reach_of, suggest
 
 
 def config_with(**data):
