@@ -1,4 +1,4 @@
-"""Memory in use, on the host and on its devices."""
+"""Memory in use, on the host and on its devices, and memory that a program will need."""
 
 from __future__ import annotations
 
@@ -7,6 +7,23 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+GIB = 2**30
+
+
+def program_memory(compiled: Any) -> int:
+    """Memory that a compiled program (jax.stages.Compiled) takes on each device, bytes.
+
+    Its arguments, temporaries, code, and results that do not reuse the memory of an argument.
+    """
+    parts = compiled.memory_analysis()
+    return (
+        parts.argument_size_in_bytes
+        + parts.temp_size_in_bytes
+        + parts.generated_code_size_in_bytes
+        + parts.output_size_in_bytes
+        - parts.alias_size_in_bytes
+    )
 
 
 def own_processes() -> Iterator[Path]:
@@ -33,10 +50,10 @@ def memory_in_use(devices: Iterable[Any]) -> dict[str, float]:
         with contextlib.suppress(OSError):
             resident, shared = map(int, (folder / "statm").read_text().split()[1:3])
             pages += resident - (shared if number else 0)
-    found = {"host_gib": pages * os.sysconf("SC_PAGE_SIZE") / 2**30} if pages else {}
+    found = {"host_gib": pages * os.sysconf("SC_PAGE_SIZE") / GIB} if pages else {}
     statistics = [device.memory_stats() or {} for device in devices]
     for name, key in (("device_gib", "bytes_in_use"), ("device_peak_gib", "peak_bytes_in_use")):
         values = [of_device[key] for of_device in statistics if key in of_device]
         if values:
-            found[name] = max(values) / 2**30
+            found[name] = max(values) / GIB
     return found
