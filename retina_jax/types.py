@@ -6,10 +6,12 @@ Boxes are ``[x1, y1, x2, y2]``, float32, half-open, in pixels of the network inp
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
@@ -56,6 +58,29 @@ class Batch:
     """False marks a filler that pads an evaluation batch."""
     cut_away: Int[Array, "*n"]
     """Number of boxes that augmentation removed (see ``data.min_visible``)."""
+
+
+@flax.struct.dataclass
+class Predictions:
+    """The output of the network, float32: for each field, a list over P3 to P7.
+
+    After `joined`, each field is one array instead.
+    """
+
+    logits: Sequence[Float[Array, "*n a c"]]
+    """Of the classes; with softmax, background is an additional last class."""
+    deltas: Sequence[Float[Array, "*n a k 4"]]
+    """Encoded boxes; k is 1 or the number of classes."""
+    centerness: Sequence[Float[Array, "*n a"]] | None = None
+    """Logit of the centerness of each anchor's box; None without ``model.centerness``."""
+
+    def joined(self) -> Predictions:
+        """All levels of a batch in one array per field: ``logits [n, a, c]`` and so on."""
+        return jax.tree.map(
+            lambda levels: jnp.concatenate(levels, axis=1),
+            self,
+            is_leaf=lambda x: isinstance(x, (list, tuple)),
+        )
 
 
 @flax.struct.dataclass

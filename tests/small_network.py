@@ -6,6 +6,7 @@ import ml_collections
 
 from retina_jax.config import resolve
 from retina_jax.models.layers import make_norm
+from retina_jax.types import Predictions
 
 
 class SmallNetwork(nn.Module):
@@ -31,7 +32,7 @@ class SmallNetwork(nn.Module):
             logits.append(classes(x).reshape(len(x), -1, classes.features // places))
             deltas.append(boxes(x).reshape(len(x), -1, 1, 4))
             x = x[:, ::2, ::2]
-        return logits, deltas
+        return Predictions(logits, deltas)
 
 
 def build(config, num_classes, axis_name=None):

@@ -70,7 +70,7 @@ def count_logits(workdir: Path) -> LogitCounts:
     @jax.jit
     def count(batch):
         images = retinanet.normalize_images(batch.images, batch.sizes, config.data)
-        logits = jnp.concatenate(model.apply(variables, images, train=False)[0], axis=1)
+        logits = model.apply(variables, images, train=False).joined().logits
         anchors = np.concatenate(retinanet.anchors_for(config, batch.images.shape[1:3]))
         targets = jax.vmap(lambda truth: assign_targets(anchors, truth, **target_options))(
             batch.ground_truth

@@ -26,13 +26,13 @@ def make_predict_step(
 
     def predict_step(variables, images: jax.Array, sizes: jax.Array) -> Candidates:
         inputs = normalize_images(images, sizes, config.data)
-        logits, deltas = model.apply(variables, inputs, train=False)
+        predictions = model.apply(variables, inputs, train=False)
         anchors = anchors_for(config, images.shape[1:3])
 
-        def one_image(logits, deltas, size):
+        def one_image(predictions, size):
             return select_candidates(
-                [class_scores(x, softmax) for x in logits],
-                deltas,
+                [class_scores(x, softmax) for x in predictions.logits],
+                predictions.deltas,
                 anchors,
                 size,
                 config.eval.score_threshold,
@@ -42,7 +42,7 @@ def make_predict_step(
                 clip_to_image=config.eval.cut_boxes == "before_nms",
             )
 
-        return jax.vmap(one_image)(logits, deltas, sizes)
+        return jax.vmap(one_image)(predictions, sizes)
 
     return predict_step
 

@@ -1,4 +1,4 @@
-"""The complete network: backbone, FPN and heads; images to logits and deltas."""
+"""The complete network: backbone, FPN and heads; images to `Predictions`."""
 
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ from retina_jax.models.layers import make_norm
 from retina_jax.models.mobilenet import MobileNetV2
 from retina_jax.models.resnet import ResNet
 from retina_jax.ops.anchors import pyramid_anchors
-from retina_jax.types import Array
+from retina_jax.types import Array, Predictions
 
 
 def backbone_of(name: str) -> type[Backbone]:
@@ -26,11 +26,9 @@ def backbone_of(name: str) -> type[Backbone]:
 
 
 class RetinaNet(nn.Module):
-    """Maps normalised images ``[n, h, w, 3]`` to two lists over P3 to P7.
+    """Maps normalised images ``[n, h, w, 3]`` to `Predictions`, by level.
 
-    The lists hold logits ``[n, anchors, classes]`` (with softmax, background is an additional last
-    class) and deltas ``[n, anchors, k, 4]``, where k is 1 or the number of classes; float32. The
-    outputs do not depend on ``train``: no sigmoid and no decoding.
+    The outputs do not depend on ``train``: no sigmoid and no decoding.
     """
 
     config: ml_collections.FrozenConfigDict
@@ -38,7 +36,7 @@ class RetinaNet(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, images, train: bool):
+    def __call__(self, images, train: bool) -> Predictions:
         config = self.config.model
         dtype = jnp.dtype(self.config.train.precision)
 
@@ -78,7 +76,7 @@ class RetinaNet(nn.Module):
             pyramid
         )
         deltas = [x.reshape(*x.shape[:2], boxes_of_anchor, 4) for x in deltas]
-        return logits, deltas
+        return Predictions(logits, deltas)
 
 
 def build(

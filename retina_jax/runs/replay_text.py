@@ -30,7 +30,9 @@ def lines(replay: Replay) -> Iterator[str]:
     yield f"step {kept.step} with the weights of step {replay.weights_of} ({saw})"
     yield (
         f"loss {metrics['loss']:.6g}, classification {metrics['loss_classification']:.6g}, "
-        f"box {metrics['loss_box']:.6g}, foreground anchors {metrics['foreground_anchors']:.0f}, "
+        f"box {metrics['loss_box']:.6g}, "
+        + "".join(f"{name} {metrics[f'loss_{name}']:.6g}, " for name in found.extra)
+        + f"foreground anchors {metrics['foreground_anchors']:.0f}, "
         f"gradient norm {metrics['gradient_norm']:.6g}, "
         f"learning rate {metrics['learning_rate']:.6g}"
     )
@@ -40,7 +42,9 @@ def lines(replay: Replay) -> Iterator[str]:
     for i, image_id in enumerate(kept.image_ids):
         yield (
             f"  image {image_id}: classification {found.classification[i]:.6g}, "
-            f"box {found.box[i]:.6g}, {found.foreground[i]:.0f} foreground anchors"
+            f"box {found.box[i]:.6g}, "
+            + "".join(f"{name} {values[i]:.6g}, " for name, values in found.extra.items())
+            + f"{found.foreground[i]:.0f} foreground anchors"
         )
     yield _of_images("pixels, normalised", kept.image_ids, found.pixels)
     boxes = np.asarray(kept.batch.ground_truth.boxes)

@@ -42,6 +42,8 @@ class Examination:
     """The contribution of each image to the classification loss of the batch."""
     box: Float[Array, "n"]
     """Its contribution to the box loss, without ``loss.box_weight``."""
+    extra: dict[str, Float[Array, "n"]]
+    """Its contribution to the losses of `objective.extra_terms`, by name, without their weights."""
     foreground: Float[Array, "n"]
     pixels: Spread
     """Of the normalised images."""
@@ -110,13 +112,22 @@ def make_examination(
             return jax.lax.all_gather(x, axis, tiled=True) if axis else x
 
         own = by_image[0]
-        counts = objective.batch_counts(own.foreground.ravel(), own.selected.ravel(), over_devices)
+        counts = objective.batch_counts(
+            *jax.tree.map(jnp.ravel, (own.foreground, own.selected, own.box_weight)), over_devices
+        )
         sums, pixels, outputs = jax.tree.map(of_all, by_image)
-        classification, box, _ = jax.vmap(
-            lambda image: objective.normalize(image, counts, state.loss_normalizer, config.loss)
+        losses, _ = jax.vmap(
+            lambda image: objective.normalize(image, counts, state.loss_normalizer, config)
         )(sums)
         return state, Examination(
-            found.parts, classification, box, sums.foreground, pixels, outputs, found.gradient
+            parts=found.parts,
+            classification=losses.classification,
+            box=losses.box,
+            extra=losses.extra,
+            foreground=sums.foreground,
+            pixels=pixels,
+            outputs=outputs,
+            gradient=found.gradient,
         )
 
     return examine, names

@@ -29,9 +29,11 @@ class LossParts:
     box: Float[Array, ""]
     foreground: Float[Array, ""]
     """Number of foreground anchors."""
-    by_level: Float[Array, "3 levels"]
-    """``classification``, ``box`` and ``foreground`` of each pyramid level: one array, so that the
-    sum over devices is one more, not one for each."""
+    by_level: Float[Array, "rows levels"]
+    """``classification``, ``box``, ``foreground`` and ``extra`` of each pyramid level: one array,
+    so that the sum over devices is one more, not one for each."""
+    extra: dict[str, Float[Array, ""]]
+    """Of `objective.extra_terms`, by name, without their weights in ``loss``."""
 
 
 @flax.struct.dataclass
@@ -60,20 +62,13 @@ def image_losses_of(
 
     Takes normalised images ``[n, h, w, 3]``, their targets and the anchors of all levels.
     """
-    (logits, deltas), updated = model.apply(
+    predictions, updated = model.apply(
         {"params": params, "batch_stats": batch_stats},
         images,
         train=True,
         mutable=["batch_stats"],
     )
-    sums = objective.image_losses(
-        jnp.concatenate(logits, axis=1),
-        jnp.concatenate(deltas, axis=1),
-        targets,
-        anchors,
-        config,
-        [level.shape[1] for level in logits],
-    )
+    sums = objective.image_losses(predictions, targets, anchors, config)
     return sums, updated.get("batch_stats", {})
 
 
@@ -123,13 +118,22 @@ def make_gradient(
             )
             whole = counts
             if whole is None:
-                whole = objective.batch_counts(sums.foreground, sums.selected, over_devices)
-            classification, box, loss_normalizer = objective.normalize(
-                sums, whole, state.loss_normalizer, config.loss
+                whole = objective.batch_counts(
+                    sums.foreground, sums.selected, sums.box_weight, over_devices
+                )
+            losses, loss_normalizer = objective.normalize(
+                sums, whole, state.loss_normalizer, config
             )
-            loss = classification + config.loss.box_weight * box
-            by_level = objective.normalize_levels(sums, whole, state.loss_normalizer, config.loss)
-            parts = LossParts(loss, classification, box, sums.foreground.sum(), by_level)
+            loss = losses.total(config)
+            by_level = objective.normalize_levels(sums, whole, state.loss_normalizer, config)
+            parts = LossParts(
+                loss=loss,
+                classification=losses.classification,
+                box=losses.box,
+                foreground=sums.foreground.sum(),
+                by_level=by_level,
+                extra=losses.extra,
+            )
             return loss, (parts, loss_normalizer, batch_stats)
 
         (_, (parts, loss_normalizer, batch_stats)), gradient = jax.value_and_grad(
@@ -150,24 +154,28 @@ def make_gradient(
             )
 
         def first_pass(number):
-            """Targets, and each image's numbers of foreground and of selected anchors."""
+            """Targets, and what `objective.batch_counts` needs of each image."""
             batch = micro_batch(number)
             anchors = anchors_of(batch)
             targets = targets_of(batch, anchors)
             foreground = targets.foreground.sum(axis=1, dtype=jnp.float32)
-            if config.loss.classification != "ohem":
-                return targets, foreground, jnp.zeros_like(foreground)
+            if not objective.counts_need_predictions(config):
+                weights = jax.vmap(
+                    lambda targets: objective.box_weights(None, targets, anchors, config)
+                )(targets)
+                box_weight = None if weights is None else weights.sum(axis=1)
+                return targets, (foreground, jnp.zeros_like(foreground), box_weight)
             # the selection depends on the logits, so OHEM costs one more forward pass
             images = normalize_images(batch.images, batch.sizes, config.data)
             sums, _ = image_losses_of(
                 model, config, state.params, state.batch_stats, images, targets, anchors
             )
-            return targets, foreground, sums.selected
+            return targets, (foreground, sums.selected, sums.box_weight)
 
         numbers = jnp.arange(count)
         # in turn: matching needs far more memory than the targets that it leaves
-        targets, foreground, selected = jax.lax.map(first_pass, numbers)
-        counts = objective.batch_counts(foreground.ravel(), selected.ravel(), over_devices)
+        targets, of_images = jax.lax.map(first_pass, numbers)
+        counts = objective.batch_counts(*jax.tree.map(jnp.ravel, of_images), over_devices)
 
         def add(total: BatchGradient, micro):
             number, targets = micro
@@ -179,9 +187,14 @@ def make_gradient(
             )
             return own.replace(gradient=gradient, parts=parts), None
 
+        terms = objective.extra_terms(config)
         nothing = BatchGradient(
             gradient=jax.tree.map(jnp.zeros_like, state.params),
-            parts=LossParts(*[jnp.zeros(())] * 4, jnp.zeros((3, len(LEVELS)))),
+            parts=LossParts(
+                *[jnp.zeros(())] * 4,
+                by_level=jnp.zeros((3 + len(terms), len(LEVELS))),
+                extra={term.name: jnp.zeros(()) for term in terms},
+            ),
             loss_normalizer=state.loss_normalizer,
             batch_stats=state.batch_stats,
         )

@@ -20,11 +20,9 @@ from retina_jax.errors import NonFiniteLossError
 from retina_jax.files import is_address, mirror, write_text
 from retina_jax.ops.anchors import LEVELS
 
-_BY_LEVEL = {
-    name: [f"{name}_P{level}" for level in LEVELS]
-    for name in ("loss_classification", "loss_box", "foreground_anchors")
-}
-"""Names of the values in ``by_level``, in the metrics of a step."""
+_BY_LEVEL = ("loss_classification", "loss_box", "foreground_anchors")
+"""Names of the first rows of ``by_level``, in the metrics of a step."""
+_OF_A_LEVEL = tuple(f"_P{level}" for level in LEVELS)
 _NAMES = (
     "loss", "loss_classification", "loss_box", "foreground_anchors", "gradient_norm",
     "learning_rate",
@@ -38,8 +36,10 @@ def by_name(metrics: Mapping[str, np.ndarray]) -> dict[str, float]:
     """A step's metrics (`make_train_step`) as numbers; each value by level gets its own name."""
     values = {name: float(value) for name, value in metrics.items() if name != "by_level"}
     if "by_level" in metrics:
-        for names, row in zip(_BY_LEVEL.values(), metrics["by_level"], strict=True):
-            values |= {name: float(value) for name, value in zip(names, row, strict=True)}
+        # `objective.extra_terms` are sorted by name
+        extra = sorted(n for n in values if n.startswith("loss_") and n not in _BY_LEVEL)
+        for names, row in zip((*_BY_LEVEL, *extra), metrics["by_level"], strict=True):
+            values |= {f"{names}_P{n}": float(v) for n, v in zip(LEVELS, row, strict=True)}
     return values
 
 
@@ -234,7 +234,7 @@ class MetricsLog:
             return
         with self._path.open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
-        levels = [name for names in _BY_LEVEL.values() for name in names if name in values]
+        levels = [name for name in values if name.endswith(_OF_A_LEVEL)]
         self.scalars("levels", step, {name: values[name] for name in levels})
         self.scalars("train", step, {n: v for n, v in values.items() if n not in levels})
         if self._is_copied:

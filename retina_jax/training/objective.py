@@ -1,8 +1,9 @@
-"""The classification and box losses of a batch, from logits, deltas and targets."""
+"""The losses of a batch, from predictions and targets."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,7 @@ from jaxtyping import Float
 from retina_jax.config.fields import BOX_LOSSES, CLASSIFICATION_LOSSES
 from retina_jax.ops import box_losses, losses
 from retina_jax.ops.boxes import decode
-from retina_jax.types import Array, Targets
+from retina_jax.types import Array, Predictions, Targets
 
 
 @flax.struct.dataclass
@@ -29,8 +30,55 @@ class ImageLosses:
     """Number of foreground anchors."""
     selected: Float[Array, "*n"]
     """Number of anchors that OHEM selected; 0 without OHEM."""
-    by_level: Float[Array, "*n 3 levels"]
-    """``classification``, ``box`` and ``foreground`` of each pyramid level; for the log alone."""
+    by_level: Float[Array, "*n rows levels"]
+    """``classification``, ``box``, ``foreground`` and the values of ``extra`` of each pyramid
+    level; for the log alone."""
+    box_weight: Float[Array, "*n"] | None = None
+    """Sum of `box_weights`; None without weights."""
+    extra: dict[str, Float[Array, "*n"]] = dataclasses.field(default_factory=dict)
+    """The losses of `extra_terms`, by name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Term:
+    """A loss in addition to those of classes and boxes."""
+
+    name: str
+    """In the log, ``loss_`` and the name."""
+    weight: float
+    """In the total loss."""
+    weighted: bool
+    """Multiplied by `box_weights` and divided by their sum, as the box loss is; else divided by the
+    number of foreground anchors, as ``loss.normalizer`` counts it."""
+    loss: Callable[[Predictions, Targets, Array, Any], jax.Array]
+    """``(predictions, targets, anchors, config) -> [a]`` of one image: 0 unless foreground."""
+
+
+def extra_terms(config: ml_collections.ConfigDict) -> tuple[Term, ...]:
+    """The losses of ``config`` in addition to those of classes and boxes, sorted by name."""
+    del config
+    return ()
+
+
+def box_weights(
+    predictions: Predictions | None,
+    targets: Targets,
+    anchors: Float[Array, "a 4"],
+    config: ml_collections.ConfigDict,
+) -> jax.Array | None:
+    """Weight of each anchor's box loss in one image ``[a]``; constants of differentiation.
+
+    0 unless the anchor is foreground. None: all foreground anchors weigh the same, and the box loss
+    is divided as ``loss.normalizer`` says, not by the sum of weights. ``predictions`` are used only
+    if `counts_need_predictions`.
+    """
+    del predictions, targets, anchors, config
+    return None
+
+
+def counts_need_predictions(config: ml_collections.ConfigDict) -> bool:
+    """Whether `BatchCounts` depends on the predictions, not on targets alone."""
+    return config.loss.classification == "ohem"
 
 
 def classification_function(loss: Any) -> Callable[[Array, Array], Array]:
@@ -84,37 +132,45 @@ def box_loss(
 
 
 def image_losses(
-    logits: Float[Array, "n a c"],
-    deltas: Float[Array, "n a k 4"],
+    predictions: Predictions,
     targets: Targets,
     anchors: Float[Array, "a 4"],
     config: ml_collections.ConfigDict,
-    level_sizes: Sequence[int] | None = None,
 ) -> ImageLosses:
-    """Both losses of each image of a batch, not normalised.
+    """The losses of each image of a batch, not normalised.
 
-    ``level_sizes``: number of anchors of each pyramid level; None: all are of one.
+    ``predictions`` are lists over levels; targets and anchors are those of all levels.
     """
-    ends = np.cumsum(level_sizes or [len(anchors)])
+    ends = np.cumsum([level.shape[1] for level in predictions.logits])
+    terms = extra_terms(config)
 
     def by_level(*of_anchors):
         # the losses are summed by themselves, so that their bits do not depend on what is logged
         rows = jax.lax.stop_gradient(jnp.stack(of_anchors))
         return jnp.stack([level.sum(axis=1) for level in jnp.split(rows, ends[:-1], 1)], axis=1)
 
-    def one_image(logits, deltas, targets):
-        classification, selected = classification_loss(logits, targets, anchors, config.loss)
-        box = box_loss(deltas, targets, anchors, config)
+    def one_image(predictions, targets):
+        classification, selected = classification_loss(
+            predictions.logits, targets, anchors, config.loss
+        )
+        box = box_loss(predictions.deltas, targets, anchors, config)
+        weights = box_weights(predictions, targets, anchors, config)
+        extra = {term.name: term.loss(predictions, targets, anchors, config) for term in terms}
+        if weights is not None:
+            box *= weights
+            extra |= {t.name: extra[t.name] * weights for t in terms if t.weighted}
         foreground = targets.foreground.astype(jnp.float32)
         return ImageLosses(
             classification=classification.sum(),
             box=box.sum(),
             foreground=targets.foreground.sum(dtype=jnp.float32),
             selected=selected,
-            by_level=by_level(classification, box, foreground),
+            by_level=by_level(classification, box, foreground, *extra.values()),
+            box_weight=None if weights is None else weights.sum(),
+            extra=jax.tree.map(jnp.sum, extra),
         )
 
-    return jax.vmap(one_image)(logits, deltas, targets)
+    return jax.vmap(one_image)(predictions.joined(), targets)
 
 
 @flax.struct.dataclass
@@ -126,25 +182,37 @@ class BatchCounts:
     selected: Float[Array, ""]
     """Number of anchors that OHEM selected; 0 without OHEM."""
     images: Float[Array, ""]
+    box_weight: Float[Array, ""] | None
+    """Sum of the weights of boxes; None without weights."""
 
 
 def batch_counts(
     foreground: Float[Array, "*n"],
     selected: Float[Array, "*n"],
+    box_weight: Float[Array, "*n"] | None,
     over_devices: Callable[[Any], Any],
 ) -> BatchCounts:
     """The counts of the global batch, from those of each image of this device's share."""
-    counts = jax.lax.stop_gradient((foreground, selected, jnp.ones_like(foreground)))
+    counts = jax.lax.stop_gradient((foreground, selected, jnp.ones_like(foreground), box_weight))
     return BatchCounts(*over_devices(jax.tree.map(jnp.sum, counts)))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Divisors:
+    """What the losses are divided by: for each image, or for all; see `normalize`."""
+
+    classification: jax.Array
+    foreground: jax.Array
+    box: jax.Array
+
+    def of(self, term: Term) -> jax.Array:
+        return self.box if term.weighted else self.foreground
 
 
 def _divisors(
     sums: ImageLosses, counts: BatchCounts, ema: Float[Array, ""], config: Any
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Of the classification and the box losses (for each image, or for all), and the next ``ema``.
-
-    See `normalize`.
-    """
+) -> tuple[_Divisors, jax.Array]:
+    """The divisors, and the next ``ema``; ``config`` is the ``loss`` group."""
     foreground = counts.foreground
     if config.normalizer == "per_image":
         divisor = jnp.maximum(sums.foreground, 1) * counts.images
@@ -156,17 +224,37 @@ def _divisors(
     else:
         divisor = jnp.maximum(foreground, 1)
     of_classes = jnp.maximum(counts.selected, 1) if config.classification == "ohem" else divisor
-    return of_classes, divisor, ema
+    weight = counts.box_weight
+    of_boxes = divisor if weight is None else jnp.maximum(weight, 1)
+    return _Divisors(of_classes, divisor, of_boxes), ema
+
+
+@flax.struct.dataclass
+class Losses:
+    """The losses of the global batch, or the part of them that some of its images contribute."""
+
+    classification: Float[Array, "*n"]
+    box: Float[Array, "*n"]
+    extra: dict[str, Float[Array, "*n"]]
+    """Of `extra_terms`, by name, without their weights in the total."""
+
+    def total(self, config: ml_collections.ConfigDict) -> jax.Array:
+        loss = self.classification + config.loss.box_weight * self.box
+        for term in extra_terms(config):
+            loss += term.weight * self.extra[term.name]
+        return loss
 
 
 def normalize(
-    sums: ImageLosses, counts: BatchCounts, ema: Float[Array, ""], config: Any
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """What some images contribute to the classification and box losses, and the next ``ema``.
+    sums: ImageLosses,
+    counts: BatchCounts,
+    ema: Float[Array, ""],
+    config: ml_collections.ConfigDict,
+) -> tuple[Losses, jax.Array]:
+    """What some images contribute to the losses, and the next ``ema``.
 
-    Summed over micro-batches and devices, the shares give the loss of the global batch: ``counts``
-    are those of the whole batch. ``config`` is the ``loss`` group; ``normalizer`` selects the
-    divisor:
+    Summed over micro-batches and devices, the shares give the losses of the global batch:
+    ``counts`` are those of the whole batch. ``loss.normalizer`` selects the divisor:
 
     - "foreground": number of foreground anchors in the batch, at least 1 (section 4.1);
     - "foreground_plus_1": that number plus 1 (TF Model Garden);
@@ -174,20 +262,36 @@ def normalize(
       (torchvision);
     - "ema": moving average of the foreground anchors per batch (Detectron2), kept in the state.
 
-    OHEM's classification loss is the mean over the selected anchors, as in Fast R-CNN.
+    OHEM's classification loss is the mean over the selected anchors, as in Fast R-CNN. Where boxes
+    have weights, their losses are divided by the sum of the weights in the batch, at least 1,
+    whatever the normalizer.
     """
-    of_classes, divisor, ema = _divisors(sums, counts, ema, config)
-    return (sums.classification / of_classes).sum(), (sums.box / divisor).sum(), ema
+    divisors, ema = _divisors(sums, counts, ema, config.loss)
+    losses = Losses(
+        (sums.classification / divisors.classification).sum(),
+        (sums.box / divisors.box).sum(),
+        {
+            term.name: (sums.extra[term.name] / divisors.of(term)).sum()
+            for term in extra_terms(config)
+        },
+    )
+    return losses, ema
 
 
 def normalize_levels(
-    sums: ImageLosses, counts: BatchCounts, ema: Float[Array, ""], config: Any
-) -> Float[Array, "3 levels"]:
-    """The shares of each pyramid level in both losses of `normalize`, and its foreground anchors.
+    sums: ImageLosses,
+    counts: BatchCounts,
+    ema: Float[Array, ""],
+    config: ml_collections.ConfigDict,
+) -> Float[Array, "rows levels"]:
+    """The shares of each pyramid level in the losses of `normalize`, and its foreground anchors.
 
-    Summed over levels, they are the losses up to rounding.
+    The rows are those of `ImageLosses.by_level`. Summed over levels, they are the losses up to
+    rounding.
     """
-    of_classes, divisor, _ = _divisors(sums, counts, ema, config)
+    divisors, _ = _divisors(sums, counts, ema, config.loss)
     ones = jnp.ones_like(sums.foreground)
-    divisors = jnp.stack([of_classes * ones, divisor * ones, ones], axis=-1)
-    return (sums.by_level / divisors[..., None]).reshape(-1, *sums.by_level.shape[-2:]).sum(0)
+    of_rows = [divisors.classification * ones, divisors.box * ones, ones]
+    of_rows += [divisors.of(term) * ones for term in extra_terms(config)]
+    by_row = jnp.stack(of_rows, axis=-1)
+    return (sums.by_level / by_row[..., None]).reshape(-1, *sums.by_level.shape[-2:]).sum(0)

@@ -111,6 +111,7 @@ def make_train_step(
             "loss": parts.loss,
             "loss_classification": parts.classification,
             "loss_box": parts.box,
+            **{f"loss_{name}": loss for name, loss in parts.extra.items()},
             "foreground_anchors": parts.foreground,
             "by_level": parts.by_level,
             "gradient_norm": gradient_norm,

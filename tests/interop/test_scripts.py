@@ -113,7 +113,8 @@ def test_an_exported_detector_runs_in_torchvision(program, torchvision_file, sha
         features = model.backbone(torch.from_numpy(image.transpose(0, 3, 1, 2)))
         theirs = model.head(list(features.values()))["cls_logits"].numpy()
     config = read_config(tmp_path / "run")
-    ours, _ = retinanet.build(config, 5).apply(weights_of(tmp_path / "run"), image, train=False)
+    network = retinanet.build(config, 5)
+    ours = network.apply(weights_of(tmp_path / "run"), image, train=False).logits
     ours = np.concatenate(ours, axis=1).reshape(-1, 3, 3, 5).swapaxes(1, 2)
     np.testing.assert_allclose(ours, theirs.reshape(-1, 3, 3, 5), atol=1e-4 * np.abs(theirs).max())
 

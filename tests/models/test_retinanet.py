@@ -63,25 +63,25 @@ def outputs(config, size, classes=4, variables=None):
 @pytest.mark.parametrize("size", [(64, 64), (96, 160), (32, 224)])
 def test_outputs_fit_the_anchors_level_by_level(size):
     config = small()
-    logits, deltas = outputs(config, size)
+    predictions = outputs(config, size)
     counts = [len(a) for a in retinanet.anchors_for(config, size)]
-    assert [x.shape for x in logits] == [(2, n, 4) for n in counts]
-    assert [x.shape for x in deltas] == [(2, n, 1, 4) for n in counts]
+    assert [x.shape for x in predictions.logits] == [(2, n, 4) for n in counts]
+    assert [x.shape for x in predictions.deltas] == [(2, n, 1, 4) for n in counts]
 
 
 def test_every_anchor_begins_near_the_prior():
-    logits, _ = outputs(small(**{"model.head_convs": 4}), (64, 64))
+    logits = outputs(small(**{"model.head_convs": 4}), (64, 64)).logits
     probabilities = np.concatenate([jax.nn.sigmoid(x).ravel() for x in logits])
     np.testing.assert_allclose(probabilities, 0.01, rtol=0.1)
 
 
 def test_a_box_for_each_class():
-    _, deltas = outputs(small(**{"model.class_specific_boxes": True}), (64, 64), classes=4)
+    deltas = outputs(small(**{"model.class_specific_boxes": True}), (64, 64)).deltas
     assert {x.shape[2:] for x in deltas} == {(4, 4)}
 
 
 def test_softmax_begins_with_the_prior_shared_over_classes():
-    logits, _ = outputs(small(**{"loss.classification": "softmax_focal"}), (64, 64), classes=4)
+    logits = outputs(small(**{"loss.classification": "softmax_focal"}), (64, 64)).logits
     scores = np.concatenate([class_scores(x, softmax=True).reshape(-1, 4) for x in logits])
     np.testing.assert_allclose(scores.sum(-1), 0.01, rtol=0.2)
 
@@ -116,9 +116,9 @@ def test_bfloat16_is_near_float32(norm, head_norm):
     changes = {"model.norm": norm, "model.head_norm": head_norm}
     config = small(**changes)
     variables = drawn(retinanet.build(config, 4))
-    full, _ = outputs(config, (64, 64), variables=variables)
+    full = outputs(config, (64, 64), variables=variables).logits
     config.train.precision = "bfloat16"
-    half, _ = outputs(config, (64, 64), variables=variables)
+    half = outputs(config, (64, 64), variables=variables).logits
     assert all(x.dtype == jnp.float32 for x in half)
     spread = max(float(np.ptp(x)) for x in full)
     assert all(float(jnp.abs(a - b).max()) < 0.1 * spread + 0.02
@@ -152,11 +152,11 @@ def test_rematerialisation_changes_no_loss_no_gradient_and_no_name():
     assert jax.tree.structure(variables) == jax.tree.structure(names)
 
     def loss(model, params):
-        logits, deltas = model.apply(
+        predictions = model.apply(
             {**variables, "params": params}, images_of((64, 64)), train=True,
             mutable=["batch_stats"],
         )[0]  # fmt: skip
-        return sum((x**2).mean() for x in (*logits, *deltas))
+        return sum((x**2).mean() for x in jax.tree.leaves(predictions))
 
     results = [
         jax.jit(jax.value_and_grad(lambda p, m=model: loss(m, p)))(variables["params"])

@@ -29,7 +29,7 @@ from retina_jax.ops.anchors import LEVELS, feature_grid
 from retina_jax.ops.targets import assign_targets
 from retina_jax.prepare.writer import write_data_set
 from retina_jax.training.step import make_train_step
-from retina_jax.types import GroundTruth, Targets, TrainState
+from retina_jax.types import GroundTruth, Predictions, Targets, TrainState
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 
@@ -96,7 +96,7 @@ class Known:
 
     def __init__(self, logits, deltas):
         """By level: ``[n, a, classes]`` and ``[n, a, 1, 4]``."""
-        self._outputs = (logits, deltas)
+        self._outputs = Predictions(logits, deltas)
 
     def apply(self, variables, images, train, mutable=None):
         del variables, images, train
@@ -150,10 +150,11 @@ class Stages:
         """P3 to P7 beside the network's outputs; compiled once per input shape."""
 
         def network(tree, pixels):
-            (logits, deltas), kept = self.model.apply(
+            predictions, kept = self.model.apply(
                 tree, pixels, train=False, capture_intermediates=lambda m, _: m.name == "fpn"
             )
-            return kept["intermediates"]["fpn"]["__call__"][0], logits, deltas
+            features = kept["intermediates"]["fpn"]["__call__"][0]
+            return features, predictions.logits, predictions.deltas
 
         return jax.jit(network)
 

@@ -114,22 +114,18 @@ def plain_step(model, optimizer, schedule, config):
         )(batch.ground_truth)
 
         def share_of_loss(params):
-            (logits, deltas), updated = model.apply(
+            predictions, updated = model.apply(
                 {"params": params, "batch_stats": state.batch_stats},
                 images,
                 train=True,
                 mutable=["batch_stats"],
             )
-            sums = objective.image_losses(
-                jnp.concatenate(logits, axis=1), jnp.concatenate(deltas, axis=1),
-                targets, anchors, config, [x.shape[1] for x in logits],
-            )  # fmt: skip
-            counts = objective.batch_counts(sums.foreground, sums.selected, over_devices)
-            classification, box, ema = objective.normalize(
-                sums, counts, state.loss_normalizer, config.loss
-            )
+            sums = objective.image_losses(predictions, targets, anchors, config)
+            counts = objective.batch_counts(sums.foreground, sums.selected, None, over_devices)
+            losses, ema = objective.normalize(sums, counts, state.loss_normalizer, config)
+            classification, box = losses.classification, losses.box
             loss = classification + config.loss.box_weight * box
-            levels = objective.normalize_levels(sums, counts, state.loss_normalizer, config.loss)
+            levels = objective.normalize_levels(sums, counts, state.loss_normalizer, config)
             parts = classification, box, sums.foreground.sum(), levels
             return loss, (parts, ema, updated.get("batch_stats", {}))
 

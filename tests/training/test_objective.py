@@ -9,7 +9,7 @@ from retina_jax.config import default_config
 from retina_jax.ops.boxes import encode
 from retina_jax.ops.losses import sigmoid_cross_entropy
 from retina_jax.training import objective
-from retina_jax.types import Targets
+from retina_jax.types import Predictions, Targets
 
 ANCHORS = np.array([[0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10], [60, 0, 70, 10]], np.float32)
 BOXES = ANCHORS + np.array([1, 1, 2, 2], np.float32)
@@ -35,11 +35,12 @@ def sums(classification, box, foreground, selected=(0, 0)):
 
 
 def shares(normalizer, foreground, **loss):
-    config = default_config().loss
-    config.update({"normalizer": normalizer, **loss})
+    config = default_config()
+    config.loss.update({"normalizer": normalizer, **loss})
     given = sums([6.0, 2.0], [3.0, 0.0], foreground, (4, 2))
-    counts = objective.batch_counts(given.foreground, given.selected, lambda x: x)
-    parts = objective.normalize(given, counts, jnp.array(100.0), config)
+    counts = objective.batch_counts(given.foreground, given.selected, None, lambda x: x)
+    losses, ema = objective.normalize(given, counts, jnp.array(100.0), config)
+    parts = losses.classification, losses.box, ema
     levels = objective.normalize_levels(given, counts, jnp.array(100.0), config)
     whole = jnp.array([*parts[:2], given.foreground.sum()])
     np.testing.assert_allclose(levels, whole[:, None] * np.array([0.75, 0.25]), rtol=1e-6)
@@ -67,12 +68,13 @@ def test_ignored_anchors_and_background_boxes_take_no_part():
     logits = jnp.zeros((1, 4, 2))
     deltas = jnp.ones((1, 4, 1, 4))
     batched = jax.tree.map(lambda x: x[None], targets([0, -1, -1, -1], ignore=[3]))
-    found = objective.image_losses(logits, deltas, batched, ANCHORS, config)
+    found = objective.image_losses(Predictions([logits], [deltas]), batched, ANCHORS, config)
     assert float(found.classification[0]) == pytest.approx(3 * 2 * np.log(2))
     assert float(found.foreground[0]) == 1
 
     def box_sum(d):
-        return objective.image_losses(logits, d, batched, ANCHORS, config).box.sum()
+        predictions = Predictions([logits], [d])
+        return objective.image_losses(predictions, batched, ANCHORS, config).box.sum()
 
     gradient = jax.grad(box_sum)(deltas)[0]
     assert (gradient[0] != 0).any()
@@ -85,7 +87,8 @@ def test_the_losses_of_levels_are_those_of_their_anchors():
     logits = jnp.array([[[0.0], [1.0], [2.0], [3.0]]])
     deltas = jnp.ones((1, 4, 1, 4))
     batched = jax.tree.map(lambda x: x[None], targets([0, -1, 0, 0], ignore=[1]))
-    found = objective.image_losses(logits, deltas, batched, ANCHORS, config, [2, 1, 1])
+    by_level = [jnp.split(x, [2, 3], axis=1) for x in (logits, deltas)]
+    found = objective.image_losses(Predictions(*by_level), batched, ANCHORS, config)
     expected = np.log1p(np.exp(-logits[0, :, 0])) * np.array([1, 0, 1, 1])  # the second is ignored
     np.testing.assert_allclose(found.by_level[0, 0], [expected[0], *expected[2:]], rtol=1e-6)
     np.testing.assert_allclose(found.by_level[0, 1].sum(), found.box[0], rtol=1e-6)
