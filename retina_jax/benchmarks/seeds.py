@@ -10,12 +10,12 @@ import jax
 import ml_collections
 
 from retina_jax import parallel
-from retina_jax.benchmarks.steps import CompiledSteps, random_batch
+from retina_jax.benchmarks.steps import random_batch
 from retina_jax.config import resolve
 from retina_jax.config.values import changed_config
 from retina_jax.models import retinanet
 from retina_jax.training import seeds
-from retina_jax.training.memory import GIB
+from retina_jax.training.memory import GIB, CompiledSteps
 from retina_jax.training.optimizer import build_optimizer, learning_rate_schedule
 from retina_jax.training.step import init_state, make_train_step
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -14,7 +13,7 @@ from retina_jax import parallel
 from retina_jax.config import resolve
 from retina_jax.evaluation.predict_step import make_predict_step
 from retina_jax.models import retinanet
-from retina_jax.training.memory import GIB, program_memory
+from retina_jax.training.memory import GIB, CompiledSteps
 from retina_jax.training.optimizer import build_optimizer, learning_rate_schedule
 from retina_jax.training.step import init_state, make_train_step
 from retina_jax.types import Batch, GroundTruth
@@ -41,29 +40,6 @@ def random_batch(config, bucket: tuple[int, int], images: int, classes: int):
         example_mask=np.ones(images, bool),
         cut_away=np.zeros(images, np.int32),
     )
-
-
-class CompiledSteps:
-    """A step of `parallel.Devices`, compiled once for each shape of a batch."""
-
-    def __init__(self, step: Callable):
-        self._step = step
-        self._programs: dict[Any, Any] = {}
-
-    def __call__(self, state: Any, *batch: Any) -> Any:
-        """Compiles if it is the first call with these shapes."""
-        key = _shapes(batch)
-        if key not in self._programs:
-            self._programs[key] = self._step.lower(state, *batch).compile()
-        return self._programs[key](state, *batch)
-
-    def memory(self, *batch: Any) -> int:
-        """`program_memory` of the program for the shapes of ``batch``, bytes."""
-        return program_memory(self._programs[_shapes(batch)])
-
-
-def _shapes(batch: Any) -> tuple[tuple[int, ...], ...]:
-    return tuple(leaf.shape for leaf in jax.tree.leaves(batch))
 
 
 def training_step(config, devices, classes):

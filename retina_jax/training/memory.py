@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+import jax
 
 GIB = 2**30
 
@@ -24,6 +26,32 @@ def program_memory(compiled: Any) -> int:
         + parts.output_size_in_bytes
         - parts.alias_size_in_bytes
     )
+
+
+class CompiledSteps:
+    """A step of `parallel.Devices`, compiled once for each shape of a batch."""
+
+    def __init__(self, step: Callable):
+        self._step = step
+        self._programs: dict[Any, Any] = {}
+
+    def compile(self, state: Any, *batch: Any) -> Any:
+        """The program for arguments (arrays or shapes); compiles the first time."""
+        key = _shapes(batch)
+        if key not in self._programs:
+            self._programs[key] = self._step.lower(state, *batch).compile()
+        return self._programs[key]
+
+    def __call__(self, state: Any, *batch: Any) -> Any:
+        return self.compile(state, *batch)(state, *batch)
+
+    def memory(self, *batch: Any) -> int:
+        """`program_memory` of the program for the shapes of ``batch``, bytes."""
+        return program_memory(self._programs[_shapes(batch)])
+
+
+def _shapes(batch: Any) -> tuple[tuple[int, ...], ...]:
+    return tuple(leaf.shape for leaf in jax.tree.leaves(batch))
 
 
 def own_processes() -> Iterator[Path]:
