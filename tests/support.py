@@ -20,8 +20,8 @@ EXPORTED = ("stablehlo", "onnx") if _HAS_ONNX else ("stablehlo",)
 
 PURE = (
     *(f"retina_jax.ops.{name}" for name in (
-        "anchors", "boxes", "box_losses", "losses", "matching", "nms", "postprocess",
-        "targets")),
+        "anchors", "atss", "boxes", "box_losses", "centerness", "losses", "matching", "nms",
+        "postprocess", "targets")),
     "retina_jax.training.objective",
 )  # fmt: skip
 """Shapes are checked on every call; `test_shapes_are_checked.py` sees each raise."""

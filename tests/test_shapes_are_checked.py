@@ -10,7 +10,9 @@ from support import PURE
 BOXES, FLAT = np.zeros((3, 4), np.float32), np.zeros(3, np.float32)
 WRONG = {
     "retina_jax.ops.anchors": ("grid_anchors", (FLAT, (1, 1), (8, 8), 0.0)),
+    "retina_jax.ops.atss": ("atss_candidates", (FLAT, BOXES, [(1, 3)])),
     "retina_jax.ops.boxes": ("pairwise_iou", (FLAT, BOXES)),
+    "retina_jax.ops.centerness": ("centerness", (BOXES, FLAT)),
     "retina_jax.ops.box_losses": ("giou_loss", (BOXES, FLAT)),
     "retina_jax.ops.losses": ("sigmoid_cross_entropy", (BOXES, np.zeros((2,), np.int32))),
     "retina_jax.ops.matching": ("match_iou", (BOXES, np.ones(3, bool))),

@@ -15,6 +15,7 @@ from retina_jax.config.values import target_arguments
 from retina_jax.data.data_set import open_split
 from retina_jax.data.loader import EvaluationLoader
 from retina_jax.models import retinanet
+from retina_jax.ops.anchors import pyramid_grids
 from retina_jax.ops.losses import sigmoid_focal_loss
 from retina_jax.ops.targets import assign_targets
 from retina_jax.prepare.shapes import open_data_set
@@ -72,7 +73,8 @@ def count_logits(workdir: Path) -> LogitCounts:
         images = retinanet.normalize_images(batch.images, batch.sizes, config.data)
         logits = model.apply(variables, images, train=False).joined().logits
         anchors = np.concatenate(retinanet.anchors_for(config, batch.images.shape[1:3]))
-        targets = jax.vmap(lambda truth: assign_targets(anchors, truth, **target_options))(
+        grids = pyramid_grids(batch.images.shape[1:3])
+        targets = jax.vmap(lambda truth: assign_targets(anchors, truth, grids, **target_options))(
             batch.ground_truth
         )
         is_label = targets.labels[..., None] == jnp.arange(logits.shape[-1])

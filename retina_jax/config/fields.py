@@ -170,6 +170,12 @@ FIELDS = (
           "batch (per level)", one_of("none", "group", "batch"), W),
     Field("model.class_specific_boxes", False, "predict one box per class instead of one box for "
           "all classes (section 4)", ANY, W),
+    Field("model.centerness", False, "also predict how central each anchor is in its box "
+          "(arXiv:1912.02424): a detection's score is √(class probability · centerness), and the "
+          "box losses are weighted by the centerness to be predicted, which is 0 for a centre "
+          "outside its box", ANY, W),
+    Field("model.box_scale_per_level", False, "multiply the outputs of the box head by a learned "
+          "scalar for each level, 1 at first (arXiv:1904.01355, arXiv:1912.02424)", ANY, W),
     Field("model.prior", 0.01, "predicted foreground probability at step 0 (section 3.3)",
           INSIDE, T),
     Field("model.predictor_std", 0.01, "standard deviation of the initial weights of each "
@@ -193,12 +199,19 @@ FIELDS = (
     Field("anchors.stride_from", "level", "anchor stride: level (2^level), or grid: input size // "
           "grid size (torchvision)", one_of("level", "grid"), W),
 
+    Field("matching.kind", "iou", "rule that matches anchors to boxes: iou (section 4), or atss "
+          "(arXiv:1912.02424): the anchors nearest to the centre of a box whose IoU reaches the "
+          "mean plus the standard deviation of theirs, and whose centres lie inside the box",
+          one_of("iou", "atss"), T),
     Field("matching.foreground_iou", 0.5,
-          "smallest IoU with a box for which an anchor is foreground", SHARE, T),
-    Field("matching.background_iou", 0.4, "IoU below which an anchor is background; from here up "
-          "to foreground_iou, it is ignored", SHARE, T),
-    Field("matching.low_quality", True, "also match each box to its best anchors, at any IoU above "
-          "0 (torchvision, Detectron2)", ANY, T),
+          "iou: smallest IoU with a box for which an anchor is foreground", SHARE, T),
+    Field("matching.background_iou", 0.4, "iou: IoU below which an anchor is background; from here "
+          "up to foreground_iou, it is ignored; iou and atss: share of a background anchor from "
+          "which a crowd that covers it makes it ignored", SHARE, T),
+    Field("matching.low_quality", True, "iou: also match each box to its best anchors, at any IoU "
+          "above 0 (torchvision, Detectron2)", ANY, T),
+    Field("matching.atss_candidates", 9, "atss: number of places per level, those nearest to the "
+          "centre of a box, whose anchors are its candidates", ABOVE_0, T),
 
     Field("coder.weights", (1.0, 1.0, 1.0, 1.0),
           "factors that multiply dx, dy, dw and dh in encoding", positive(4), W),

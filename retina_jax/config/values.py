@@ -256,6 +256,7 @@ def _validate_relations(config: ml_collections.ConfigDict) -> None:
         rule = f"must not exceed matching.foreground_iou={matching.foreground_iou}"
         fix = matching.foreground_iou
         _refuse("matching.background_iou", matching.background_iou, rule, fix)
+    _validate_matching(matching)
     if data.long_side < data.short_side:
         rule = f"must not be below data.short_side={data.short_side}"
         _refuse("data.long_side", data.long_side, rule, data.short_side)
@@ -274,6 +275,22 @@ def _validate_relations(config: ml_collections.ConfigDict) -> None:
             f"(optimizer.plateau_patience={plateau})"
         )
         _refuse("train.patience", patience, rule, 3 * plateau)
+
+
+def _validate_matching(matching: ml_collections.ConfigDict) -> None:
+    """Refuses fields of the rule that is not in use, because they would change nothing."""
+    unused = {
+        "iou": ("atss_candidates",),
+        "atss": ("foreground_iou", "low_quality"),
+    }[matching.kind]
+    reason = {
+        "iou": "has no effect with matching.kind=iou, which considers every anchor",
+        "atss": "has no effect with matching.kind=atss, which computes a threshold for each box",
+    }[matching.kind]
+    for name in unused:
+        default = BY_NAME[f"matching.{name}"].default
+        if matching[name] != default:
+            _refuse(f"matching.{name}", matching[name], reason, default)
 
 
 def _validate_buckets(buckets: tuple) -> None:

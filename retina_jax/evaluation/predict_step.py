@@ -9,7 +9,7 @@ from retina_jax.config import resolve
 from retina_jax.errors import UserError
 from retina_jax.models.retinanet import RetinaNet, anchors_for, normalize_images
 from retina_jax.ops.nms import cut_to_image, keep_best
-from retina_jax.ops.postprocess import class_scores, select_candidates
+from retina_jax.ops.postprocess import scores_of, select_candidates
 from retina_jax.types import Candidates
 
 
@@ -19,7 +19,7 @@ def make_predict_step(
     """The prediction step for one device's share of a batch.
 
     Maps images ``[n, h, w, 3]`` and sizes ``[n, 2]`` to candidates, whose boxes are in pixels of
-    the network input.
+    the network input. With ``model.centerness``, scores are √(class probability · centerness).
     """
 
     softmax = resolve(config).softmax
@@ -31,7 +31,7 @@ def make_predict_step(
 
         def one_image(predictions, size):
             return select_candidates(
-                [class_scores(x, softmax) for x in predictions.logits],
+                scores_of(predictions, softmax),
                 predictions.deltas,
                 anchors,
                 size,

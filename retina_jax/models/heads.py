@@ -21,6 +21,10 @@ class Head(nn.Module):
     ``[n, h · w · anchors, outputs]``, float32, in anchor order. A convolution before a norm has no
     bias. Group norm is shared across levels; batch norm is separate for each level, because the
     statistics differ (TF Model Garden).
+
+    Returns two lists over levels. The second has the values of one more convolution on the same
+    tower, with ``centerness``: ``[n, h · w · anchors]``; without it, it is None. With
+    ``scale_per_level``, a learned scalar of each level, 1 at first, multiplies the first (FCOS).
     """
 
     outputs: int
@@ -32,6 +36,8 @@ class Head(nn.Module):
     bias_init: nn.initializers.Initializer
     predictor_std: float
     dtype: Any
+    centerness: bool = False
+    scale_per_level: bool = False
 
     @nn.compact
     def __call__(self, pyramid):
@@ -50,22 +56,27 @@ class Head(nn.Module):
                 norms[prefix] = [
                     self.norm(f"{prefix}norm{i}", self.channels) for i in range(self.convs)
                 ]
-        predict = conv(
-            self.anchors_per_place * self.outputs,
-            use_bias=True,
-            kernel_init=nn.initializers.normal(self.predictor_std),
-            bias_init=self.bias_init,
-            name="predict",
+        predictor = partial(
+            conv, use_bias=True, kernel_init=nn.initializers.normal(self.predictor_std)
         )
-        levels = []
+        predict = predictor(
+            self.anchors_per_place * self.outputs, bias_init=self.bias_init, name="predict"
+        )
+        centre = predictor(self.anchors_per_place, name="centerness") if self.centerness else None
+        levels, centerness = [], []
         for level, x in zip(LEVELS, pyramid, strict=True):
             of_level = norms.get(f"level{level}_") or norms.get("")
             for i, layer in enumerate(tower):
                 x = layer(x)
                 x = nn.relu(of_level[i](x) if of_level else x)
+            if centre:
+                central = centre(x).astype(jnp.float32)
+                centerness.append(central.reshape(central.shape[0], -1))
             x = predict(x).astype(jnp.float32)
+            if self.scale_per_level:
+                x *= self.param(f"scale{level}", nn.initializers.ones, (), jnp.float32)
             levels.append(x.reshape(x.shape[0], -1, self.outputs))
-        return levels
+        return levels, centerness if self.centerness else None
 
 
 def prior_bias(prior: float, softmax_classes: int = 0) -> nn.initializers.Initializer:

@@ -70,13 +70,17 @@ class RetinaNet(nn.Module):
         resolved = resolve(self.config)
         outputs = self.num_classes + resolved.background_logits
         bias = prior_bias(config.prior, outputs if resolved.softmax else 0)
-        logits = head(outputs, bias_init=bias, name="class_head")(pyramid)
+        logits, _ = head(outputs, bias_init=bias, name="class_head")(pyramid)
         boxes_of_anchor = self.num_classes if config.class_specific_boxes else 1
-        deltas = head(4 * boxes_of_anchor, bias_init=nn.initializers.zeros, name="box_head")(
-            pyramid
-        )
+        deltas, centerness = head(
+            4 * boxes_of_anchor,
+            bias_init=nn.initializers.zeros,
+            centerness=config.centerness,
+            scale_per_level=config.box_scale_per_level,
+            name="box_head",
+        )(pyramid)
         deltas = [x.reshape(*x.shape[:2], boxes_of_anchor, 4) for x in deltas]
-        return Predictions(logits, deltas)
+        return Predictions(logits, deltas, centerness)
 
 
 def build(

@@ -24,6 +24,11 @@ def feature_grid(image_size: tuple[int, int], level: int) -> tuple[int, int]:
     return -(-height // 2**level), -(-width // 2**level)
 
 
+def pyramid_grids(image_size: tuple[int, int]) -> list[tuple[int, int]]:
+    """`feature_grid` of P3 to P7."""
+    return [feature_grid(image_size, level) for level in LEVELS]
+
+
 def level_sizes(
     level: int, scale: float, octaves: Sequence[float], truncate: bool
 ) -> tuple[float, ...]:

@@ -75,6 +75,28 @@ def match_anchors(
     )
 
 
+def covered_by_crowds(
+    anchors: Float[Array, "a 4"],
+    boxes: Float[Array, "m 4"],
+    is_crowd: Bool[Array, "m"],
+    share: float,
+) -> Bool[Array, "a"]:
+    """Whether a crowd covers a share of each anchor's area of ``share`` or more.
+
+    Like `match_anchors`, a loop over boxes; it ends with the last crowd of the batch.
+    """
+    anchor_area = jnp.maximum(area(anchors), 1e-6)
+    is_crowd = jnp.asarray(is_crowd)
+
+    def add(box, covered):
+        one = jax.lax.dynamic_slice_in_dim(jnp.asarray(boxes), box, 1)
+        shared = pairwise_intersection(anchors, one)[:, 0]
+        return covered | ((shared / anchor_area >= share) & is_crowd[box])
+
+    last = jnp.max(jnp.where(is_crowd, jnp.arange(1, len(is_crowd) + 1), 0), initial=0)
+    return jax.lax.fori_loop(0, _largest_of_batch(last), add, jnp.zeros(len(anchors), bool))
+
+
 def _match(
     column: Callable[[Array], tuple[Array, Array]],
     anchors: int,

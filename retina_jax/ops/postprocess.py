@@ -7,13 +7,29 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int
 
 from retina_jax.ops.boxes import DELTA_CLAMP, clip, decode
-from retina_jax.types import Array, Candidates
+from retina_jax.types import Array, Candidates, Predictions
 
 
 def class_scores(logits: Float[Array, "*n c"], softmax: bool) -> Float[Array, "*n k"]:
     """Probability of each class, float32: sigmoid, or softmax without the background logit."""
     logits = logits.astype(jnp.float32)
     return jax.nn.softmax(logits, axis=-1)[..., :-1] if softmax else jax.nn.sigmoid(logits)
+
+
+def scores_of(predictions: Predictions, softmax: bool) -> list[Float[Array, "_ c"]]:
+    """The score of each anchor and class of one image, by level; float32.
+
+    The probability of the class (`class_scores`) or, where centerness is predicted, the geometric
+    mean of that and the centerness, as in the authors' code of ATSS: ordered like their product,
+    but on the scale of a probability.
+    """
+    scores = [class_scores(x, softmax) for x in predictions.logits]
+    if predictions.centerness is None:
+        return scores
+    return [
+        jnp.sqrt(of_classes * jax.nn.sigmoid(central)[..., None])
+        for of_classes, central in zip(scores, predictions.centerness, strict=True)
+    ]
 
 
 def select_candidates(

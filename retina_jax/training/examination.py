@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 
 from retina_jax.config.values import target_arguments
 from retina_jax.models.retinanet import RetinaNet, anchors_for, normalize_images
-from retina_jax.ops.anchors import LEVELS
+from retina_jax.ops.anchors import LEVELS, pyramid_grids
 from retina_jax.ops.targets import assign_targets
 from retina_jax.training import objective
 from retina_jax.training.gradient import LossParts, image_losses_of, make_gradient
@@ -86,7 +86,8 @@ def make_examination(
             return result
 
         images = normalize_images(batch.images, batch.sizes, config.data)
-        targets = jax.vmap(lambda truth: assign_targets(anchors, truth, **target_options))(
+        grids = pyramid_grids(batch.images.shape[-3:-1])
+        targets = jax.vmap(lambda truth: assign_targets(anchors, truth, grids, **target_options))(
             batch.ground_truth
         )
         with nn.intercept_methods(listen):

@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from retina_jax.config.values import target_arguments
 from retina_jax.models.retinanet import RetinaNet, anchors_for, normalize_images
-from retina_jax.ops.anchors import LEVELS
+from retina_jax.ops.anchors import LEVELS, pyramid_grids
 from retina_jax.ops.targets import assign_targets
 from retina_jax.training import objective
 from retina_jax.types import Array, Batch, Targets, TrainState
@@ -93,7 +93,8 @@ def make_gradient(
         return np.concatenate(anchors_for(config, batch.images.shape[-3:-1]))
 
     def targets_of(batch: Batch, anchors: np.ndarray) -> Targets:
-        return jax.vmap(lambda truth: assign_targets(anchors, truth, **target_options))(
+        grids = pyramid_grids(batch.images.shape[-3:-1])
+        return jax.vmap(lambda truth: assign_targets(anchors, truth, grids, **target_options))(
             batch.ground_truth
         )
 

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from retina_jax.config.fields import BOX_LOSSES, CLASSIFICATION_LOSSES
 from retina_jax.ops import box_losses, losses
 from retina_jax.ops.boxes import decode
+from retina_jax.ops.centerness import centerness, centerness_loss
 from retina_jax.types import Array, Predictions, Targets
 
 
@@ -56,8 +57,18 @@ class Term:
 
 def extra_terms(config: ml_collections.ConfigDict) -> tuple[Term, ...]:
     """The losses of ``config`` in addition to those of classes and boxes, sorted by name."""
+    terms = []
+    if config.model.centerness:
+        terms.append(Term("centerness", 1.0, False, _centerness_loss))
+    return tuple(sorted(terms, key=lambda term: term.name))
+
+
+def _centerness_loss(
+    predictions: Predictions, targets: Targets, anchors: Float[Array, "a 4"], config: Any
+) -> jax.Array:
     del config
-    return ()
+    loss = centerness_loss(predictions.centerness, centerness(targets.boxes, anchors))
+    return jnp.where(targets.foreground, loss, 0.0)
 
 
 def box_weights(
@@ -71,9 +82,13 @@ def box_weights(
     0 unless the anchor is foreground. None: all foreground anchors weigh the same, and the box loss
     is divided as ``loss.normalizer`` says, not by the sum of weights. ``predictions`` are used only
     if `counts_need_predictions`.
+
+    With ``model.centerness``, the weight is the target of the centerness, as in FCOS and ATSS.
     """
-    del predictions, targets, anchors, config
-    return None
+    del predictions
+    if not config.model.centerness:
+        return None
+    return jnp.where(targets.foreground, centerness(targets.boxes, anchors), 0.0)
 
 
 def counts_need_predictions(config: ml_collections.ConfigDict) -> bool:
