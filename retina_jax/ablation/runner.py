@@ -21,7 +21,7 @@ from retina_jax.ablation.table import (
     scores_of,
     table_rows,
 )
-from retina_jax.config import leaves, resolve
+from retina_jax.config import leaves, resolve, validate
 from retina_jax.config.values import changed_config
 from retina_jax.errors import DONE, NON_FINITE, UserError
 from retina_jax.files import write_json, write_text
@@ -212,6 +212,11 @@ def ablate(
     chosen = _chosen_rows(names, only, config)
     unique = {row.slug(): row for rows in chosen.values() for row in rows}
     outcomes: dict[str, list[Outcome]] = {slug: [] for slug in unique}
+    for row in unique.values():  # report fields that do not go together before the first run
+        try:
+            validate(changed_config(config, row.fields))
+        except UserError as error:
+            raise UserError(f"row {row.name!r}: {error}") from None
     data_seed = resolve(config).data_seed if together else None
     for seed in range(seeds):  # report different flags before the first run, not after hours
         for slug, row in unique.items():

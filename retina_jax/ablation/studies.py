@@ -186,6 +186,7 @@ def _modern(config: ml_collections.ConfigDict) -> Study:
         "loss.box_weight": 1.0,
         "model.head_norm": "none",
         "model.centerness": False,
+        "model.box_scale_per_level": False,
         "train.ema": 0.0,
     }
     switches: tuple[tuple[str, dict[str, object]], ...] = (

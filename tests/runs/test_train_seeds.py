@@ -79,6 +79,8 @@ def assert_equal(one, other):
 
 
 def test_each_workdir_is_that_of_a_single_run(config, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(train_module, "draw_curves", drawn.append)  # takes a second
     report = Lines()
     result = train_seeds(config, tmp_path / "all", 2, report)
     assert "seeds 0, 1 as one program" in report.lines
@@ -102,7 +104,7 @@ def test_each_workdir_is_that_of_a_single_run(config, tmp_path, monkeypatch):
     )  # fmt: skip
     for name in ("detections.json", "metrics.json"):
         assert (own / "eval/4" / name).exists()
-    assert (own / "curves.png").exists()
+    assert drawn == [tmp_path / "all/seed0", own, alone]
 
     # once more: nothing is left to do; with a third seed, the first two are kept
     report = Lines()
