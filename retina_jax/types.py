@@ -69,8 +69,9 @@ class Predictions:
 
     logits: Sequence[Float[Array, "*n a c"]]
     """Of the classes; with softmax, background is an additional last class."""
-    deltas: Sequence[Float[Array, "*n a k 4"]]
-    """Encoded boxes; k is 1 or the number of classes."""
+    box_outputs: Sequence[Float[Array, "*n a k v"]]
+    """Encoded boxes, see `ops.distribution.decode_outputs`; k is 1 or the number of classes. v is 4
+    for deltas; with ``loss.box=dfl``, four times the number of values of a distribution."""
     centerness: Sequence[Float[Array, "*n a"]] | None = None
     """Logit of the centerness of each anchor's box; None without ``model.centerness``."""
 

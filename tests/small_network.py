@@ -26,13 +26,13 @@ class SmallNetwork(nn.Module):
         x = nn.relu(norm("norm", 16)(x))
         places = resolved.anchors_per_place
         classes = nn.Dense(places * (self.num_classes + resolved.background_logits), name="classes")
-        boxes = nn.Dense(places * 4, name="boxes")
-        logits, deltas = [], []
+        boxes = nn.Dense(places * resolved.box_values, name="boxes")
+        logits, box_outputs = [], []
         for _ in range(5):
             logits.append(classes(x).reshape(len(x), -1, classes.features // places))
-            deltas.append(boxes(x).reshape(len(x), -1, 1, 4))
+            box_outputs.append(boxes(x).reshape(len(x), -1, 1, resolved.box_values))
             x = x[:, ::2, ::2]
-        return Predictions(logits, deltas)
+        return Predictions(logits, box_outputs)
 
 
 def build(config, num_classes, axis_name=None):

@@ -20,7 +20,8 @@ EXPORTED = ("stablehlo", "onnx") if _HAS_ONNX else ("stablehlo",)
 
 PURE = (
     *(f"retina_jax.ops.{name}" for name in (
-        "anchors", "atss", "boxes", "box_losses", "centerness", "losses", "matching", "nms",
+        "anchors", "atss", "boxes", "box_losses", "centerness", "distribution", "losses",
+        "matching", "nms",
         "postprocess", "targets")),
     "retina_jax.training.objective",
 )  # fmt: skip

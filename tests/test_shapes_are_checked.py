@@ -14,6 +14,7 @@ WRONG = {
     "retina_jax.ops.boxes": ("pairwise_iou", (FLAT, BOXES)),
     "retina_jax.ops.centerness": ("centerness", (BOXES, FLAT)),
     "retina_jax.ops.box_losses": ("giou_loss", (BOXES, FLAT)),
+    "retina_jax.ops.distribution": ("distribution_focal_loss", (BOXES, BOXES)),
     "retina_jax.ops.losses": ("sigmoid_cross_entropy", (BOXES, np.zeros((2,), np.int32))),
     "retina_jax.ops.matching": ("match_iou", (BOXES, np.ones(3, bool))),
     "retina_jax.ops.nms": ("_area", (FLAT, BOXES)),

@@ -43,6 +43,7 @@ CLASSIFICATION_LOSSES: dict[str, tuple[str, tuple[str, ...]]] = {
     "focal_star": ("focal_star_loss", ("alpha", "gamma", "beta")),
     "softmax_focal": ("softmax_focal_loss", ("alpha", "gamma")),
     "ohem": ("sigmoid_cross_entropy", ()),  # on the anchors that `ops.losses` selects
+    "qfl": ("quality_focal_loss", ("gamma",)),  # and the IoU of each anchor's predicted box
 }
 """Values of loss.classification: the function in `ops.losses`, and the loss fields it takes."""
 
@@ -52,6 +53,7 @@ BOX_LOSSES: dict[str, tuple[str, str]] = {
     "giou": ("giou_loss", "boxes"),
     "diou": ("diou_loss", "boxes"),
     "ciou": ("ciou_loss", "boxes"),
+    "dfl": ("giou_loss", "boxes"),  # and the distribution focal loss, a term of its own
 }
 """Values of loss.box: the function in `ops.box_losses`, and what it compares."""
 
@@ -219,10 +221,12 @@ FIELDS = (
           "Detectron2)", ABOVE_0, TS),
 
     Field("loss.classification", "focal", "classification loss: "
-          + ", ".join(CLASSIFICATION_LOSSES), one_of(*CLASSIFICATION_LOSSES), TS),
+          + ", ".join(CLASSIFICATION_LOSSES) + "; qfl (arXiv:2006.04388) trains the score of a "
+          "class to be the IoU of the box, and weights the box loss with it",
+          one_of(*CLASSIFICATION_LOSSES), TS),
     Field("loss.alpha", 0.25, "weight of the foreground; the weight of the background is "
           "1 - alpha", SHARE, T),
-    Field("loss.gamma", 2.0, "focusing exponent; 0: balanced cross entropy", FROM_0, T),
+    Field("loss.gamma", 2.0, "focusing exponent (qfl: beta); 0: balanced cross entropy", FROM_0, T),
     Field("loss.beta", 1.0, "focal_star: shift of the logit (appendix A)", ANY, T),
     Field("loss.ohem_examples", 128, "ohem: anchors selected per image", ABOVE_0, T),
     Field("loss.ohem_nms_iou", 0.5,
@@ -238,7 +242,13 @@ FIELDS = (
     Field("loss.ema_momentum", 0.9, "ema: weight of the old value when the average is updated",
           SHARE, T),
     Field("loss.box", "smooth_l1", "box loss: smooth_l1 (paper), l1 (torchvision v1, Detectron2), "
-          "giou (torchvision v2), diou or ciou", one_of(*BOX_LOSSES), T),
+          "giou (torchvision v2), diou, ciou, or dfl: giou of boxes whose sides are predicted as "
+          "distributions, and the distribution focal loss (arXiv:2006.04388)",
+          one_of(*BOX_LOSSES), TS),
+    Field("loss.dfl_weight", 0.25, "dfl: weight of the distribution focal loss in the total loss",
+          FROM_0, T),
+    Field("loss.dfl_bins", 16, "dfl: the largest distance from an anchor's centre to a side of its "
+          "box, in strides of the level", ABOVE_0, W),
     Field("loss.smooth_l1_beta", 0.11, "beta of smooth L1 (Detectron's 1/9, to two digits)",
           FROM_0, T),
     Field("loss.box_weight", 1.0, "weight of the box loss in the total loss", FROM_0, T),

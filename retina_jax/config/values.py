@@ -11,6 +11,7 @@ from typing import Any
 
 import ml_collections
 
+from retina_jax.config import generalized_focal
 from retina_jax.config.augmentations import FIELDS_OF_PRESETS, PRESETS
 from retina_jax.config.backbones import BACKBONES
 from retina_jax.config.fields import BY_NAME, FIELDS, default_config
@@ -104,12 +105,19 @@ class Resolved:
     """(height, width) of the inputs, pixels."""
     background_logits: int
     """Logits per anchor in addition to its classes: 1 with a softmax, else 0."""
+    box_bins: int
+    """``loss.dfl_bins`` if the box head predicts distributions; 0 if it predicts deltas."""
     data_dir: str
     """Absolute; "" for TFDS's default."""
     data_seed: int
     """Seed of image order and augmentation."""
     augmentation: Mapping[str, Any]
     """The augmentation fields, by name, after ``data.augmentation``."""
+
+    @property
+    def box_values(self) -> int:
+        """Outputs of the box head per box: 4 deltas, or the logits of four distributions."""
+        return 4 * (self.box_bins + 1)
 
     @property
     def softmax(self) -> bool:
@@ -139,6 +147,7 @@ def resolve(config: ml_collections.ConfigDict) -> Resolved:
         buckets=tuple(data.buckets)
         or derive_buckets(data.short_side, data.long_side, data.train_short_sides),
         background_logits=int(config.loss.classification == "softmax_focal"),
+        box_bins=config.loss.dfl_bins if config.loss.box == "dfl" else 0,
         data_dir=absolute_folder(data.dir),
         data_seed=config.seed if data.seed < 0 else data.seed,
         augmentation=augmentation(config),
@@ -183,6 +192,11 @@ def target_arguments(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return {**config.matching, "coder_weights": config.coder.weights}
 
 
+def coder_arguments(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The arguments of `ops.distribution.decode_outputs` in a config."""
+    return {"bins": resolve(config).box_bins, **config.coder}
+
+
 def placement_rule(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """The arguments of `data.plan.place` in a config."""
     data = config.data
@@ -215,6 +229,8 @@ def comparable(content: ml_collections.ConfigDict | Mapping[str, Any]) -> dict[s
         fields["data.buckets"] = derive_buckets(*sides)
     fields |= {name: resolved[name] for name in FIELDS_OF_PRESETS if name in resolved}
     fields["data.augmentation"] = ""
+    if fields["loss.box"] != "dfl":
+        fields["loss.dfl_bins"] = BY_NAME["loss.dfl_bins"].default  # it has no effect
     return json.loads(json.dumps(fields))
 
 
@@ -265,6 +281,8 @@ def _validate_relations(config: ml_collections.ConfigDict) -> None:
         _refuse("data.float_pixels", True, rule, False)
     if loss.classification == "focal_star" and not loss.gamma > 0:
         _refuse("loss.gamma", loss.gamma, "must be above 0 for focal_star", 2.0)
+    if excluded := generalized_focal.conflict(config):
+        _refuse(*excluded)
     if model.stride_in_1x1 and not BACKBONES[model.backbone].bottleneck:
         rule = f"needs bottlenecks, which {model.backbone} does not have"
         _refuse("model.stride_in_1x1", True, rule, False)

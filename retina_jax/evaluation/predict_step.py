@@ -6,8 +6,9 @@ import jax
 import ml_collections
 
 from retina_jax.config import resolve
+from retina_jax.config.values import coder_arguments
 from retina_jax.errors import UserError
-from retina_jax.models.retinanet import RetinaNet, anchors_for, normalize_images
+from retina_jax.models.retinanet import RetinaNet, anchors_for, normalize_images, strides_for
 from retina_jax.ops.nms import cut_to_image, keep_best
 from retina_jax.ops.postprocess import scores_of, select_candidates
 from retina_jax.types import Candidates
@@ -22,24 +23,25 @@ def make_predict_step(
     the network input. With ``model.centerness``, scores are √(class probability · centerness).
     """
 
-    softmax = resolve(config).softmax
+    softmax, coder = resolve(config).softmax, coder_arguments(config)
 
     def predict_step(variables, images: jax.Array, sizes: jax.Array) -> Candidates:
         inputs = normalize_images(images, sizes, config.data)
         predictions = model.apply(variables, inputs, train=False)
         anchors = anchors_for(config, images.shape[1:3])
+        strides = strides_for(config, images.shape[1:3])
 
         def one_image(predictions, size):
             return select_candidates(
                 scores_of(predictions, softmax),
-                predictions.deltas,
+                predictions.box_outputs,
                 anchors,
                 size,
                 config.eval.score_threshold,
                 config.eval.top_k,
-                config.coder.weights,
-                config.coder.clamp,
-                clip_to_image=config.eval.cut_boxes == "before_nms",
+                config.eval.cut_boxes == "before_nms",
+                strides,
+                **coder,
             )
 
         return jax.vmap(one_image)(predictions, sizes)

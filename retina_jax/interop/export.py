@@ -11,6 +11,7 @@ import numpy as np
 
 from retina_jax.config import CLASSIFICATION_LOSSES, leaves, resolve
 from retina_jax.config.backbones import BACKBONES, InvertedKind
+from retina_jax.config.fields import BOX_LOSSES
 from retina_jax.errors import UserError
 from retina_jax.interop import names
 from retina_jax.interop.fit import reorder_anchors
@@ -28,6 +29,10 @@ _ADMITTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "loss.classification": (
         tuple(name for name in CLASSIFICATION_LOSSES if name != "softmax_focal"),
         "scores each class with a sigmoid",
+    ),
+    "loss.box": (
+        tuple(name for name in BOX_LOSSES if name != "dfl"),
+        "predicts deltas, not distributions",
     ),
     "anchors.offset": ((0.0,), "centres anchors at k · stride"),
 }

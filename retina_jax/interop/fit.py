@@ -39,6 +39,8 @@ class Fitted:
     """Changes made to the weights, and assumptions."""
     differs: tuple[str, ...]
     """Warnings: fields that differ from those the weights were trained with, and the flags."""
+    box_head: str = ""
+    """How the box heads differ, with the flag; empty if the box layer was taken."""
 
     def report(self) -> list[str]:
         """The changes, one line each, without the warnings in ``differs``."""
@@ -48,8 +50,13 @@ class Fitted:
         return lines
 
     def _why(self) -> str:
-        if any(name.startswith((CLASS_LAYER, BOX_LAYER)) for name in self.fresh):
-            return "the classes differ"
+        layers = [CLASS_LAYER] if self.box_head else [CLASS_LAYER, BOX_LAYER]
+        reasons = ["the classes differ"] * any(
+            name.startswith(tuple(layers)) for name in self.fresh
+        )
+        reasons += [self.box_head] * bool(self.box_head)
+        if reasons:
+            return "; ".join(reasons)
         return "the weights contain only a backbone"
 
 
@@ -94,8 +101,11 @@ def fit(
     ):
         tree = take_classes(tree, category_ids, COCO_SLOTS)
         notes.append("selected COCO's 80 classes from 91 class outputs")
+    box_head = _other_box_head(imported, config)
     try:
         of_classes = _layers_of_classes(tree, required, config)
+        if box_head:
+            of_classes = (CLASS_LAYER, BOX_LAYER)
         merged, unmatched = graft(fresh, tree, source, imported.unknown, of_classes)
         if _are_others(imported.classes, category_ids, class_names):
             layers = _all_layers_of_classes(config)
@@ -116,7 +126,7 @@ def fit(
         if field in fields and field != "anchors.order" and not _agree(field, value, fields[field])
         and (class_outputs(tree) or not field.startswith(("anchors.", "coder.")))
     ]  # fmt: skip
-    return Fitted(merged, tuple(unmatched), tuple(notes), tuple(differs))
+    return Fitted(merged, tuple(unmatched), tuple(notes), tuple(differs), box_head)
 
 
 def _are_others(
@@ -155,6 +165,24 @@ def _layers_of_classes(
     resolved = resolve(config)
     boxes = outputs - resolved.background_logits * resolved.anchors_per_place
     return (CLASS_LAYER, BOX_LAYER) if box_outputs(tree) == 4 * boxes else (CLASS_LAYER,)
+
+
+def _other_box_head(imported: Imported, config: ml_collections.ConfigDict) -> str:
+    """How the box heads differ, if only one predicts distributions, or both with other bins."""
+    if class_outputs(imported.tree) is None:
+        return ""
+    there, here = imported.expects.get("loss.dfl_bins", 0), resolve(config).box_bins
+    if there == here:
+        return ""
+    flags = (
+        f"{field_flag('loss.box', 'dfl')} {field_flag('loss.dfl_bins', there)}"
+        if there
+        else f"{field_flag('loss.box', 'giou')} or another loss of deltas"
+    )
+    return (
+        f"the box head of the weights predicts {4 * (there + 1)} values per box, this one "
+        f"{4 * (here + 1)}; to keep it, set {flags}"
+    )
 
 
 def reorder_anchors(tree: dict[str, Any], octaves: int, ratios: int, order: str) -> dict[str, Any]:

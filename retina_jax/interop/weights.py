@@ -246,8 +246,14 @@ def weights_of_run(
 
 
 def made_for(fields: dict[str, Any]) -> dict[str, Any]:
-    """The leaves of a run's config, possibly read from JSON, that determine what weights mean."""
-    return {name: tuples(fields[name]) for name in depending("weights") if name in fields}
+    """The leaves of a run's config, possibly read from JSON, that determine what weights mean.
+
+    ``loss.dfl_bins`` is there only if the box head predicts distributions.
+    """
+    named = {name: tuples(fields[name]) for name in depending("weights") if name in fields}
+    if fields.get("loss.box", "dfl") != "dfl":
+        named.pop("loss.dfl_bins", None)
+    return named
 
 
 def _classes_of(note: dict[str, Any]) -> tuple[tuple[int, str], ...] | None:

@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from retina_jax.config import resolve
@@ -16,7 +17,7 @@ from retina_jax.models.heads import Head, prior_bias
 from retina_jax.models.layers import make_norm
 from retina_jax.models.mobilenet import MobileNetV2
 from retina_jax.models.resnet import ResNet
-from retina_jax.ops.anchors import pyramid_anchors
+from retina_jax.ops.anchors import level_strides, pyramid_anchors
 from retina_jax.types import Array, Predictions
 
 
@@ -72,15 +73,16 @@ class RetinaNet(nn.Module):
         bias = prior_bias(config.prior, outputs if resolved.softmax else 0)
         logits, _ = head(outputs, bias_init=bias, name="class_head")(pyramid)
         boxes_of_anchor = self.num_classes if config.class_specific_boxes else 1
-        deltas, centerness = head(
-            4 * boxes_of_anchor,
+        values = resolved.box_values
+        boxes, centerness = head(
+            values * boxes_of_anchor,
             bias_init=nn.initializers.zeros,
             centerness=config.centerness,
             scale_per_level=config.box_scale_per_level,
             name="box_head",
         )(pyramid)
-        deltas = [x.reshape(*x.shape[:2], boxes_of_anchor, 4) for x in deltas]
-        return Predictions(logits, deltas, centerness)
+        boxes = [x.reshape(*x.shape[:2], boxes_of_anchor, values) for x in boxes]
+        return Predictions(logits, boxes, centerness)
 
 
 def build(
@@ -110,3 +112,11 @@ def normalize_images(
 def anchors_for(config: ml_collections.ConfigDict, image_size: tuple[int, int]) -> list[Any]:
     """Anchors of each level for an input of ``(height, width)`` pixels; NumPy constants."""
     return pyramid_anchors(image_size, **config.anchors)
+
+
+def strides_for(
+    config: ml_collections.ConfigDict, image_size: tuple[int, int]
+) -> Float[np.ndarray, "levels 2"]:
+    """(horizontal, vertical) distance of the anchor centres of each level of `anchors_for`."""
+    strides = level_strides(image_size, config.anchors.stride_from)
+    return np.array([stride[::-1] for stride in strides], np.float32)

@@ -87,6 +87,20 @@ def grid_anchors(
     return (shifts[:, None] + base[None]).reshape(-1, 4)
 
 
+def level_strides(image_size: tuple[int, int], stride_from: str = "level") -> list[tuple[int, int]]:
+    """(vertical, horizontal) distance of the anchor centres of P3 to P7, pixels.
+
+    ``stride_from="grid"`` divides the input size by the grid size (torchvision); "level" is
+    ``2^level``.
+    """
+    if stride_from not in STRIDES_FROM:
+        raise UserError(f"anchors.stride_from={stride_from!r} must be one of level, grid")
+    if stride_from == "level":
+        return [(2**level, 2**level) for level in LEVELS]
+    height, width = image_size
+    return [(height // rows, width // columns) for rows, columns in pyramid_grids(image_size)]
+
+
 def pyramid_anchors(
     image_size: tuple[int, int],
     *,
@@ -102,19 +116,12 @@ def pyramid_anchors(
     """Anchors of P3 to P7 for an input of ``(height, width)`` pixels, one array per level.
 
     The defaults follow section 4 of the paper: areas of 32² to 512² with three octaves and three
-    ratios. ``stride_from="grid"`` divides the input size by the grid size (torchvision).
+    ratios. `level_strides` gives the distances of their centres.
     """
-    if stride_from not in STRIDES_FROM:
-        raise UserError(f"anchors.stride_from={stride_from!r} must be one of level, grid")
     levels = []
-    for level in LEVELS:
-        grid = feature_grid(image_size, level)
-        if stride_from == "level":
-            stride = (2**level, 2**level)
-        else:
-            stride = (image_size[0] // grid[0], image_size[1] // grid[1])
+    for level, stride in zip(LEVELS, level_strides(image_size, stride_from), strict=True):
         base = base_anchors(
             level_sizes(level, scale, octaves, truncate_sizes), ratios, order, rounded
         )
-        levels.append(grid_anchors(base, grid, stride, offset))
+        levels.append(grid_anchors(base, feature_grid(image_size, level), stride, offset))
     return levels

@@ -58,6 +58,14 @@ def pairwise_iou(a: Float[Array, "n 4"], b: Float[Array, "m 4"]) -> Float[Array,
     return jnp.where(union > 0, intersection / jnp.where(union > 0, union, 1), 0)
 
 
+def paired_iou(a: Float[Array, "*n 4"], b: Float[Array, "*n 4"]) -> Float[Array, "*n"]:
+    """Intersection over union of each pair ``a[i], b[i]``, 0 to 1; 0 for boxes without area."""
+    size = jnp.maximum(jnp.minimum(a[..., 2:], b[..., 2:]) - jnp.maximum(a[..., :2], b[..., :2]), 0)
+    intersection = size[..., 0] * size[..., 1]
+    union = area(a) + area(b) - intersection
+    return jnp.where(union > 0, intersection / jnp.where(union > 0, union, 1), 0)
+
+
 def clip(boxes: Float[Array, "*n 4"], height: ArrayLike, width: ArrayLike) -> Array:
     """Boxes clipped to an image of ``height`` × ``width`` pixels."""
     x = jnp.clip(boxes[..., 0::2], 0, width)

@@ -134,6 +134,45 @@ def softmax_focal_loss(
     return loss(logits)
 
 
+def quality_focal_loss(
+    logits: Float[Array, "*n c"],
+    labels: Int[Array, "*n"],
+    quality: Float[Array, "*n"],
+    gamma: float = 2.0,
+) -> Float[Array, "*n"]:
+    """``QFL = |y - σ|^β ((1 - y) · -log(1 - σ) + y · -log σ)``, summed over classes.
+
+    Args:
+      logits: one per class; the classes of an anchor are independent.
+      labels: class, or -1.
+      quality: y of the logit of the anchor's class, 0 to 1: the IoU of its predicted box with the
+        matched one. y is 0 for all other logits. Held constant: it has no gradient.
+      gamma: β, the focusing exponent, 0 or more.
+
+    Source: arXiv:2006.04388, equation 2. There is no α: for y of 0 and 1, this is the focal loss
+    without it. The minimum is at ``σ = y``. ``y - σ`` is computed without cancellation at both
+    ends. Only the logits are stored for the backward pass, and one y for each anchor.
+    """
+    quality = jax.lax.stop_gradient(quality)
+
+    @_recomputed
+    def loss(logits):
+        logits = logits.astype(jnp.float32)
+        target = jnp.where(_is_label(logits, labels), quality[..., None], 0.0)
+        entropy = (1 - target) * jax.nn.softplus(logits) + target * jax.nn.softplus(-logits)
+        if not gamma:
+            return entropy.sum(-1)
+        positive = logits > 0
+        tail = jax.nn.sigmoid(jnp.where(positive, -logits, logits))
+        distance = jnp.abs(jnp.where(positive, target - 1 + tail, target - tail))
+        # without the inner where, the power's derivative at 0 is infinite for exponents below 1
+        apart = distance > 0
+        focusing = jnp.where(apart, jnp.where(apart, distance, 1.0) ** gamma, 0.0)
+        return (focusing * entropy).sum(-1)
+
+    return loss(logits)
+
+
 def hard_examples(
     losses: Float[Array, "a"],
     anchors: Float[Array, "a 4"],

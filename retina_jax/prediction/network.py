@@ -167,7 +167,8 @@ def from_weights(
     for line in (*fitted.notes, *fitted.differs):
         note(line)
     if fitted.fresh:
-        raise UserError(f"{path} lacks {', '.join(fitted.fresh)}; use the weights of a detector")
+        advice = fitted.box_head or "use the weights of a detector"
+        raise UserError(f"{path} lacks {', '.join(fitted.fresh)}; {advice}")
     return Network(config, classes, fitted.tree, imported.pixel_scale, str(path))
 
 

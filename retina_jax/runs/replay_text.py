@@ -81,7 +81,7 @@ def _outputs(replay: Replay) -> Iterator[str]:
     for name, values in calls[max(0, first - _SHOWN) : first]:
         yield f"  {name}: {values.largest.max():.6g}"
     yield f"module calls with non-finite output: {len(broken)} of {len(calls)}"
-    yield _of_images("logits and deltas", ids, calls[-1][1])
+    yield _of_images("logits and boxes", ids, calls[-1][1])
 
 
 def _of_images(title: str, ids: list[int], values: Any) -> str:

@@ -81,7 +81,7 @@ def make_examination(
         def listen(call, arguments, options, context):
             result = call(*arguments, **options)
             if context.method_name == "__call__":
-                names.append("/".join(context.module.path) or "logits and deltas")
+                names.append("/".join(context.module.path) or "logits and boxes")
                 outputs.append(spread(result))
             return result
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from retina_jax.config.values import target_arguments
-from retina_jax.models.retinanet import RetinaNet, anchors_for, normalize_images
+from retina_jax.models.retinanet import RetinaNet, anchors_for, normalize_images, strides_for
 from retina_jax.ops.anchors import LEVELS, pyramid_grids
 from retina_jax.ops.targets import assign_targets
 from retina_jax.training import objective
@@ -68,7 +68,8 @@ def image_losses_of(
         train=True,
         mutable=["batch_stats"],
     )
-    sums = objective.image_losses(predictions, targets, anchors, config)
+    strides = strides_for(config, images.shape[1:3])
+    sums = objective.image_losses(predictions, targets, anchors, config, strides)
     return sums, updated.get("batch_stats", {})
 
 

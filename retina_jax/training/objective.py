@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import flax.struct
@@ -15,9 +15,11 @@ import numpy as np
 from jaxtyping import Float
 
 from retina_jax.config.fields import BOX_LOSSES, CLASSIFICATION_LOSSES
+from retina_jax.config.values import coder_arguments
 from retina_jax.ops import box_losses, losses
-from retina_jax.ops.boxes import decode
+from retina_jax.ops.boxes import paired_iou
 from retina_jax.ops.centerness import centerness, centerness_loss
+from retina_jax.ops.distribution import decode_outputs, distribution_focal_loss, encode_distances
 from retina_jax.types import Array, Predictions, Targets
 
 
@@ -51,22 +53,29 @@ class Term:
     weighted: bool
     """Multiplied by `box_weights` and divided by their sum, as the box loss is; else divided by the
     number of foreground anchors, as ``loss.normalizer`` counts it."""
-    loss: Callable[[Predictions, Targets, Array, Any], jax.Array]
-    """``(predictions, targets, anchors, config) -> [a]`` of one image: 0 unless foreground."""
+    loss: Callable[[Predictions, Targets, Array, Array | None, Any], jax.Array]
+    """``(predictions, targets, anchors, strides, config) -> [a]`` of one image; 0 unless the anchor
+    is foreground. See `image_losses` for the arguments."""
 
 
 def extra_terms(config: ml_collections.ConfigDict) -> tuple[Term, ...]:
     """The losses of ``config`` in addition to those of classes and boxes, sorted by name."""
     terms = []
+    if config.loss.box == "dfl":
+        terms.append(Term("dfl", config.loss.dfl_weight, weighted=True, loss=dfl_loss))
     if config.model.centerness:
-        terms.append(Term("centerness", 1.0, False, _centerness_loss))
+        terms.append(Term("centerness", 1.0, weighted=False, loss=_centerness_loss))
     return tuple(sorted(terms, key=lambda term: term.name))
 
 
 def _centerness_loss(
-    predictions: Predictions, targets: Targets, anchors: Float[Array, "a 4"], config: Any
+    predictions: Predictions,
+    targets: Targets,
+    anchors: Float[Array, "a 4"],
+    strides: Float[Array, "a 2"] | None,
+    config: Any,
 ) -> jax.Array:
-    del config
+    del strides, config
     loss = centerness_loss(predictions.centerness, centerness(targets.boxes, anchors))
     return jnp.where(targets.foreground, loss, 0.0)
 
@@ -83,30 +92,46 @@ def box_weights(
     is divided as ``loss.normalizer`` says, not by the sum of weights. ``predictions`` are used only
     if `counts_need_predictions`.
 
-    With ``model.centerness``, the weight is the target of the centerness, as in FCOS and ATSS.
+    With ``model.centerness``, the weight is the target of the centerness, as in FCOS and ATSS; with
+    qfl, it is the highest class score of the anchor, as in the authors' code. A config with both is
+    not valid.
     """
-    del predictions
-    if not config.model.centerness:
-        return None
-    return jnp.where(targets.foreground, centerness(targets.boxes, anchors), 0.0)
+    if config.model.centerness:
+        return jnp.where(targets.foreground, centerness(targets.boxes, anchors), 0.0)
+    if config.loss.classification == "qfl":
+        best = jax.lax.stop_gradient(predictions.logits).astype(jnp.float32).max(axis=-1)
+        return jnp.where(targets.foreground, jax.nn.sigmoid(best), 0.0)
+    return None
 
 
 def counts_need_predictions(config: ml_collections.ConfigDict) -> bool:
     """Whether `BatchCounts` depends on the predictions, not on targets alone."""
-    return config.loss.classification == "ohem"
+    return config.loss.classification in ("ohem", "qfl")
 
 
-def classification_function(loss: Any) -> Callable[[Array, Array], Array]:
-    """``(logits, labels) -> losses`` for the config's ``loss`` group."""
+def classification_function(loss: Any) -> Callable[..., Array]:
+    """``(logits, labels) -> losses`` for the config's ``loss`` group.
+
+    With qfl, ``(logits, labels, quality)``.
+    """
     name, fields = CLASSIFICATION_LOSSES[loss.classification]
     return partial(getattr(losses, name), **{field: getattr(loss, field) for field in fields})
 
 
 def classification_loss(
-    logits: Float[Array, "a c"], targets: Targets, anchors: Float[Array, "a 4"], config: Any
+    logits: Float[Array, "a c"],
+    targets: Targets,
+    anchors: Float[Array, "a 4"],
+    config: Any,
+    quality: Float[Array, "a"] | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Loss of each anchor of one image ``[a]``, 0 if not used, and the count that OHEM selected."""
-    loss = classification_function(config)(logits, targets.labels)
+    """Loss of each anchor of one image ``[a]``, 0 if not used, and the count that OHEM selected.
+
+    ``config`` is the ``loss`` group; ``quality`` is the IoU of each anchor's predicted box with its
+    matched box, for qfl alone.
+    """
+    of_boxes = () if quality is None else (quality,)
+    loss = classification_function(config)(logits, targets.labels, *of_boxes)
     if config.classification != "ohem":
         return jnp.where(targets.ignore, 0.0, loss), jnp.zeros(())
     selected = losses.ohem_selection(
@@ -121,28 +146,52 @@ def classification_loss(
     return jnp.where(selected, loss, 0.0), selected.sum(dtype=jnp.float32)
 
 
+def own_outputs(box_outputs: Float[Array, "a k v"], targets: Targets) -> jax.Array:
+    """The outputs of each anchor's box ``[a, v]``.
+
+    With one box per class (k is then the number of classes), those of the box of its own class.
+    """
+    boxes_of_anchor = box_outputs.shape[1]
+    own = jnp.clip(targets.labels, 0, boxes_of_anchor - 1)
+    return jnp.take_along_axis(box_outputs, own[:, None, None], axis=1)[:, 0]
+
+
 def box_loss(
-    deltas: Float[Array, "a k 4"],
+    outputs: Float[Array, "a v"],
+    boxes: Callable[[], Float[Array, "a 4"]],
     targets: Targets,
-    anchors: Float[Array, "a 4"],
     config: ml_collections.ConfigDict,
 ) -> jax.Array:
     """Box loss of each anchor of one image ``[a]``; 0 unless it is foreground.
 
-    ``k`` is 1 or the number of classes. With one box per class, only the box of the anchor's class
-    has a loss.
+    ``outputs`` are `own_outputs`, and ``boxes`` decodes them if the loss is one of boxes.
     """
-    boxes_of_anchor = deltas.shape[1]
-    own = jnp.clip(targets.labels, 0, boxes_of_anchor - 1)
-    deltas = jnp.take_along_axis(deltas, own[:, None, None], axis=1)[:, 0]
     name, compared = BOX_LOSSES[config.loss.box]
     function = getattr(box_losses, name)
     if compared == "boxes":
-        boxes = decode(deltas, anchors, config.coder.weights, config.coder.clamp)
-        loss = function(boxes, targets.boxes)
+        loss = function(boxes(), targets.boxes)
     else:
         beta = config.loss.smooth_l1_beta if config.loss.box == "smooth_l1" else 0.0
-        loss = function(deltas, targets.deltas, beta).sum(-1)
+        loss = function(outputs, targets.deltas, beta).sum(-1)
+    return jnp.where(targets.foreground, loss, 0.0)
+
+
+def dfl_loss(
+    predictions: Predictions,
+    targets: Targets,
+    anchors: Float[Array, "a 4"],
+    strides: Float[Array, "a 2"],
+    config: ml_collections.ConfigDict,
+) -> jax.Array:
+    """Distribution focal loss of each anchor ``[a]``, the mean of the four sides.
+
+    0 unless the anchor is foreground. Distances of sides that the values cannot express, such as
+    those to the sides of a box that does not enclose the anchor's centre, count as the nearest one.
+    """
+    outputs = own_outputs(predictions.box_outputs, targets)
+    logits = outputs.reshape(*outputs.shape[:-1], 4, config.loss.dfl_bins + 1)
+    distances = encode_distances(targets.boxes, anchors, strides)
+    loss = distribution_focal_loss(logits, distances).mean(-1)
     return jnp.where(targets.foreground, loss, 0.0)
 
 
@@ -151,13 +200,19 @@ def image_losses(
     targets: Targets,
     anchors: Float[Array, "a 4"],
     config: ml_collections.ConfigDict,
+    strides: Float[Array, "levels 2"] | None = None,
 ) -> ImageLosses:
     """The losses of each image of a batch, not normalised.
 
     ``predictions`` are lists over levels; targets and anchors are those of all levels.
+    ``strides`` are those of the levels, (horizontal, vertical) in pixels; only needed if the box
+    head predicts distributions.
     """
-    ends = np.cumsum([level.shape[1] for level in predictions.logits])
+    sizes = [level.shape[1] for level in predictions.logits]
+    ends = np.cumsum(sizes)
     terms = extra_terms(config)
+    if strides is not None:
+        strides = np.repeat(strides, sizes, axis=0)
 
     def by_level(*of_anchors):
         # the losses are summed by themselves, so that their bits do not depend on what is logged
@@ -165,12 +220,22 @@ def image_losses(
         return jnp.stack([level.sum(axis=1) for level in jnp.split(rows, ends[:-1], 1)], axis=1)
 
     def one_image(predictions, targets):
-        classification, selected = classification_loss(
-            predictions.logits, targets, anchors, config.loss
+        # functions of nothing: decoded once, and only for a loss that compares boxes
+        outputs = cache(lambda: own_outputs(predictions.box_outputs, targets))
+        boxes = cache(
+            lambda: decode_outputs(outputs(), anchors, strides, **coder_arguments(config))
         )
-        box = box_loss(predictions.deltas, targets, anchors, config)
+        quality = None
+        if config.loss.classification == "qfl":
+            quality = jax.lax.stop_gradient(paired_iou(boxes(), targets.boxes))
+        classification, selected = classification_loss(
+            predictions.logits, targets, anchors, config.loss, quality
+        )
+        box = box_loss(outputs(), boxes, targets, config)
         weights = box_weights(predictions, targets, anchors, config)
-        extra = {term.name: term.loss(predictions, targets, anchors, config) for term in terms}
+        extra = {
+            term.name: term.loss(predictions, targets, anchors, strides, config) for term in terms
+        }
         if weights is not None:
             box *= weights
             extra |= {t.name: extra[t.name] * weights for t in terms if t.weighted}

@@ -86,6 +86,20 @@ def test_fields_that_exclude_each_other():
     with pytest.raises(UserError, match=r"stride_in_1x1=True needs bottlenecks, which resnet34"):
         validate(config)
     config = default_config()
+    config.loss.box, config.model.class_specific_boxes = "dfl", True
+    with pytest.raises(UserError, match=r"class_specific_boxes=True is not available with .*=dfl"):
+        validate(config)
+    config = default_config()
+    config.loss.box, config.loss.dfl_bins = "dfl", 4  # 4 · 2^⅔ · √2 / 2 = 4.49
+    with pytest.raises(UserError, match=r"whose sides are 4.5 strides .*=16$"):
+        validate(config)
+    config.loss.dfl_bins = 5
+    validate(config)
+    config = default_config()
+    config.loss.classification, config.model.centerness = "qfl", True
+    with pytest.raises(UserError, match=r"centerness=True is not available with .*=qfl"):
+        validate(config)
+    config = default_config()
     config.train.patience = 2
     validate(config)
     config.optimizer.schedule = "plateau"

@@ -6,6 +6,7 @@ import pytest
 from retina_jax.config import default_config
 from retina_jax.evaluation.predict_step import make_predict_step
 from retina_jax.models.retinanet import anchors_for
+from retina_jax.types import Predictions
 
 SIZE, CLASSES = (64, 96), 3
 
@@ -13,17 +14,17 @@ SIZE, CLASSES = (64, 96), 3
 class Known:
     """A network of known outputs: every logit is -9 but those that are set."""
 
-    def __init__(self, config, classes=CLASSES):
+    def __init__(self, config, classes=CLASSES, values=4):
         self.anchors = anchors_for(config, SIZE)
         self.logits = [np.full((1, len(a), classes), -9.0, np.float32) for a in self.anchors]
-        self.deltas = [np.zeros((1, len(a), 1, 4), np.float32) for a in self.anchors]
+        self.deltas = [np.zeros((1, len(a), 1, values), np.float32) for a in self.anchors]
         self.seen = None
 
     def apply(self, variables, images, train):
         assert variables == "weights"
         assert not train
         self.seen = np.asarray(images)
-        return self.logits, self.deltas
+        return Predictions(self.logits, self.deltas)
 
 
 @pytest.fixture
@@ -33,9 +34,9 @@ def config():
     return config
 
 
-def nearest(model, box):
-    """Row of the anchor of the first level that is most like a box."""
-    return int(np.argmin(np.abs(model.anchors[0] - box).sum(-1)))
+def nearest(model, box, level=0):
+    """Row of the anchor of a level, the first by default, that is most like a box."""
+    return int(np.argmin(np.abs(model.anchors[level] - box).sum(-1)))
 
 
 def predict(model, config, size=SIZE):
@@ -59,6 +60,27 @@ def test_a_confident_anchor_is_decoded_with_its_score_and_label(config):
     assert scores[place] == pytest.approx(1 / (1 + np.exp(-1)), rel=1e-5)
     assert labels[place] == 2
     np.testing.assert_allclose(boxes[place], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("level", "stride"), [(0, 8), (2, 32)])
+def test_a_distribution_is_decoded_to_its_mean_in_strides(config, level, stride):
+    config.loss.update({"classification": "qfl", "box": "dfl", "dfl_bins": 4})
+    config.eval.cut_boxes = "after_nms"
+    model = Known(config, values=4 * 5)
+    anchor = nearest(model, [16, 16, 48, 48], level)
+    model.logits[level][0, anchor, 1] = 2.0
+    sides = np.full((4, 5), -30.0)
+    sides[0, [0, 1]] = 0  # left: 0 or 1
+    sides[1, 1] = sides[3, 0] = 0
+    sides[2, [0, 1]] = np.log(0.25), np.log(0.75)
+    model.deltas[level][0, anchor, 0] = sides.ravel()
+    x, y = (model.anchors[level][anchor][:2] + model.anchors[level][anchor][2:]) / 2
+    boxes, scores, labels = predict(model, config)
+    (place,) = np.flatnonzero(scores)
+    assert labels[place] == 1
+    assert scores[place] == pytest.approx(1 / (1 + np.exp(-2)), rel=1e-5)  # nothing multiplies it
+    expected = [x - 0.5 * stride, y - stride, x + 0.75 * stride, y]
+    np.testing.assert_allclose(boxes[place], expected, rtol=1e-5, atol=1e-4)
 
 
 def test_there_are_as_many_places_whatever_is_found(config):

@@ -19,7 +19,10 @@ from retina_jax.exporting.speed import untrained
 
 BUCKET, CLASSES = (64, 96), 5
 PLAIN = {"model.p6_from": "P5", "model.norm": "frozen", "data.float_pixels": True}
-MOBILE = {"model.backbone": "mobilenet_v2", "model.width": 16}
+MOBILE = {
+    "model.backbone": "mobilenet_v2", "model.width": 16,
+    "loss.classification": "qfl", "loss.box": "dfl", "loss.dfl_bins": 4,
+}  # fmt: skip
 OTHER = {
     "model.backbone": "resnext50_32x4d", "model.norm": "group", "model.stride_in_1x1": True,
     "model.head_norm": "batch", "model.class_specific_boxes": True, "model.remat": True,
@@ -61,7 +64,7 @@ def made(**fields):
 @pytest.mark.parametrize(
     ("fields", "at_once"),
     [(PLAIN, 0), (OTHER, 3), (MOBILE, 2)],
-    ids=["any batch", "batches of 3", "depthwise convolutions"],
+    ids=["any batch", "batches of 3", "depthwise convolutions and distributions"],
 )
 def test_onnxruntime_finds_what_jax_finds(one_block, tmp_path, fields, at_once):
     network = made(**fields)

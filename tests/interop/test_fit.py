@@ -130,6 +130,66 @@ def test_one_box_for_all_classes_is_no_other_number_of_classes(
         fit(imported, random_weights(here, 3), here, DENSE, "file")
 
 
+def config_with_bins(config_of, bins, **model):
+    config = config_of(**model)
+    if bins:
+        config.loss.update({"box": "dfl", "dfl_bins": bins})
+    return config
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "values", "flag"),
+    [
+        (0, 16, (4, 68), "--config.loss.box=giou"),
+        (16, 0, (68, 4), "--config.loss.box=dfl --config.loss.dfl_bins=16"),
+        (16, 8, (68, 36), "--config.loss.box=dfl --config.loss.dfl_bins=16"),
+    ],
+)
+def test_another_box_head_keeps_all_but_its_last_layer(
+    config_of, random_weights, tmp_path, there, here, values, flag
+):
+    there, here = (config_with_bins(config_of, bins) for bins in (there, here))
+    given, fresh = random_weights(there), random_weights(here, seed=1)
+    fitted = fit(own_file(tmp_path / "a.safetensors", given, there), fresh, here, DENSE, "file")
+    assert set(fitted.fresh) == {name for name in LAST_LAYERS if "box_head" in name}
+    (line,) = fitted.report()
+    assert "predicts {} values per box, this one {}; to keep it, set ".format(*values) in line
+    assert flag in line
+    assert "classes differ" not in line
+    assert_same_trees(fitted.tree["params"]["class_head"], given["params"]["class_head"])
+    assert_same_trees(fitted.tree["params"]["box_head"]["predict"],
+                      fresh["params"]["box_head"]["predict"])  # fmt: skip
+
+
+def test_distributions_of_nine_anchors_start_one_anchor_with_deltas(
+    config_of, random_weights, tmp_path
+):
+    there, here = config_with_bins(config_of, 16), config_of()
+    here.anchors.update({"octaves": (0.0,), "ratios": (1.0,)})
+    imported = own_file(tmp_path / "ours.safetensors", random_weights(there), there)
+    fitted = fit(imported, random_weights(here, seed=1), here, DENSE, "file")
+    assert set(fitted.fresh) == LAST_LAYERS
+
+
+def test_a_torchvision_detector_starts_distributions(config_of, random_weights):
+    given, here = random_weights(config_of()), config_with_bins(config_of, 16)
+    fitted = fit(imported(given), random_weights(here, seed=1), here, DENSE, "file")
+    assert set(fitted.fresh) == {name for name in LAST_LAYERS if "box_head" in name}
+
+
+def test_distributions_are_taken_and_reordered_whole(config_of, random_weights, tmp_path):
+    there, here = (config_with_bins(config_of, 16) for _ in range(2))
+    there.anchors.order = "ratio_major"
+    tree = random_weights(there)
+    imported = own_file(tmp_path / "ours.safetensors", tree, there)
+    fitted = fit(imported, random_weights(here, seed=1), here, DENSE, "file")
+    assert fitted.fresh == ()
+    bias, moved = (
+        t["params"]["box_head"]["predict"]["bias"].reshape(3, 3, 68) for t in (tree, fitted.tree)
+    )
+    np.testing.assert_array_equal(moved, bias.swapaxes(0, 1))
+
+
 def test_a_backbone_of_another_width_names_the_flag_in_one_line(config_of, random_weights):
     names = export_names(random_weights(config_of(backbone="resnet50", width=32)), "torchvision")
     start = "backbone.body."
@@ -208,6 +268,8 @@ def test_take_classes_by_hand():
         ("detectron2", "model.head_norm", "batch"),
         ("torchvision", "model.class_specific_boxes", True),
         ("torchvision", "loss.classification", "softmax_focal"),
+        ("torchvision", "loss.box", "dfl"),
+        ("detectron2", "loss.box", "dfl"),
         ("detectron2", "model.p6_from", "P5"),
         ("detectron2", "model.backbone", "mobilenet_v2"),
         ("torchvision", "data.pixel_order", "BGR"),

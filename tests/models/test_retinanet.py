@@ -66,7 +66,7 @@ def test_outputs_fit_the_anchors_level_by_level(size):
     predictions = outputs(config, size)
     counts = [len(a) for a in retinanet.anchors_for(config, size)]
     assert [x.shape for x in predictions.logits] == [(2, n, 4) for n in counts]
-    assert [x.shape for x in predictions.deltas] == [(2, n, 1, 4) for n in counts]
+    assert [x.shape for x in predictions.box_outputs] == [(2, n, 1, 4) for n in counts]
 
 
 def test_every_anchor_begins_near_the_prior():
@@ -76,8 +76,16 @@ def test_every_anchor_begins_near_the_prior():
 
 
 def test_a_box_for_each_class():
-    deltas = outputs(small(**{"model.class_specific_boxes": True}), (64, 64)).deltas
+    deltas = outputs(small(**{"model.class_specific_boxes": True}), (64, 64)).box_outputs
     assert {x.shape[2:] for x in deltas} == {(4, 4)}
+
+
+def test_distributions_for_the_sides_of_a_box():
+    model = retinanet.build(small(**{"loss.box": "dfl", "loss.dfl_bins": 7}), 4)
+    images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
+    made = jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x, False), images)
+    counts = [len(a) for a in retinanet.anchors_for(model.config, (64, 64))]
+    assert [x.shape for x in made[0].box_outputs] == [(2, n, 1, 4 * 8) for n in counts]
 
 
 def test_softmax_begins_with_the_prior_shared_over_classes():

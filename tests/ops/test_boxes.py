@@ -28,6 +28,13 @@ def test_boxes_of_no_area_score_zero_and_are_finite():
 
 
 @given(some_boxes, some_boxes)
+def test_the_iou_of_pairs_is_that_of_the_diagonal(a, b):
+    b[0], b[1] = a[0], 0  # the same box, and one without area
+    expected = np.diag(boxes.pairwise_iou(a, b))
+    np.testing.assert_allclose(boxes.paired_iou(a, b), expected, rtol=1e-6)
+
+
+@given(some_boxes, some_boxes)
 def test_iou_is_symmetric_and_between_0_and_1(a, b):
     iou = np.asarray(boxes.pairwise_iou(a, b))
     assert ((iou >= 0) & (iou <= 1)).all()

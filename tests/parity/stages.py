@@ -154,7 +154,7 @@ class Stages:
                 tree, pixels, train=False, capture_intermediates=lambda m, _: m.name == "fpn"
             )
             features = kept["intermediates"]["fpn"]["__call__"][0]
-            return features, predictions.logits, predictions.deltas
+            return features, predictions.logits, predictions.box_outputs
 
         return jax.jit(network)
 

@@ -86,6 +86,21 @@ def test_a_resume_with_other_fields_of_the_weights_is_refused(run, config, field
     assert f"set {fix}, or start a new run" in str(caught.value)
 
 
+def test_a_resume_with_other_bins_is_refused_if_there_are_distributions(tmp_path, config):
+    report, _ = reporter()
+    for box, refused in (("giou", False), ("dfl", True)):
+        config.loss.box, config.loss.dfl_bins = box, 16
+        write_config(tmp_path, config, CLASSES.to_json())
+        config.loss.dfl_bins = 8
+        if refused:
+            with pytest.raises(
+                UserError, match=r"loss\.dfl_bins=8 .* set --config.loss.dfl_bins=16"
+            ):
+                check_same_weights(tmp_path, config, CLASSES, report)
+        else:
+            check_same_weights(tmp_path, config, CLASSES, report)
+
+
 def test_a_resume_with_other_fields_of_the_trajectory_is_not(run, config):
     report, _ = reporter()
     config.optimizer.learning_rate, config.optimizer.clip_norm = 0.5, 10.0

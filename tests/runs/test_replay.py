@@ -74,7 +74,7 @@ def test_a_replayed_step_is_that_of_training_and_leaves_the_run_as_it_is(
     np.testing.assert_allclose(examined.box.sum(), logged["loss_box"], rtol=1e-5)
     assert examined.foreground.sum() == logged["foreground_anchors"]
     assert found.names[0] == "backbone/stem_conv"
-    assert found.names[-1] == "logits and deltas"
+    assert found.names[-1] == "logits and boxes"
     assert "class_head/predict at P7" in found.names
     text = "\n".join(lines(found))
     assert "module outputs: all finite" in text

@@ -35,7 +35,7 @@ def test_shares_of_images_make_up_the_loss_whatever_the_micro_batches(tiny_confi
         tiny_config.train.accumulate = count
         examine, names = make_examination(model, tiny_config)
         unchanged, found[count] = jax.jit(examine)(state, batch)
-        assert names == ["conv", "norm", *["classes", "boxes"] * 5, "logits and deltas"]
+        assert names == ["conv", "norm", *["classes", "boxes"] * 5, "logits and boxes"]
         assert int(unchanged.step) == 0
     one, two = found[1], found[2]
     np.testing.assert_allclose(one.classification.sum(), one.parts.classification, rtol=1e-5)

@@ -25,6 +25,7 @@ LOSSES = [
     {"loss.normalizer": "foreground_plus_1", "loss.box": "l1", "model.norm": "group"},
     {"loss.normalizer": "ema", "loss.classification": "ohem", "loss.ohem_examples": 16,
      "loss.ohem_negatives": 3.0, "loss.box": "ciou"},
+    {"loss.classification": "qfl", "loss.box": "dfl", "loss.dfl_bins": 6, "loss.box_weight": 2.0},
 ]  # fmt: skip
 
 
@@ -70,7 +71,8 @@ def test_three_steps_in_micro_batches_equal_those_of_the_whole_batch(
     batches = [batch_of(seed) for seed in range(3)]
     whole, metrics = steps(config, batches)
     assert metrics["loss_box"] > 0
-    names = ("loss_classification", "loss_box", "foreground_anchors")
+    names = ["loss_classification", "loss_box", "foreground_anchors"]
+    names += ["loss_dfl"] * (config.loss.box == "dfl")
     np.testing.assert_allclose(
         metrics["by_level"].sum(axis=1), [metrics[name] for name in names], rtol=1e-5
     )
