@@ -58,7 +58,7 @@ def moved(before, after):
 
 def test_twenty_steps_equal_those_of_single_runs(tiny_config):
     tiny_config.train.ema = 0.99
-    tiny_config.model.head_norm = "none"
+    tiny_config.model.head_norm = "none"  # of a 1x1 map with one channel a group, the norm is 0
     # at the rate of the experiment, training from scratch on noise is chaotic: within ten steps,
     # the last bit of a weight grows to a hundredth, however the step is compiled
     tiny_config.optimizer.learning_rate = 0.01
