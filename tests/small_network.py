@@ -27,12 +27,15 @@ class SmallNetwork(nn.Module):
         places = resolved.anchors_per_place
         classes = nn.Dense(places * (self.num_classes + resolved.background_logits), name="classes")
         boxes = nn.Dense(places * resolved.box_values, name="boxes")
-        logits, box_outputs = [], []
+        centre = nn.Dense(places, name="centerness") if model.centerness else None
+        logits, box_outputs, centerness = [], [], []
         for _ in range(5):
             logits.append(classes(x).reshape(len(x), -1, classes.features // places))
             box_outputs.append(boxes(x).reshape(len(x), -1, 1, resolved.box_values))
+            if centre:
+                centerness.append(centre(x).reshape(len(x), -1))
             x = x[:, ::2, ::2]
-        return Predictions(logits, box_outputs)
+        return Predictions(logits, box_outputs, centerness if centre else None)
 
 
 def build(config, num_classes, axis_name=None):

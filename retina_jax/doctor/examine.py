@@ -12,7 +12,7 @@ from pathlib import Path
 
 import ml_collections
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from retina_jax.config import resolve
 from retina_jax.data.data_set import Split
@@ -32,6 +32,7 @@ from retina_jax.doctor.anchor_recall import (
 from retina_jax.doctor.buckets import BucketRow, bucket_rows, check_buckets, check_shrinking
 from retina_jax.doctor.checks import Finding, percent
 from retina_jax.doctor.contents import Contents, read_contents, spread_rows
+from retina_jax.doctor.reach import Rule, reached, rule_of
 from retina_jax.ops.anchors import LEVELS, level_sizes
 
 SIZES = ("small", "medium", "large")
@@ -52,9 +53,9 @@ class ClassRow:
     """Without crowds."""
     crowds: int
     foreground: float | None
-    """Share of boxes with an anchor at ``matching.foreground_iou`` or more; None: no boxes."""
+    """Share of matched boxes (`BoxMatch`); None: no boxes."""
     background: float | None
-    """The same for ``matching.background_iou``."""
+    """Share of boxes that are matched or nearly so."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +97,10 @@ class BoxMatch:
     shown: InputBoxes
     iou: Float[np.ndarray, "n"]
     """IoU with the best anchor."""
+    matched: Bool[np.ndarray, "n"]
+    """With an anchor at ``matching.foreground_iou`` or more, or by ATSS (`reach.reached`)."""
+    nearly: Bool[np.ndarray, "n"]
+    """The same for ``matching.background_iou``, or an anchor's centre inside."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,8 +111,7 @@ class Report:
     summaries: tuple[SplitSummary, ...]
     findings: tuple[Finding, ...]
     suggestion: Suggestion | None
-    foreground_iou: float
-    background_iou: float
+    rule: Rule
     contents: tuple[Contents, ...]
     """Contents of the training and the evaluation split, for plots."""
     matches: tuple[BoxMatch, ...]
@@ -121,8 +125,7 @@ class Report:
             "directory": str(self.directory),
             "findings": [dataclasses.asdict(f) for f in self.findings],
             "splits": [dataclasses.asdict(s) for s in self.summaries],
-            "matching": {"foreground_iou": self.foreground_iou,
-                         "background_iou": self.background_iou},
+            "matching": self.rule.facts,
             "suggestion": self.suggestion
             and dataclasses.asdict(self.suggestion) | {"flags": self.suggestion.flags()},
         }  # fmt: skip
@@ -134,7 +137,7 @@ def match(contents: Contents, config: ml_collections.ConfigDict) -> BoxMatch:
     places = np.flatnonzero(contents.sound & valid_label)
     shown = at_input(contents.split, contents.row_of[places], contents.cut[places], config)
     iou = best_anchor_iou(shown, resolve(config).buckets, config.anchors)
-    return BoxMatch(places, shown, iou)
+    return BoxMatch(places, shown, iou, *reached(shown, iou, config))
 
 
 def size_of(areas: Float[np.ndarray, "n"]) -> np.ndarray:
@@ -170,10 +173,10 @@ def summarise(
     contents: Contents, matched: BoxMatch, config: ml_collections.ConfigDict
 ) -> SplitSummary:
     """Statistics of a split."""
-    split, iou = contents.split, matched.iou
+    split = contents.split
     recalls = [
-        group_recall(iou >= least, groups_of(contents, matched), least=1)
-        for least in (config.matching.foreground_iou, config.matching.background_iou)
+        group_recall(within, groups_of(contents, matched), least=1)
+        for within in (matched.matched, matched.nearly)
     ]
 
     def recall_of(group: str) -> tuple[float | None, float | None]:
@@ -220,32 +223,33 @@ def check_recall(
     """Finds classes and sizes that the anchors cannot match; also suggests a change."""
     if not len(matched.places):
         return [], None
-    foreground, background = config.matching.foreground_iou, config.matching.background_iou
-    groups = groups_of(contents, matched)
+    rule, groups = rule_of(config), groups_of(contents, matched)
     rows, boxes = contents.row_of[matched.places], contents.cut[matched.places]
-    suggestion = suggest(contents.split, rows, boxes, groups, config)
+    suggestion = None
+    if config.matching.kind == "iou":
+        suggestion = suggest(contents.split, rows, boxes, groups, config)
     name, found = contents.split.name, []
-    overall = float((matched.iou >= background).mean())
+    overall = float(matched.nearly.mean())
     if overall < _LEAST_RECALL and len(matched.places) >= LEAST_BOXES:
         message = (
-            f"{name}: only {percent(overall)} of {len(matched.places)} boxes have an anchor with "
-            f"IoU {background:g} or more, so few can be learned; "
+            f"{name}: only {percent(overall)} of {len(matched.places)} boxes {rule.are_nearly}, "
+            "so few can be learned; "
             + (suggestion.text() if suggestion else "check the boxes and data.short_side")
         )
         found.append(Finding("error", "anchor_recall", message))
-    nearly = group_recall(matched.iou >= background, groups)
-    recalls = group_recall(matched.iou >= foreground, groups)
+    nearly = group_recall(matched.nearly, groups)
+    recalls = group_recall(matched.matched, groups)
     low = {group: recall for group, recall in recalls.items() if recall < ENOUGH}
     worst = sorted(low.items(), key=lambda item: item[1])[:_MOST_GROUPS]
     for group, recall in worst:
-        fix = "none of the tried changes to the anchors or the input size helps"
+        fix = rule.hopeless
         if suggestion:
             reached = percent(suggestion.after[group])
             flags = suggestion.text() if group == worst[0][0] else "with the same flags"
             fix = f"{reached} {flags}"
         message = (
-            f"{name}: {percent(recall)} of {int(groups[group].sum())} {group} have an anchor with "
-            f"IoU {foreground:g} or more ({percent(nearly[group])} with {background:g}); {fix}"
+            f"{name}: {percent(recall)} of {int(groups[group].sum())} {group} {rule.are_matched} "
+            f"({percent(nearly[group])} {rule.and_nearly}); {fix}"
         )
         found.append(Finding("warning", "anchor_recall", message))
     if len(low) > _MOST_GROUPS:
@@ -322,8 +326,7 @@ def examine(
         summaries=tuple(summaries),
         findings=_ordered([*findings, *found]),
         suggestion=suggestion,
-        foreground_iou=config.matching.foreground_iou,
-        background_iou=config.matching.background_iou,
+        rule=rule_of(config),
         contents=tuple(contents),
         matches=tuple(matches),
     )

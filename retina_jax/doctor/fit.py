@@ -73,7 +73,12 @@ def fit(train: Split, evaluation: Split, config: ml_collections.ConfigDict, free
     if sizes := _fit_sizes(train, config, free, config.data.pixel_budget, turned):
         fields |= sizes
         lines.append(flags(sizes) + ": " + _about_sizes(train, changed_config(config, fields)))
-    if free & set(_ANCHORS) and len((boxes := _boxes_of(train)).rows):
+    if config.matching.kind == "atss" and free & set(_ANCHORS):
+        lines.append(
+            "anchors: unchanged, because with matching.kind=atss each box sets its own threshold, "
+            "whatever the size and number of the anchors"
+        )
+    elif free & set(_ANCHORS) and len((boxes := _boxes_of(train)).rows):
         sized = changed_config(config, fields)
         anchors = _fit_anchors(boxes, sized, free, turned)
         fields |= anchors

@@ -51,13 +51,13 @@ def draw_pictures(report: Report) -> list[tuple[str, str, bytes]]:
         drawn.append(("Images of the training split", caption, draw_picture(contents, row, tags)))
     rows_of_worst: dict[int, list[int]] = {}
     for order in np.argsort(matched.iou, kind="stable"):
-        if matched.iou[order] >= report.foreground_iou or len(rows_of_worst) == _WORST:
+        if len(rows_of_worst) == _WORST:
             break
+        if matched.matched[order]:
+            continue
         rows_of_worst.setdefault(int(contents.row_of[matched.places[order]]), []).append(order)
     for row in rows_of_worst:
-        here = np.flatnonzero(
-            (contents.row_of[matched.places] == row) & (matched.iou < report.foreground_iou)
-        )
+        here = np.flatnonzero((contents.row_of[matched.places] == row) & ~matched.matched)
         here = here[np.argsort(matched.iou[here])]
         tags = {
             int(matched.places[i]): f"{names[contents.labels[matched.places[i]]]} "

@@ -21,7 +21,7 @@ def draw_all(report: Report, config: ml_collections.ConfigDict) -> dict[str, byt
     plots = {"Boxes by class": _class_counts(report.summaries)}
     if len(report.matches[0].places):
         plots["Boxes of the training split compared with the anchors"] = _against_anchors(
-            report.matches[0], report.foreground_iou, config
+            report.matches[0], report.rule.plot, config
         )
         plots["Anchor recall by class"] = _recall(train, report)
     plots["Padding by bucket"] = _padding(report.summaries)
@@ -72,13 +72,11 @@ def _class_counts(summaries: tuple[SplitSummary, ...]) -> bytes:
     return _png(figure)
 
 
-def _against_anchors(
-    matched: BoxMatch, threshold: float, config: ml_collections.ConfigDict
-) -> bytes:
+def _against_anchors(matched: BoxMatch, rule: str, config: ml_collections.ConfigDict) -> bytes:
     """Sizes and aspects at the input, matched or not; lines mark the anchors."""
     anchors = config.anchors
     width, height = (matched.shown.boxes[:, 2:] - matched.shown.boxes[:, :2]).T
-    within = matched.iou >= threshold
+    within = matched.matched
     figure, (by_size, by_aspect) = _figure(11, 3.8, 2)
     sizes = [
         size
@@ -96,7 +94,7 @@ def _against_anchors(
             bins,
             stacked=True,
             color=[_BLUE, _RED],
-            label=[f"best anchor has IoU {threshold:g} or more", "no such anchor"],
+            label=[rule, "no such anchor"],
         )
         for i, line in enumerate(lines):
             axis.axvline(line, color="#444", lw=0.9, ls=":", label=None if i else "anchors")
@@ -119,9 +117,9 @@ def _recall(train: SplitSummary, report: Report) -> bytes:
     figure, axis = _figure(8, 1.2 + 0.36 * len(rows))
     y = np.arange(len(rows))
     axis.barh(y, [r.background or 0 for r in rows], 0.7, color=_GREY,
-              label=f"IoU {report.background_iou:g}")  # fmt: skip
+              label=report.rule.nearly)  # fmt: skip
     axis.barh(y, [r.foreground or 0 for r in rows], 0.7, color=_BLUE,
-              label=f"IoU {report.foreground_iou:g}")  # fmt: skip
+              label=report.rule.matched)  # fmt: skip
     if report.suggestion:
         after = [report.suggestion.after.get(class_group(r.name), np.nan) for r in rows]
         axis.plot(after, y, "D", color=_GREEN, ms=6, label="as suggested")

@@ -55,8 +55,8 @@ def _class_cells(report: Report) -> tuple[list[str], list[list[str]]]:
     train, evaluation = report.summaries
     header = [
         "class", "id", f"{train.name} images", "boxes", "crowds",
-        f"IoU {report.foreground_iou:g}", f"IoU {report.background_iou:g}",
-        f"{evaluation.name} images", "boxes", f"IoU {report.foreground_iou:g}",
+        report.rule.matched, report.rule.nearly,
+        f"{evaluation.name} images", "boxes", report.rule.matched,
     ]  # fmt: skip
     return header, [
         [t.name, str(t.category_id), f"{t.images:,}", f"{t.boxes:,}", f"{t.crowds:,}",
@@ -67,8 +67,9 @@ def _class_cells(report: Report) -> tuple[list[str], list[list[str]]]:
 
 
 def _size_cells(report: Report) -> tuple[list[str], list[list[str]]]:
-    header = ["split", "size", "original", "at the input", f"IoU {report.foreground_iou:g}",
-              f"IoU {report.background_iou:g}"]  # fmt: skip
+    header = [
+        "split", "size", "original", "at the input", report.rule.matched, report.rule.nearly,
+    ]  # fmt: skip
     return header, [
         [s.name, r.name, f"{r.original:,}", f"{r.at_input:,}", _or_dash(r.foreground),
          _or_dash(r.background)]
@@ -92,10 +93,11 @@ def _bucket_cells(report: Report) -> tuple[list[str], list[list[str]]]:
 
 
 def _tables(report: Report) -> list[tuple[str, list[str], list[list[str]]]]:
+    by = "ATSS" if report.rule.facts["kind"] == "atss" else "IoU"
     sizes = "Sizes (as in COCO: small < 32², large > 96² pixels) and their anchor recall"
     return [
         ("Splits", *_split_cells(report.summaries)),
-        ("Classes and their anchor recall, by IoU", *_class_cells(report)),
+        (f"Classes and their anchor recall, by {by}", *_class_cells(report)),
         (sizes, *_size_cells(report)),
         ("Buckets", *_bucket_cells(report)),
     ]
@@ -134,7 +136,8 @@ def _inline(picture: bytes, caption: str) -> str:
 
 def _html_table(header: list[str], cells: list[list[str]]) -> str:
     def cell(text: str, column: str) -> str:
-        low = column.startswith("IoU") and text.endswith("%") and float(text.strip("<> %")) < 90
+        is_recall = column.startswith(("IoU", "ATSS", "centre inside"))
+        low = is_recall and text.endswith("%") and float(text.strip("<> %")) < 90
         return f"<td{' class=low' if low else ''}>{html.escape(text)}</td>"
 
     head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
@@ -170,7 +173,7 @@ def page(
             [group, percent(before), percent(report.suggestion.after[group])]
             for group, before in report.suggestion.before.items()
         ]
-        recall = f"{report.summaries[0].name}: anchor recall at IoU {report.foreground_iou:g}"
+        recall = f"{report.summaries[0].name}: anchor recall at {report.rule.matched}"
         header = [recall, "now", "with these flags"]
         parts.append(_html_table(header, rows))
     for title, header, cells in _tables(report):

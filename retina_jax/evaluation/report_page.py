@@ -291,10 +291,7 @@ def _training(curves: Curves) -> str:
 
     parts = []
     if curves.log:
-        names = ["loss", "loss_classification", "loss_box"]
-        names += sorted(  # such as loss_dfl; those of levels end in _P3 to _P7
-            n for n in curves.log[-1] if n.startswith("loss_") and "_P" not in n and n not in names
-        )
+        names = [n for n in curves.log[-1] if n.startswith("loss") and "_P" not in n]
         losses = {name: column(curves.log, name) for name in names}
         rate = {"learning rate": column(curves.log, "learning_rate")}
         parts.append(figure("Loss", charts.lines(losses, "step", "loss", "loss by step")))

@@ -26,6 +26,8 @@ _ADMITTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "model.norm": (("frozen", "batch"), "has batch norm in its backbone"),
     "model.head_norm": (("none", "group"), "shares the norms of a head across levels"),
     "model.class_specific_boxes": ((False,), "predicts one box for all classes"),
+    "model.centerness": ((False,), "predicts no centerness"),
+    "model.box_scale_per_level": ((False,), "does not scale the outputs of its box head"),
     "loss.classification": (
         tuple(name for name in CLASSIFICATION_LOSSES if name != "softmax_focal"),
         "scores each class with a sigmoid",

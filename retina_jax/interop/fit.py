@@ -13,7 +13,14 @@ import numpy as np
 
 from retina_jax.config import leaves, resolve
 from retina_jax.config.shell import field_flag, field_value
-from retina_jax.interop.graft import BOX_LAYER, CLASS_LAYER, MisfitError, graft
+from retina_jax.interop.graft import (
+    BOX_LAYER,
+    BOX_SCALES,
+    CENTERNESS_LAYER,
+    CLASS_LAYER,
+    MisfitError,
+    graft,
+)
 from retina_jax.interop.structure import box_outputs, class_outputs, flatten
 from retina_jax.interop.weights import Imported
 
@@ -24,7 +31,7 @@ COCO_SLOTS = 91
 """Class outputs of torchvision's COCO models: ids up to 90, and 0 for background."""
 STRUCTURE = (
     "backbone width norm fpn_channels p6_from head_convs head_channels head_norm "
-    "class_specific_boxes"
+    "class_specific_boxes centerness box_scale_per_level"
 ).split()
 
 
@@ -103,10 +110,11 @@ def fit(
         notes.append("selected COCO's 80 classes from 91 class outputs")
     box_head = _other_box_head(imported, config)
     try:
-        of_classes = _layers_of_classes(tree, required, config)
-        if box_head:
-            of_classes = (CLASS_LAYER, BOX_LAYER)
-        merged, unmatched = graft(fresh, tree, source, imported.unknown, of_classes)
+        of_classes, may_lack = _layers_of_classes(tree, required, config), ()
+        if box_head:  # the scales of the levels multiply the outputs of the other layer
+            of_classes, may_lack = (CLASS_LAYER, BOX_LAYER), (BOX_SCALES,)
+            tree = _without(tree, BOX_SCALES)
+        merged, unmatched = graft(fresh, tree, source, imported.unknown, of_classes, may_lack)
         if _are_others(imported.classes, category_ids, class_names):
             layers = _all_layers_of_classes(config)
             merged, unmatched = _with_fresh(merged, fresh, unmatched, layers)
@@ -185,8 +193,13 @@ def _other_box_head(imported: Imported, config: ml_collections.ConfigDict) -> st
     )
 
 
+def _without(tree: dict[str, Any], start: str) -> dict[str, Any]:
+    kept = {name: value for name, value in flatten(tree).items() if not name.startswith(start)}
+    return {**tree, **flax.traverse_util.unflatten_dict(kept, sep="/")}
+
+
 def reorder_anchors(tree: dict[str, Any], octaves: int, ratios: int, order: str) -> dict[str, Any]:
-    """The predicting layers of both heads with the anchors of a cell in ``order``, from the other.
+    """The predicting layers of the heads with the anchors of a cell in ``order``, from the other.
 
     A layer whose outputs are not a multiple of the number of anchors is unchanged.
     """
@@ -199,7 +212,7 @@ def reorder_anchors(tree: dict[str, Any], octaves: int, ratios: int, order: str)
         value = value.reshape(*lead, rows, columns, -1)
         return np.ascontiguousarray(value.swapaxes(-3, -2)).reshape(*lead, outputs)
 
-    return _map_predictions(tree, ("class_head", "box_head"), reorder)
+    return _map_predictions(tree, (CLASS_LAYER, BOX_LAYER, CENTERNESS_LAYER), reorder)
 
 
 def take_classes(tree: dict[str, Any], ids: Sequence[int], slots: int) -> dict[str, Any]:
@@ -214,14 +227,13 @@ def take_classes(tree: dict[str, Any], ids: Sequence[int], slots: int) -> dict[s
         value = value.reshape(*lead, -1, slots, numbers)[..., list(ids), :]
         return np.ascontiguousarray(value).reshape(*lead, -1)
 
-    taken = _map_predictions(tree, ("class_head",), lambda value: take(value, 1))
+    taken = _map_predictions(tree, (CLASS_LAYER,), lambda value: take(value, 1))
     return (
-        _map_predictions(taken, ("box_head",), lambda value: take(value, 4)) if of_slots else taken
+        _map_predictions(taken, (BOX_LAYER,), lambda value: take(value, 4)) if of_slots else taken
     )
 
 
-def _map_predictions(tree, heads: tuple[str, ...], change) -> dict[str, Any]:
-    layers = tuple(f"params/{head}/predict/" for head in heads)
+def _map_predictions(tree, layers: tuple[str, ...], change) -> dict[str, Any]:
     flat = {
         name: change(np.asarray(value)) if name.startswith(layers) else value
         for name, value in flatten(tree).items()

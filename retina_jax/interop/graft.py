@@ -12,6 +12,8 @@ from retina_jax.errors import UserError
 
 CLASS_LAYER = "params/class_head/predict/"
 BOX_LAYER = "params/box_head/predict/"
+CENTERNESS_LAYER = "params/box_head/centerness/"
+BOX_SCALES = "params/box_head/scale"
 AFTER_BACKBONE = ("fpn", "class_head", "box_head")
 MOST_NAMES = 8
 """Number of names that an error lists; it counts the rest."""
@@ -38,13 +40,15 @@ def graft(
     source: str,
     unknown: Sequence[str] = (),
     of_classes: tuple[str, ...] = (CLASS_LAYER,),
+    may_lack: tuple[str, ...] = (),
 ) -> tuple[dict, list[str]]:
     """``fresh`` with the values of ``given``, and the names that keep their initial values.
 
-    Initial values may remain in two cases: in the layers ``of_classes``, if only their number of
-    outputs differs; and in the FPN and the heads, if ``given`` contains only a backbone (then the
-    modules are listed, not their arrays). Raises `MisfitError` with every name that is missing, has
-    the wrong shape or is not used; ``unknown`` are names of the source without a counterpart here.
+    Initial values may remain in three cases: in the layers ``of_classes``, if only their number of
+    outputs differs; in arrays that ``given`` ``may_lack``, by the start of their names; and in the
+    FPN and the heads, if ``given`` contains only a backbone (then the modules are listed, not their
+    arrays). Raises `MisfitError` with every name that is missing, has the wrong shape or is not
+    used; ``unknown`` are names of the source without a counterpart here.
     """
     fresh_flat = flax.traverse_util.flatten_dict(fresh, sep="/")
     given_flat = flax.traverse_util.flatten_dict(given, sep="/")
@@ -56,9 +60,13 @@ def graft(
     for name, value in fresh_flat.items():
         required = np.shape(value)
         shape = np.shape(given_flat[name]) if name in given_flat else None
+        if shape is None:
+            stays = name.startswith(may_lack)
+        else:
+            stays = name.startswith(of_classes) and shape[:-1] == required[:-1]
         if shape == required:
             merged[name] = np.asarray(given_flat[name])
-        elif shape is not None and name.startswith(of_classes) and shape[:-1] == required[:-1]:
+        elif stays:
             merged[name] = value
             unmatched.append(name)
         elif _module(name) in unmatched:

@@ -64,6 +64,9 @@ def structure_of(tree: dict[str, Any]) -> dict[str, Any]:
                 found["model.head_norm"] = "batch"
             elif "params/class_head/conv0/bias" in shapes:
                 found["model.head_norm"] = "none"
+    if "params/box_head/predict/kernel" in shapes:
+        found["model.centerness"] = "params/box_head/centerness/kernel" in shapes
+        found["model.box_scale_per_level"] = "params/box_head/scale3" in shapes
     return found
 
 

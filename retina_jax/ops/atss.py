@@ -25,8 +25,10 @@ class AtssCandidates:
 
     anchor: Int[Array, "m c"]
     iou: Float[Array, "m c"]
+    inside: Bool[Array, "m c"]
+    """Whether the anchor's centre lies strictly inside the box."""
     positive: Bool[Array, "m c"]
-    """Whether the IoU reaches the box's threshold and the centre lies inside the box."""
+    """Whether it does, and the IoU reaches the box's threshold."""
 
 
 def match_atss(
@@ -99,8 +101,8 @@ def atss_candidates(
     squares = jnp.square(iou - mean).sum(axis=1, keepdims=True)
     threshold = mean + jnp.sqrt(squares / max(iou.shape[1] - 1, 1))
     centre = (own[..., :2] + own[..., 2:]) / 2
-    inside = (centre > boxes[:, None, :2]) & (centre < boxes[:, None, 2:])
-    return AtssCandidates(anchor, iou, (iou >= threshold) & inside.all(axis=-1))
+    inside = ((centre > boxes[:, None, :2]) & (centre < boxes[:, None, 2:])).all(axis=-1)
+    return AtssCandidates(anchor, iou, inside, (iou >= threshold) & inside)
 
 
 def _nearest_places(

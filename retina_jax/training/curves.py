@@ -27,11 +27,7 @@ def draw_curves(workdir: Path) -> Path | None:
     FigureCanvasAgg(figure)
     loss, rate, precision = figure.subplots(1, 3)
     steps = [entry["step"] for entry in log]
-    names = ["loss", "loss_classification", "loss_box"]
-    names += sorted(  # such as loss_dfl; those of levels end in _P3 to _P7
-        n for n in log[-1] if n.startswith("loss_") and "_P" not in n and n not in names
-    )
-    for name in names:
+    for name in (n for n in log[-1] if n.startswith("loss") and "_P" not in n):
         values = [_or_gap(entry.get(name)) for entry in log]
         loss.plot(steps, values, label=name)
     loss.set(title="loss", xlabel="step", ylim=(0, None))

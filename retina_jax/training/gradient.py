@@ -167,7 +167,7 @@ def make_gradient(
                 )(targets)
                 box_weight = None if weights is None else weights.sum(axis=1)
                 return targets, (foreground, jnp.zeros_like(foreground), box_weight)
-            # the selection depends on the logits, so OHEM costs one more forward pass
+            # OHEM's selection and qfl's weights depend on the logits: one more forward pass
             images = normalize_images(batch.images, batch.sizes, config.data)
             sums, _ = image_losses_of(
                 model, config, state.params, state.batch_stats, images, targets, anchors

@@ -110,6 +110,23 @@ def test_fields_that_exclude_each_other():
     validate(config)
 
 
+def test_a_field_of_the_matching_rule_that_is_not_in_use_is_refused():
+    for kind, field, value in (
+        ("atss", "foreground_iou", 0.6), ("atss", "low_quality", False),
+        ("iou", "atss_candidates", 15),
+    ):  # fmt: skip
+        config = default_config()
+        config.matching.kind = kind
+        validate(config)
+        config.matching[field] = value
+        refused = rf"matching\.{field}={value} has no effect with matching\.kind={kind}, .*; set --"
+        with pytest.raises(UserError, match=refused):
+            validate(config)
+    config = default_config()
+    config.matching.kind, config.matching.background_iou = "atss", 0.5  # of crowds
+    validate(config)
+
+
 def test_fixes_that_are_offered_work():
     config = default_config()
     config.data.buckets = ((800, 1333), (20, 33))

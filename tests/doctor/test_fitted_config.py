@@ -51,6 +51,13 @@ def test_every_field_is_fitted_and_said_as_a_flag(splits):
     assert "within reach" in said
 
 
+def test_with_atss_the_anchors_stay_and_the_lines_say_why(splits):
+    config = config_of(**{"matching.kind": "atss"})
+    found = fit(*splits, config, free_in(config))
+    assert found.fields.keys() == {n for n in FITTED if not n.startswith("anchors.")}
+    assert any(line.startswith("anchors: unchanged, because") for line in found.lines)
+
+
 def test_what_is_set_stays_even_at_its_default(splits):
     config = config_of(**{"anchors.scale": 4.0, "train.steps": 90_000, "data.max_boxes": 100})
     found = fit(*splits, config, free_in(config))

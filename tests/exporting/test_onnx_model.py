@@ -26,6 +26,7 @@ MOBILE = {
 OTHER = {
     "model.backbone": "resnext50_32x4d", "model.norm": "group", "model.stride_in_1x1": True,
     "model.head_norm": "batch", "model.class_specific_boxes": True, "model.remat": True,
+    "model.centerness": True, "model.box_scale_per_level": True,
     "loss.classification": "softmax_focal", "data.pixel_order": "BGR",
     "eval.cut_boxes": "after_nms", "eval.max_detections": 700,
 }  # fmt: skip

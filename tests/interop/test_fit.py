@@ -69,7 +69,8 @@ def own_file(path, tree, config):
 
 
 def test_our_own_file_is_reordered_and_its_pixels_are_told(config_of, random_weights, tmp_path):
-    there, here = config_of(norm_eps=1e-3), config_of()
+    more = {"centerness": True, "box_scale_per_level": True}
+    there, here = config_of(norm_eps=1e-3, **more), config_of(**more)
     there.anchors.order = "ratio_major"
     there.data.pixel_order = "BGR"
     there.anchors.scale = 2.0
@@ -78,6 +79,8 @@ def test_our_own_file_is_reordered_and_its_pixels_are_told(config_of, random_wei
     fitted = fit(imported, random_weights(here, seed=1), here, DENSE, "file")
     assert fitted.notes == ("anchors reordered from ratio_major to size_major",)
     assert_same_trees(fitted.tree, reorder_anchors(tree, 3, 3, "size_major"))
+    central = tree["params"]["box_head"]["centerness"]["bias"].reshape(3, 3).T.ravel()
+    np.testing.assert_array_equal(fitted.tree["params"]["box_head"]["centerness"]["bias"], central)
     told = "\n".join(fitted.differs)
     for flag in ("data.pixel_order=BGR", "model.norm_eps=0.001", "anchors.scale=2.0"):
         assert f"set --config.{flag}" in told
@@ -164,7 +167,7 @@ def test_another_box_head_keeps_all_but_its_last_layer(
 def test_distributions_of_nine_anchors_start_one_anchor_with_deltas(
     config_of, random_weights, tmp_path
 ):
-    there, here = config_with_bins(config_of, 16), config_of()
+    there, here = config_with_bins(config_of, 16, box_scale_per_level=True), config_of()
     here.anchors.update({"octaves": (0.0,), "ratios": (1.0,)})
     imported = own_file(tmp_path / "ours.safetensors", random_weights(there), there)
     fitted = fit(imported, random_weights(here, seed=1), here, DENSE, "file")
@@ -172,9 +175,11 @@ def test_distributions_of_nine_anchors_start_one_anchor_with_deltas(
 
 
 def test_a_torchvision_detector_starts_distributions(config_of, random_weights):
-    given, here = random_weights(config_of()), config_with_bins(config_of, 16)
+    given = random_weights(config_of())
+    here = config_with_bins(config_of, 16, box_scale_per_level=True)
     fitted = fit(imported(given), random_weights(here, seed=1), here, DENSE, "file")
-    assert set(fitted.fresh) == {name for name in LAST_LAYERS if "box_head" in name}
+    scales = {f"params/box_head/scale{level}" for level in range(3, 8)}
+    assert set(fitted.fresh) == {name for name in LAST_LAYERS if "box_head" in name} | scales
 
 
 def test_distributions_are_taken_and_reordered_whole(config_of, random_weights, tmp_path):
@@ -188,6 +193,15 @@ def test_distributions_are_taken_and_reordered_whole(config_of, random_weights, 
         t["params"]["box_head"]["predict"]["bias"].reshape(3, 3, 68) for t in (tree, fitted.tree)
     )
     np.testing.assert_array_equal(moved, bias.swapaxes(0, 1))
+
+
+@pytest.mark.parametrize("field", ["centerness", "box_scale_per_level"])
+def test_a_head_with_other_layers_names_the_flag(config_of, random_weights, tmp_path, field):
+    there, here = config_of(), config_of(**{field: True})
+    for one, other, value in ((there, here, False), (here, there, True)):
+        imported = own_file(tmp_path / "ours.safetensors", random_weights(one), one)
+        with pytest.raises(MisfitError, match=rf": set --config\.model\.{field}={value} for"):
+            fit(imported, random_weights(other), other, DENSE, "file")
 
 
 def test_a_backbone_of_another_width_names_the_flag_in_one_line(config_of, random_weights):
@@ -273,6 +287,8 @@ def test_take_classes_by_hand():
         ("detectron2", "model.p6_from", "P5"),
         ("detectron2", "model.backbone", "mobilenet_v2"),
         ("torchvision", "data.pixel_order", "BGR"),
+        ("torchvision", "model.centerness", True),
+        ("detectron2", "model.box_scale_per_level", True),
     ],
 )
 def test_what_they_cannot_express_is_refused_by_field_and_value(config_of, system, field, value):

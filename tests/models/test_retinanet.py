@@ -88,6 +88,25 @@ def test_distributions_for_the_sides_of_a_box():
     assert [x.shape for x in made[0].box_outputs] == [(2, n, 1, 4 * 8) for n in counts]
 
 
+def test_centerness_and_scales_belong_to_the_box_head():
+    config = small(**{"model.centerness": True, "model.box_scale_per_level": True})
+    variables = initial(retinanet.build(config, 4))
+    plain = initial(retinanet.build(small(), 4))
+    assert set(plain["params"]["box_head"]) == {"conv0", "predict"}
+    scales = {f"scale{level}" for level in range(3, 8)}
+    assert set(variables["params"]["box_head"]) == {"conv0", "predict", "centerness", *scales}
+    assert set(variables["params"]["class_head"]) == {"conv0", "predict"}
+    found = outputs(config, (64, 64), variables=variables)
+    assert [x.shape for x in found.centerness] == [x.shape[:2] for x in found.logits]
+    for level in range(3, 8):
+        variables["params"]["box_head"][f"scale{level}"] = np.float32(level)
+    scaled = outputs(config, (64, 64), variables=variables)
+    for level in range(3, 8):
+        before, after = (x.box_outputs[level - 3] for x in (found, scaled))
+        np.testing.assert_allclose(after, level * before, rtol=1e-5, atol=1e-9)
+        np.testing.assert_array_equal(found.centerness[level - 3], scaled.centerness[level - 3])
+
+
 def test_softmax_begins_with_the_prior_shared_over_classes():
     logits = outputs(small(**{"loss.classification": "softmax_focal"}), (64, 64)).logits
     scores = np.concatenate([class_scores(x, softmax=True).reshape(-1, 4) for x in logits])

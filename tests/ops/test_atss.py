@@ -180,7 +180,7 @@ def test_moving_everything_by_the_largest_stride_moves_the_matches():
     boxes = random_boxes(rng, 6, (128, 128)) + np.float32(448)
     every = np.ones(6, bool)
     at = [np.asarray(match(boxes + np.float32(shift), every, ~every)) for shift in (0, 128)]
-    assert (at[0] >= 0).sum() > 20
+    assert (at[0] >= 0).sum() > 10
     ends = np.cumsum([len(level) for level in levels])[:-1]
     for level, here, there in zip(range(3, 8), *(np.split(x, ends) for x in at), strict=True):
         side, places = 1024 >> level, 128 >> level

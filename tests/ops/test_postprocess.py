@@ -6,7 +6,8 @@ import pytest
 
 from retina_jax.ops.anchors import pyramid_anchors
 from retina_jax.ops.boxes import decode
-from retina_jax.ops.postprocess import class_scores, select_candidates
+from retina_jax.ops.postprocess import class_scores, scores_of, select_candidates
+from retina_jax.types import Predictions
 
 
 def random_outputs(seed, classes=3, boxes=1):
@@ -55,3 +56,16 @@ def test_boxes_stay_whole_where_they_are_cut_after_nms():
 def test_softmax_scores_leave_the_background_out():
     logits = jnp.log(jnp.array([[0.1, 0.2, 0.7]]))
     np.testing.assert_allclose(class_scores(logits, softmax=True), [[0.1, 0.2]], rtol=1e-5)
+
+
+def test_centerness_is_multiplied_into_the_score():
+    """Its geometric mean with the class probability, so that products decide the order."""
+    logits = [np.array([[0.0, 2.0], [-1.0, 3.0]], np.float32), np.zeros((1, 2), np.float32)]
+    central = [np.array([0.0, -2.0], np.float32), np.array([np.inf], np.float32)]
+    sigmoid = lambda x: 1 / (1 + np.exp(-np.float64(x)))  # noqa: E731
+    scores = scores_of(Predictions(logits, [], central), softmax=False)
+    expected = np.sqrt(sigmoid(logits[0]) * sigmoid(central[0])[:, None])
+    np.testing.assert_allclose(scores[0], expected, rtol=1e-6)
+    np.testing.assert_allclose(scores[1], np.sqrt(0.5), rtol=1e-6)
+    plain = scores_of(Predictions(logits, []), softmax=False)
+    np.testing.assert_array_equal(plain[0], class_scores(logits[0], softmax=False))

@@ -5,13 +5,16 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retina_jax.ops.anchors import pyramid_anchors
+from retina_jax.ops.anchors import pyramid_anchors, pyramid_grids
 from retina_jax.ops.boxes import decode
 from retina_jax.ops.targets import assign_targets
 from retina_jax.types import GroundTruth
 
 ANCHORS = np.concatenate(pyramid_anchors((128, 128), scale=2.0))
 assign = jax.jit(assign_targets)
+assign_by_atss = jax.jit(
+    lambda anchors, truth: assign_targets(anchors, truth, pyramid_grids((128, 128)), kind="atss")
+)
 
 
 def truth_of(boxes, labels, padded_to, crowd=()):
@@ -30,6 +33,21 @@ def random_truth(seed, padded_to, order=None):
     labels = rng.integers(0, 3, 5)
     order = np.arange(5) if order is None else order
     return truth_of(boxes[order], labels[order], padded_to)
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_by_atss_too_the_deltas_decode_to_the_box_and_crowds_are_ignored(seed):
+    truth = random_truth(seed, 16)
+    truth.is_crowd[0] = True
+    targets = jax.tree.map(np.asarray, assign_by_atss(ANCHORS, truth))
+    decoded = np.asarray(decode(targets.deltas, ANCHORS))[targets.foreground]
+    np.testing.assert_allclose(decoded, targets.boxes[targets.foreground], atol=1e-3)
+    own = (targets.boxes[targets.foreground][:, None] == truth.boxes[None, 1:5]).all(-1)
+    assert own.any(axis=1).all()
+    crowd = truth.boxes[0]
+    inside = (ANCHORS[:, :2] >= crowd[:2]).all(1) & (ANCHORS[:, 2:] <= crowd[2:]).all(1)
+    assert (targets.ignore | targets.foreground)[inside].all()
+    assert not (targets.foreground & targets.ignore).any()
 
 
 def assert_same(a, b):

@@ -77,6 +77,11 @@ def test_weights_of_another_network_are_refused(network, finished_run, tmp_path)
     other.model.head_convs = 3
     with pytest.raises(UserError, match=r"--config.model.head_convs=1"):
         from_weights(file, other)
+    other = network.config.copy_and_resolve_references().unlock()
+    other.loss.box = "dfl"
+    refused = r"lacks params/box_head/predict/.* predicts 4 values per box, this one 68; .*=giou"
+    with pytest.raises(UserError, match=refused):
+        from_weights(file, other)
 
 
 def test_the_pixel_scale_of_training_comes_along(finished_run, tmp_path):

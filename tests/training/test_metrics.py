@@ -159,6 +159,11 @@ def test_numbers_by_level_have_a_name_each():
     assert (values["loss"], values["finite"]) == (1, 1)
     assert [values[f"loss_classification_P{level}"] for level in range(3, 8)] == [0, 1, 2, 3, 4]
     assert (values["loss_box_P3"], values["foreground_anchors_P7"]) == (5, 14)
+    rows = {"by_level": np.arange(25, dtype=np.float32).reshape(5, 5)}
+    extra = {f"loss_{name}": np.float32(7) for name in ("other", "centerness")}  # rows are sorted
+    values = numbers.by_name(step(1.0) | extra | rows)
+    assert (values["loss_centerness_P3"], values["loss_other_P7"]) == (15, 24)
+    assert (values["loss_centerness"], values["foreground_anchors_P3"]) == (7, 10)
 
 
 def test_an_interval_that_an_earlier_version_began_has_no_numbers_by_level():

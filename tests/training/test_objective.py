@@ -120,6 +120,40 @@ def test_with_a_box_for_each_class_an_anchor_learns_its_own():
     assert touched == {(0, 2), (2, 0)}
 
 
+def test_centerness_weighs_the_box_losses_and_has_a_loss_of_its_own():
+    """Anchors 0 and 1 lie 1 px off the middle of boxes of 11 px; 3 is outside its box."""
+    config = default_config()
+    config.model.centerness = True
+    config.loss.box = "giou"
+    truth = targets([0, 1, -1, 0])
+    boxes = np.array(truth.boxes)
+    boxes[3] = ANCHORS[3] + 8  # matched by IoU, say
+    truth = truth.replace(boxes=boxes, deltas=np.asarray(encode(boxes, ANCHORS)))
+    by_hand = [4 / 7, 4 / 7, 0]  # √(4/7 · 4/7): 4 px to the left and the top, 7 to the others
+    logits, deltas = jnp.zeros((4, 2)), jnp.full((4, 1, 4), 0.1)
+    central = jnp.array([0.0, 2.0, 5.0, -1.0])
+    given = Predictions([logits[None]], [deltas[None]], [central[None]])
+    batched = jax.tree.map(lambda x: x[None], truth)
+    found = objective.image_losses(given, batched, ANCHORS, config)
+    plain = np.asarray(box_loss(deltas, truth, config))
+    np.testing.assert_allclose(found.box_weight, [sum(by_hand)], rtol=1e-6)
+    np.testing.assert_allclose(found.box, [plain[[0, 1, 3]] @ by_hand], rtol=1e-5)
+    p = 1 / (1 + np.exp(-np.array([0.0, 2.0, -1.0])))
+    entropy = -(by_hand * np.log(p) + (1 - np.array(by_hand)) * np.log(1 - p))
+    np.testing.assert_allclose(found.extra["centerness"], [entropy.sum()], rtol=1e-5)
+    np.testing.assert_allclose(found.by_level[0, 3], [entropy.sum()], rtol=1e-5)
+
+    counts = objective.batch_counts(
+        found.foreground, found.selected, found.box_weight, lambda sums: sums
+    )
+    losses, _ = objective.normalize(found, counts, jnp.array(100.0), config)
+    weight = max(sum(by_hand), 1)
+    np.testing.assert_allclose(losses.box, plain[[0, 1, 3]] @ by_hand / weight, rtol=1e-5)
+    np.testing.assert_allclose(losses.extra["centerness"], entropy.sum() / 3, rtol=1e-5)
+    total = losses.classification + losses.box + losses.extra["centerness"]
+    np.testing.assert_allclose(losses.total(config), total, rtol=1e-6)
+
+
 def test_ohem_trains_the_anchors_it_chose():
     config = default_config()
     config.loss.classification = "ohem"

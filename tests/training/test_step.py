@@ -140,6 +140,7 @@ def test_bfloat16_steps_near_float32(one_step, tiny_config):
         {"loss.normalizer": "foreground_plus_1", "loss.classification": "softmax_focal"},
         {"loss.classification": "ohem", "loss.ohem_examples": 16, "loss.ohem_negatives": 3.0},
         {"model.class_specific_boxes": True, "optimizer.name": "adamw"},
+        {"model.centerness": True, "model.box_scale_per_level": True, "matching.kind": "atss"},
     ],
     ids=lambda changes: "-".join(map(str, changes.values())),
 )
@@ -161,6 +162,12 @@ def test_2_devices_take_the_same_step_with_every_normaliser_and_loss(
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=bar),
                  shared.params, alone.params)  # fmt: skip
     assert alone.loss_normalizer == shared.loss_normalizer
+    if tiny_config.model.centerness:
+        head = alone.params["box_head"]
+        assert np.abs(head["centerness"]["kernel"]).max() > 0
+        assert head["scale3"] != 1
+        total = metrics["loss_classification"] + metrics["loss_box"] + metrics["loss_centerness"]
+        np.testing.assert_allclose(metrics["loss"], total, rtol=1e-5)
 
 
 def test_the_average_of_the_normaliser_is_state(one_step, plain):
