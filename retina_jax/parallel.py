@@ -60,6 +60,20 @@ class Devices:
     def describe(self) -> str:
         return f"{self.global_count} × {self.devices[0].device_kind}"
 
+    def memory_limit(self) -> int | None:
+        """Bytes that programs may use on each device of this host; None: unknown, as on CPUs."""
+        limits = [(device.memory_stats() or {}).get("bytes_limit") for device in self.devices]
+        return None if None in limits else min(limits)
+
+    def shapes_of(self, shapes: T) -> T:
+        """What `shard` makes of arrays with these shapes (jax.ShapeDtypeStruct)."""
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(
+                (len(self), x.shape[0] // len(self), *x.shape[1:]), x.dtype
+            ),
+            shapes,
+        )
+
     def _sharding(self, *spec: str) -> NamedSharding:
         return NamedSharding(Mesh(np.array(self.devices), (AXIS,)), PartitionSpec(*spec))
 

@@ -19,20 +19,26 @@ from rich.progress import (
 class Reporter:
     """Prints reports to a console, or discards them."""
 
-    def __init__(self, console: Console | None = None):
+    def __init__(self, console: Console | None = None, prefix: str = ""):
+        """``prefix``: begins every line and note, such as ``"seed 1: "``."""
         self._console = console or Console(quiet=True)
+        self._prefix = prefix
 
     @classmethod
     def on_stderr(cls) -> Reporter:
         """Reports to stderr; stdout stays free for results."""
         return cls(Console(stderr=True, highlight=False, soft_wrap=True))
 
+    def prefixed(self, prefix: str) -> Reporter:
+        """Reports to the same console, with a prefix."""
+        return Reporter(self._console, prefix)
+
     def say(self, line: str) -> None:
-        self._console.print(line, markup=False)
+        self._console.print(self._prefix + line, markup=False)
 
     def note(self, line: str, label: str = "note") -> None:
         """Prints a highlighted line."""
-        self._console.print(f"[yellow]{label}:[/] {escape(line)}")
+        self._console.print(f"[yellow]{label}:[/] {escape(self._prefix + line)}")
 
     def progress(self, title: str, total: int | None, done: int = 0) -> ProgressBar:
         """``total``: None if it is not known."""

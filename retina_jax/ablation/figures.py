@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from retina_jax.ablation.logits import count_logits
-from retina_jax.ablation.table import Outcome
+from retina_jax.ablation.table import STEP, Outcome
 from retina_jax.files import atomic_write
 
 GAMMAS = (0.0, 0.5, 1.0, 2.0)
@@ -87,18 +87,74 @@ def draw_cumulative_loss(workdir: Path, path: Path) -> None:
     _save(figure, path)
 
 
+def _average_precisions(outcomes: list[Outcome]) -> list[float]:
+    """AP of the runs that ended with one, in points."""
+    scores = [outcome.scores for outcome in outcomes if outcome.scores]
+    return [100 * of_run["AP"] for of_run in scores if of_run["AP"] is not None]
+
+
 def draw_speed(rows: list[tuple], path: Path) -> None:
     """Figure 2: AP as a function of milliseconds per image, one line per backbone."""
     lines: dict[str, list[tuple[float, float]]] = {}
     for row, outcomes, columns in rows:
-        scores = [outcome.scores["AP"] for outcome in outcomes if isinstance(outcome, Outcome)
-                  and outcome.scores and outcome.scores["AP"] is not None]  # fmt: skip
-        if scores:
-            point = (float(columns["ms per image"]), 100 * float(np.mean(scores)))
+        if scores := _average_precisions(outcomes):
+            point = (float(columns["ms per image"]), float(np.mean(scores)))
             lines.setdefault(row.fields["model.backbone"], []).append(point)
     figure, axis = _figure(5.5, 4)
     for backbone, points in lines.items():
         axis.plot(*zip(*sorted(points), strict=True), "o-", label=backbone)
     axis.set(xlabel="ms per image", ylabel="AP")
     axis.legend()
+    _save(figure, path)
+
+
+def draw_cost(rows: list[tuple], path: Path) -> None:
+    """AP as a function of milliseconds per training step, a numbered point per row.
+
+    Arrows follow the rows that build on each other; a dotted line joins each variant to its row.
+    Bars are standard deviations over seeds. Rows without an AP are only listed.
+    """
+    figure, (axis, key) = _figure(9, 4.5, 2)
+    axis.get_gridspec().set_width_ratios((3, 2))
+    path_colour, variant_colour = "#1f4e79", "#b35900"  # told apart by their lightness, too
+    points: dict[str, tuple[float, float]] = {}
+    previous, lines = None, []
+    for number, (row, outcomes, columns) in enumerate(rows, 1):
+        scores = _average_precisions(outcomes)
+        colour = variant_colour if row.variant_of else path_colour
+        if not scores:
+            lines.append((number, f"{row.name}: no AP", colour))
+            continue
+        place = float(columns[STEP]), float(np.mean(scores))
+        spread = float(np.std(scores, ddof=1)) if len(scores) > 1 else 0.0
+        points[row.name] = place
+        axis.errorbar(
+            *place, yerr=spread, fmt="s" if row.variant_of else "o", color=colour, ecolor=colour,
+            markersize=15, capsize=4, zorder=3, label=row.name,
+            markerfacecolor="white" if row.variant_of else colour,
+        )  # fmt: skip
+        axis.annotate(
+            str(number), place, ha="center", va="center", fontsize=9, weight="bold", zorder=4,
+            color=colour if row.variant_of else "white",
+        )  # fmt: skip
+        text = f"{row.name}: {place[1]:.1f}" + (f" ± {spread:.1f}" if len(scores) > 1 else "")
+        lines.append((number, text, colour))
+        start = points.get(row.variant_of) if row.variant_of else previous
+        if start and row.variant_of:
+            axis.plot(*zip(start, place, strict=True), ":", color=colour, zorder=2)
+        elif start:
+            axis.annotate(
+                "", place, start, zorder=2,
+                arrowprops={"arrowstyle": "-|>", "color": "0.45", "shrinkA": 9, "shrinkB": 9},
+            )  # fmt: skip
+        if not row.variant_of:
+            previous = place
+    axis.set(xlabel="ms per training step", ylabel="AP")
+    axis.margins(0.12)
+    axis.grid(color="0.9", zorder=0)
+    key.set_axis_off()
+    for place, (number, text, colour) in enumerate(lines):
+        height = 1 - (place + 0.5) / max(len(lines), 10)
+        key.text(0.04, height, f"{number}", color=colour, weight="bold", ha="right", va="center")
+        key.text(0.08, height, text, va="center")
     _save(figure, path)

@@ -6,13 +6,14 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import ml_collections
 
 from retina_jax.ablation import figures, studies
 from retina_jax.ablation.studies import Row
 from retina_jax.ablation.table import (
+    STEP,
     Outcome,
     check_made_with,
     comma_separated,
@@ -20,14 +21,18 @@ from retina_jax.ablation.table import (
     scores_of,
     table_rows,
 )
-from retina_jax.config import leaves, resolve
-from retina_jax.errors import NON_FINITE, UserError
+from retina_jax.config import leaves, resolve, validate
+from retina_jax.config.values import changed_config
+from retina_jax.errors import DONE, NON_FINITE, UserError
 from retina_jax.files import write_json, write_text
 from retina_jax.ops.anchors import LEVELS, feature_grid
 from retina_jax.progress import Reporter
+from retina_jax.training.seeds_loop import DIVERGED
+from retina_jax.training.workdir import CONFIG, read_classes
 
-SPEED = "speed.json"
-"""File in a row's folder: the first line of the benchmark, and the fields of its config."""
+MEASURED = {"predict": "speed.json", "step": "step.json"}
+"""For each kind of benchmark, a file in a row's folder: its first line, and the fields of its
+config."""
 
 
 class Finished(Protocol):
@@ -42,14 +47,20 @@ Program = Callable[[Sequence[str], dict[str, object]], Finished]
 """Runs a command, given as words, with the user's config and the given fields."""
 
 
-def own_fields(row: Row, seed: int) -> dict[str, object]:
-    """The fields that a run of ``row`` sets in the user's config."""
-    return {**row.fields, "seed": seed, "eval.pictures": 0}
+def own_fields(row: Row, seed: int, data_seed: int | None = None) -> dict[str, object]:
+    """The fields that a run of ``row`` sets in the user's config.
+
+    ``data_seed``: set for runs that share their batches with those of other seeds.
+    """
+    own = {} if data_seed is None else {"data.seed": data_seed}
+    return {**row.fields, **own, "seed": seed, "eval.pictures": 0}
 
 
-def fields_of(config: ml_collections.ConfigDict, row: Row, seed: int) -> dict[str, object]:
+def fields_of(
+    config: ml_collections.ConfigDict, row: Row, seed: int, data_seed: int | None = None
+) -> dict[str, object]:
     """All leaves of a run's config."""
-    return {**leaves(config), **own_fields(row, seed)}
+    return {**leaves(config), **own_fields(row, seed, data_seed)}
 
 
 def run_one(
@@ -73,22 +84,63 @@ def run_one(
     return outcome
 
 
-def seconds_per_image(
-    row: Row, config: ml_collections.ConfigDict, folder: Path, program: Program
-) -> float:
-    """Seconds per image of prediction, measured once and stored in ``folder``."""
-    path, fields = folder / SPEED, fields_of(config, row, 0)
+def run_together(
+    row: Row, seeds: int, folder: Path, config: ml_collections.ConfigDict, program: Program
+) -> list[Outcome]:
+    """Trains a row with all seeds in one program, or reads the outcomes of earlier runs."""
+    data_seed = resolve(config).data_seed
+    fields = [fields_of(config, row, seed, data_seed) for seed in range(seeds)]
+    folders = [folder / f"seed{seed}" for seed in range(seeds)]
+    outcomes = [Outcome.read(own, f) for own, f in zip(folders, fields, strict=True)]
+    if all(outcomes):
+        return outcomes
+    shared = own_fields(row, 0, data_seed)
+    done = program(["train", f"--workdir={folder}", f"--seeds={seeds}"], shared)
+    if done.returncode not in (DONE, NON_FINITE):
+        last = (done.stderr.strip().splitlines() or [""])[-1]
+        raise UserError(f"{row.name} failed with exit code {done.returncode}: {last}")
+    for seed, (own, outcome) in enumerate(zip(folders, outcomes, strict=True)):
+        if outcome is None:
+            diverged = own / DIVERGED
+            if diverged.exists():
+                message = json.loads(diverged.read_text())["message"]
+                outcomes[seed] = Outcome(None, message, fields[seed])
+            else:
+                scores = scores_of(own, config.train.steps)
+                outcomes[seed] = Outcome(scores, fields=fields[seed])
+            outcomes[seed].write(own)
+    return outcomes
+
+
+def measured(
+    kind: str, row: Row, config: ml_collections.ConfigDict, folder: Path, program: Program
+) -> dict[str, Any]:
+    """What a benchmark prints for a row's first bucket; run once and stored in ``folder``."""
+    path, fields = folder / MEASURED[kind], fields_of(config, row, 0)
     if path.exists():
-        measured = json.loads(path.read_text())
-        check_made_with(path, measured.get("fields"), fields)
-    else:
-        done = program(["benchmark", "predict"], own_fields(row, 0))
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or [""])[-1]
-            raise UserError(f"{row.name}: cannot measure its speed: {last}")
-        measured = {**json.loads(done.stdout.splitlines()[0]), "fields": fields}
-        write_json(path, measured)
-    return 1 / measured["images_per_second"]
+        figures = json.loads(path.read_text())
+        check_made_with(path, figures.get("fields"), fields)
+        return figures
+    words, run = ["benchmark", kind], folder / "seed0"
+    classes = read_classes(run) if (run / CONFIG).exists() else None
+    if classes:
+        words.append(f"--classes={len(classes.names)}")
+    done = program(words, own_fields(row, 0))
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [""])[-1]
+        raise UserError(f"{row.name}: cannot measure its speed: {last}")
+    figures = {**json.loads(done.stdout.splitlines()[0]), "fields": fields}
+    write_json(path, figures)
+    return figures
+
+
+def _anchors(row: Row, config: ml_collections.ConfigDict) -> int:
+    """Number of anchors of an image in the first bucket."""
+    resolved = resolve(changed_config(config, row.fields))
+    cells = sum(
+        rows * cols for rows, cols in (feature_grid(resolved.buckets[0], n) for n in LEVELS)
+    )
+    return cells * resolved.anchors_per_place
 
 
 def _columns(
@@ -96,13 +148,17 @@ def _columns(
 ) -> dict[str, str]:
     """Additional columns of a study's rows."""
     if study == "anchors":
-        bucket = resolve(config).buckets[0]
-        cells = sum(rows * cols for rows, cols in (feature_grid(bucket, lv) for lv in LEVELS))
-        per_cell = len(row.fields["anchors.octaves"]) * len(row.fields["anchors.ratios"])
-        return {"anchors": str(cells * per_cell)}
+        return {"anchors": str(_anchors(row, config))}
     if study == "speed":
-        milliseconds = 1000 * seconds_per_image(row, config, folder, program)
-        return {"ms per image": f"{milliseconds:.1f}"}
+        figures = measured("predict", row, config, folder, program)
+        return {"ms per image": f"{1000 / figures['images_per_second']:.1f}"}
+    if study == "modern":
+        figures = measured("step", row, config, folder, program)
+        return {
+            STEP: f"{1000 * figures['batch_size'] / figures['images_per_second']:.1f}",
+            "anchors": str(_anchors(row, config)),
+            "memory, GiB": f"{figures['program_memory_gib']:.2f}",
+        }
     return {}
 
 
@@ -135,6 +191,7 @@ def ablate(
     program: Program,
     only: str = "",
     report: Reporter | None = None,
+    together: bool = False,
 ) -> str:
     """Runs the studies ``names`` in ``out``; returns their tables as Markdown.
 
@@ -142,6 +199,7 @@ def ablate(
       seeds: number of runs per row, with seeds 0, 1, …
       program: runs a command with config fields.
       only: regular expression that selects rows by name.
+      together: trains the seeds of a row as one program, on the same batches.
 
     Finished runs are reused. Raises `UserError` before the first run if ``out`` contains runs with
     other fields, and if a run fails for another reason than a non-finite loss.
@@ -154,21 +212,37 @@ def ablate(
     chosen = _chosen_rows(names, only, config)
     unique = {row.slug(): row for rows in chosen.values() for row in rows}
     outcomes: dict[str, list[Outcome]] = {slug: [] for slug in unique}
+    for row in unique.values():  # report fields that do not go together before the first run
+        try:
+            validate(changed_config(config, row.fields))
+        except UserError as error:
+            raise UserError(f"row {row.name!r}: {error}") from None
+    data_seed = resolve(config).data_seed if together else None
     for seed in range(seeds):  # report different flags before the first run, not after hours
         for slug, row in unique.items():
-            Outcome.read(out / "runs" / slug / f"seed{seed}", fields_of(config, row, seed))
+            fields = fields_of(config, row, seed, data_seed)
+            Outcome.read(out / "runs" / slug / f"seed{seed}", fields)
     with report.progress("runs", len(unique) * seeds) as bar:
-        for seed in range(seeds):  # all rows with one seed before the next seed
+
+        def add(row: Row, seed: int, outcome: Outcome) -> None:
+            outcomes[row.slug()].append(outcome)
+            bar.advance(f"{row.name}, seed {seed}")
+            ap = outcome.stopped
+            if outcome.scores:
+                value = outcome.scores["AP"]
+                ap = "AP –" if value is None else f"AP {value:.3f}"
+            report.say(f"{row.name}, seed {seed}: {ap}")
+
+        if together:
             for slug, row in unique.items():
-                folder = out / "runs" / slug / f"seed{seed}"
-                outcome = run_one(row, seed, folder, config, program)
-                outcomes[slug].append(outcome)
-                bar.advance(f"{row.name}, seed {seed}")
-                ap = outcome.stopped
-                if outcome.scores:
-                    value = outcome.scores["AP"]
-                    ap = "AP –" if value is None else f"AP {value:.3f}"
-                report.say(f"{row.name}, seed {seed}: {ap}")
+                made = run_together(row, seeds, out / "runs" / slug, config, program)
+                for seed, outcome in enumerate(made):
+                    add(row, seed, outcome)
+        else:
+            for seed in range(seeds):  # all rows with one seed before the next seed
+                for slug, row in unique.items():
+                    folder = out / "runs" / slug / f"seed{seed}"
+                    add(row, seed, run_one(row, seed, folder, config, program))
     tables = []
     for name, rows in chosen.items():
         filled = [
@@ -181,6 +255,8 @@ def ablate(
         write_text(out / f"{name}.csv", comma_separated(header, cells))
         if name == "speed":
             figures.draw_speed(filled, out / "speed_against_ap.png")
+        if name == "modern":
+            figures.draw_cost(filled, out / "ap_over_cost.png")
     text = "\n".join(tables)
     write_text(out / "tables.md", text)
     figures.draw_losses(out / "loss_against_pt.png")

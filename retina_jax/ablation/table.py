@@ -15,6 +15,7 @@ from retina_jax.errors import UserError
 from retina_jax.files import write_json
 
 SCORES = ("AP", "AP50", "AP75")
+STEP = "ms per step"
 OUTCOME = "outcome.json"
 """File in the folder of a finished run: `Outcome` as JSON."""
 
@@ -100,9 +101,12 @@ def _mean_and_spread(values: list[float | None]) -> str:
 def table_rows(
     rows: list[tuple[Row, list[Outcome], dict[str, str]]],
 ) -> tuple[list[str], list[list[str]]]:
-    """Header and cells; each row has its outcomes by seed, and additional columns."""
-    extra = list(dict.fromkeys(name for _, _, more in rows for name in more))
-    header = ["setting", *SCORES, "runs", "ms per step", *extra, "paper's AP"]
+    """Header and cells; each row has its outcomes by seed, and additional columns.
+
+    An additional column `STEP` replaces the time that the runs logged.
+    """
+    extra = list(dict.fromkeys(name for _, _, more in rows for name in more if name != STEP))
+    header = ["setting", *SCORES, "runs", STEP, *extra, "paper's AP"]
     cells = []
     for row, outcomes, more in rows:
         done = [o.scores for o in outcomes if o.scores]
@@ -110,6 +114,7 @@ def table_rows(
         scores = [_mean_and_spread([s[name] for s in done]) if done else "–" for name in SCORES]
         runs = f"{len(done)}" + (f", {stopped} diverged" if stopped else "")
         step = f"{1000 * statistics.median(s['step_seconds'] for s in done):.0f}" if done else "–"
+        step = more.get(STEP, step)
         paper = "–" if row.paper is None else f"{row.paper:.1f}"
         cells.append([row.name, *scores, runs, step, *(more.get(n, "–") for n in extra), paper])
     return header, cells

@@ -155,7 +155,7 @@ def time_beside_torchvision(
     devices = parallel.Devices.local(1)  # torchvision uses one
     bucket, total = resolve(config).buckets[0], config.train.batch_size
     host_batch = random_batch(config, bucket, total, classes)
-    own, _ = training_step(config, devices, classes)
+    own, *_ = training_step(config, devices, classes)
     batch = devices.shard(host_batch)
     their_run, their_wait, their_peak = torchvision_step(config, host_batch, classes)
 

@@ -13,6 +13,7 @@ from retina_jax import parallel
 from retina_jax.config import resolve
 from retina_jax.evaluation.predict_step import make_predict_step
 from retina_jax.models import retinanet
+from retina_jax.training.memory import GIB, CompiledSteps
 from retina_jax.training.optimizer import build_optimizer, learning_rate_schedule
 from retina_jax.training.step import init_state, make_train_step
 from retina_jax.types import Batch, GroundTruth
@@ -42,11 +43,13 @@ def random_batch(config, bucket: tuple[int, int], images: int, classes: int):
 
 
 def training_step(config, devices, classes):
-    """``run(batch)``, which takes a training step, and the field of its global batch size."""
+    """``run(batch)``, which takes a training step; ``memory(batch)`` of its program, bytes; and
+    the field of its global batch size."""
     model = retinanet.build(config, classes, parallel.AXIS)
     optimizer = build_optimizer(config)
     schedule = learning_rate_schedule(config)
-    step = devices.train_step(make_train_step(model, optimizer, schedule, config))
+    step = make_train_step(model, optimizer, schedule, config)
+    step = CompiledSteps(devices.train_step(step))
     state = devices.replicate(init_state(model, optimizer, config))
 
     def run(batch):
@@ -54,16 +57,24 @@ def training_step(config, devices, classes):
         state, metrics = step(state, batch)
         return metrics
 
-    return run, "train.batch_size"
+    return run, step.memory, "train.batch_size"
 
 
 def prediction_step(config, devices, classes):
-    """``run(batch)``, which returns candidates before NMS, and the field of its batch size."""
+    """``run(batch)``, which returns candidates before NMS; otherwise as `training_step`."""
     model = retinanet.build(config, classes)
     state = init_state(model, build_optimizer(config), config)
     variables = devices.replicate({"params": state.params, "batch_stats": state.batch_stats})
-    step = devices.predict_step(make_predict_step(model, config))
-    return lambda batch: step(variables, batch.images, batch.sizes), "eval.batch_size"
+    step = CompiledSteps(devices.predict_step(make_predict_step(model, config)))
+
+    def arguments(batch):
+        return batch.images, batch.sizes
+
+    return (
+        lambda batch: step(variables, *arguments(batch)),
+        lambda batch: step.memory(*arguments(batch)),
+        "eval.batch_size",
+    )
 
 
 STEPS = {"step": training_step, "predict": prediction_step}
@@ -72,7 +83,7 @@ STEPS = {"step": training_step, "predict": prediction_step}
 def time_steps(kind: str, config, runs: int, steps: int, classes: int) -> Iterator[dict]:
     """Times each bucket; buckets alternate ``runs`` times, so that drift affects all equally."""
     devices = parallel.Devices.local()
-    run, field = STEPS[kind](config, devices, classes)
+    run, memory_of, field = STEPS[kind](config, devices, classes)
     total = config[field.split(".")[0]].batch_size
     size = devices.check_batch(total, field, config.train.accumulate if kind == "step" else 1)
     buckets = resolve(config).buckets
@@ -102,5 +113,6 @@ def time_steps(kind: str, config, runs: int, steps: int, classes: int) -> Iterat
             "images_per_second": round(total / median, 2),
             "step_seconds": [round(s, 4) for s in sorted(seconds[bucket])],
             "first_step_seconds": round(compile_seconds[bucket], 1),
+            "program_memory_gib": round(memory_of(batches[bucket]) / GIB, 4),
             "peak_memory_gib": round(memory.get("peak_bytes_in_use", 0) / 2**30, 2) or None,
         }

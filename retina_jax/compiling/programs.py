@@ -5,11 +5,8 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable
-from typing import Any
 
-import jax
 import ml_collections
-import numpy as np
 
 from retina_jax import parallel
 from retina_jax.compiling import hlo
@@ -18,8 +15,12 @@ from retina_jax.errors import UserError, is_out_of_device_memory
 from retina_jax.evaluation.predict_step import make_predict_step
 from retina_jax.models import retinanet
 from retina_jax.training.optimizer import build_optimizer, learning_rate_schedule
-from retina_jax.training.step import make_train_step, state_shapes, variable_shapes
-from retina_jax.types import Batch, GroundTruth
+from retina_jax.training.step import (
+    batch_shapes,
+    make_train_step,
+    state_shapes,
+    variable_shapes,
+)
 
 BATCH_FIELDS = {"train": "train.batch_size", "predict": "eval.batch_size"}
 """The steps, and the field of each one's global batch size."""
@@ -45,24 +46,6 @@ class Program:
     flops: float = 0.0
     traffic: dict[str, int] = dataclasses.field(default_factory=dict)
     """HBM traffic by source, bytes per step."""
-
-
-def batch_shapes(config: ml_collections.ConfigDict, bucket: tuple[int, int], images: int) -> Batch:
-    """The `Batch` of ``images`` images in a bucket (height, width), as shapes."""
-
-    def shape(dtype: Any, *dimensions: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((images, *dimensions), dtype)
-
-    truth = GroundTruth.empty(images, config.data.max_boxes)
-    return Batch(
-        images=shape(np.float32 if config.data.float_pixels else np.uint8, *bucket, 3),
-        sizes=shape(np.int32, 2),
-        original_sizes=shape(np.int32, 2),
-        ground_truth=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), truth),
-        index=shape(np.int32),
-        example_mask=shape(bool),
-        cut_away=shape(np.int32),
-    )
 
 
 def images_per_chip(config: ml_collections.ConfigDict, step: str, chips: int) -> int:

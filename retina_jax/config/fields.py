@@ -85,6 +85,8 @@ FIELDS = (
           ANY, TS),
     Field("data.name", "coco", "name of the data set in data.dir; empty: the only one there",
           ANY, TS),
+    Field("data.seed", -1, "random seed of image order and augmentation alone; -1: that of seed",
+          Allowed("must be -1 or more", lambda v: v >= -1, -1), T),
     Field("data.train_split", "train", "split to train on", ANY, T),
     Field("data.eval_split", "validation", "split to evaluate", ANY, S),
     Field("data.fit", False, "before step 0, fit image sizes, buckets, anchors, max_boxes and the "

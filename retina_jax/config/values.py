@@ -109,6 +109,8 @@ class Resolved:
     """``loss.dfl_bins`` if the box head predicts distributions; 0 if it predicts deltas."""
     data_dir: str
     """Absolute; "" for TFDS's default."""
+    data_seed: int
+    """Seed of image order and augmentation."""
     augmentation: Mapping[str, Any]
     """The augmentation fields, by name, after ``data.augmentation``."""
 
@@ -147,6 +149,7 @@ def resolve(config: ml_collections.ConfigDict) -> Resolved:
         background_logits=int(config.loss.classification == "softmax_focal"),
         box_bins=config.loss.dfl_bins if config.loss.box == "dfl" else 0,
         data_dir=absolute_folder(data.dir),
+        data_seed=config.seed if data.seed < 0 else data.seed,
         augmentation=augmentation(config),
     )
 
@@ -219,6 +222,8 @@ def comparable(content: ml_collections.ConfigDict | Mapping[str, Any]) -> dict[s
     fields = {field.name: values.get(field.name, field.default) for field in FIELDS}
     if isinstance(fields["data.dir"], str):
         fields["data.dir"] = resolved.get("data.dir") or absolute_folder(fields["data.dir"])
+    if fields["data.seed"] == fields["seed"]:
+        fields["data.seed"] = -1
     if not fields["data.buckets"]:
         sides = (fields[f"data.{n}"] for n in ("short_side", "long_side", "train_short_sides"))
         fields["data.buckets"] = derive_buckets(*sides)

@@ -110,7 +110,7 @@ class _Pictures:
         resolved = resolve(config)
         augmentation = {n.removeprefix("data."): v for n, v in resolved.augmentation.items()}
         self._data = types.SimpleNamespace(**config.data.to_dict() | augmentation)
-        self._seed = config.seed
+        self._seed = resolved.data_seed
         self._augments = augments
         self._buckets = resolved.buckets
         self._max_boxes = config.data.max_boxes
@@ -289,7 +289,7 @@ class TrainLoader:
         self.repeats = rare.repeats(split, threshold, shown) if threshold else None
         """How often images are shown; None: once per epoch."""
         of_row = self.repeats.of_row if self.repeats else None
-        self.plan = TrainPlan(bucket_of, config.seed, config.train.batch_size, of_row)
+        self.plan = TrainPlan(bucket_of, resolve(config).data_seed, config.train.batch_size, of_row)
         rows = config.train.batch_size // processes
         self._share = slice(process * rows, (process + 1) * rows)
         self._workers = config.data.num_workers

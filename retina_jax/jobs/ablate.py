@@ -1,14 +1,21 @@
 """Run the paper's ablation studies on an experiment; write tables and figures.
 
 usage: retina-jax ablate --config=experiments/shapes.py --study=prior,alpha,focal,ohem
-           --out=runs/ablation [--seeds=3] [--only=PATTERN] [--config.path.to.field=value ...]
+           --out=runs/ablation [--seeds=3] [--together] [--only=PATTERN]
+           [--config.path.to.field=value ...]
 
 Studies: prior, alpha (Table 1a of arXiv:1708.02002), focal (1b), anchors (1c), ohem (1d), speed
-(1e), boxes (one box for all classes or one per class), losses (five classification losses). Each
-row of a table is one setting of the config fields, trained once per seed in OUT/runs/ROW/seedN;
-rows with the same setting share their runs. Run the same command to resume; using OUT again with
-other flags is an error. The command also writes tables.md, STUDY.csv and figures to OUT: loss as a
-function of p_t, cumulative loss, and AP as a function of speed.
+(1e), boxes (one box for all classes or one per class), losses (five classification losses), modern
+(RetinaNet, then one anchor, ATSS, GIoU, group norm, QFL, DFL and EMA, one after the other, with the
+time and memory of a training step). Each row of a table is one setting of the config
+fields, trained once per seed in OUT/runs/ROW/seedN; rows with the same setting share their runs.
+Run the same command to resume; using OUT again with other flags is an error. The command also
+writes tables.md, STUDY.csv and figures to OUT: loss as a function of p_t, cumulative loss, AP as a
+function of speed, and AP as a function of the time of a step (modern).
+
+With --together, the seeds of a row are trained as one program (train --seeds), if it fits into
+memory. They see the same batches, so the spread over seeds is that of the initial weights alone.
+The column "ms per step" is then the time of one step of all seeds, except in modern.
 """
 
 from __future__ import annotations
@@ -28,6 +35,7 @@ FLAGS = (
     Flag("study", "studies to run, separated by commas", [], example="prior,focal"),
     Flag("out", "folder for runs, tables and figures", example="runs/ablation"),
     Flag("seeds", "number of runs per row, with seeds 0, 1, …", 3, least=1),
+    Flag("together", "train the seeds of a row as one program, on the same batches", False),
     Flag("only", "regular expression that selects rows by name, for example 'prior|γ [12]'", ""),
 )
 _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
@@ -66,7 +74,9 @@ def main(argv: list[str]) -> int:
     def program(words: Sequence[str], fields: dict[str, object]) -> subprocess.CompletedProcess:
         return run_program(parsed, words, fields)
 
-    tables = ablate(fit.config, flags.study, out, flags.seeds, program, flags.only, report)
+    tables = ablate(
+        fit.config, flags.study, out, flags.seeds, program, flags.only, report, flags.together
+    )
     report.say(tables)
     report.say(f"results: {out} (tables.md, CSV, figures, runs)")
     return 0

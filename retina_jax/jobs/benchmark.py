@@ -3,6 +3,8 @@
 usage: retina-jax benchmark step --config=experiments/coco.py [--runs=5] [--steps=20]
            [--config.train.batch_size=16 ...]     training step on random images, per
            bucket (input shape)
+       retina-jax benchmark seeds --config=… [--seeds=3]     training step of several seeds as one
+           program, as with `ablate --together`, compared with a step of each in turn
        retina-jax benchmark predict --config=…    prediction step, from images to candidates
        retina-jax benchmark input --config=…      decode, scale, flip, pad: images/s per core,
            compared with a bare OpenCV loop and, if it is installed, torchvision
@@ -32,14 +34,16 @@ from retina_jax.errors import UserError
 from retina_jax.jobs import config_of_run, on_all_hosts
 
 KINDS = (
-    "step", "predict", "torchvision", "input", "memory", "export", "serve", "depthwise", "padding",
+    "step", "seeds", "predict", "torchvision", "input", "memory", "export", "serve", "depthwise",
+    "padding",
 )  # fmt: skip
-COMPUTING = ("step", "predict")
+COMPUTING = ("step", "seeds", "predict")
 """The kinds that all hosts of a run take part in."""
 FLAGS = (
     Flag("runs", "number of timed runs per bucket or pipeline", 5, least=1),
     Flag("steps", "number of steps, or batches, per run", 20, least=1),
     Flag("classes", "number of classes in the random data", 80, least=1),
+    Flag("seeds", "benchmark seeds: number of seeds", 3, least=2),
     Flag("workdir", "benchmark serve: folder of the run"),
     Flag("clients", "benchmark serve: number of simultaneous clients", 8, least=1),
     Flag("batch_size", "benchmark serve: maximum number of images per forward pass", 8, least=1),
@@ -95,6 +99,10 @@ def benchmark(kind: str, parsed: Parsed) -> Iterator[dict]:
         from retina_jax.benchmarks.padding import compare_padding
 
         return compare_padding(config)
+    if kind == "seeds":
+        from retina_jax.benchmarks.seeds import time_seeds
+
+        return time_seeds(config, flags.seeds, flags.runs, flags.steps, flags.classes)
     from retina_jax.benchmarks.steps import time_steps
 
     return time_steps(kind, config, flags.runs, flags.steps, flags.classes)

@@ -9,6 +9,12 @@ usage: retina-jax train --config=experiments/shapes.py --workdir=DIR
 or a data set that prepare wrote. If it has a single split, a fifth of the images, chosen by a hash
 of the file name, are held out for evaluation. Without --config, experiments/finetune.py is used.
 
+--seeds=3 trains three runs with seeds 0, 1 and 2, in DIR/seed0, DIR/seed1 and DIR/seed2, as one
+program: each step computes all three on the same batches (--config.data.seed). If that does not fit
+into memory, they are trained one after the other. Each folder is that of a run with
+--config.seed=N and the same --config.data.seed. A run with a non-finite loss ends, and the others
+go on; the exit code is then 4.
+
 With --config.train.patience=3, training ends after three evaluations in a row without a new best
 AP. The command then prints the results of the best checkpoint; run again, it trains no further
 unless the patience is larger or 0.
@@ -19,7 +25,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from retina_jax.config.flags import PROCESSES, TRUST, Flag, parse, value_after
-from retina_jax.errors import LEFT_OUT, UserError
+from retina_jax.errors import LEFT_OUT, NON_FINITE, UserError
 from retina_jax.jobs import on_all_hosts
 from retina_jax.placement import check_alone
 from retina_jax.training.profiled_steps import ProfiledSteps
@@ -46,6 +52,10 @@ ON_BAD = Flag(
     "with --data, what to do with unusable records: stop, or skip (leaves out up to 1 % of them)",
     "stop",
 )
+SEEDS = Flag(
+    "seeds", "number of runs, with seeds 0, 1, …, to train as one program in WORKDIR/seed0, …",
+    least=2,
+)  # fmt: skip
 
 PROFILE = Flag(
     "profile", "record steps with jax.profiler in WORKDIR/profile: 10 for ten steps after warm-up, "
@@ -97,13 +107,46 @@ def run(
     return 0
 
 
+def run_seeds(
+    config: ml_collections.ConfigDict, workdir: str, count: int, console: Console, trust: bool
+) -> int:
+    """Trains several seeds, then prints their AP; returns the exit code."""
+    from retina_jax.progress import Reporter
+    from retina_jax.runs.fitting import fitted_to_data
+    from retina_jax.runs.train_seeds import check_config, train_seeds
+
+    report = Reporter(console)
+    check_config(config)
+    fit = fitted_to_data(config, report)  # once for all: the seeds must end at the same step
+    fit.say(report)
+    result = train_seeds(fit.config, workdir, count, report, may_exit=True, trust=trust)
+    if result.signal:
+        report.say(
+            f"stopped by {result.signal.name}; checkpoints saved in {workdir}; "
+            "run the same command to resume"
+        )
+        return 128 + result.signal
+    for each in result.seeds:
+        values = "the last evaluation failed; run the same command again to evaluate"
+        if each.diverged:
+            values = f"diverged ({each.diverged}); delete its folder to train it again"
+        elif each.metrics:
+            shown = ((name, each.metrics[name]) for name in ("AP", "AP50", "AP75"))
+            values = ", ".join(f"{n} {'–' if v is None else f'{v:.3f}'}" for n, v in shown)
+        report.say(f"seed {each.seed}: {values} ({each.folder})")
+    if any(each.diverged for each in result.seeds):
+        return NON_FINITE
+    return 0 if all(each.metrics for each in result.seeds) else LEFT_OUT
+
+
 def main(argv: list[str]) -> int:
     if value_after(argv, "data") is not None and value_after(argv, "config") is None:
         argv = [f"--config={FINETUNE}", *argv]
-    parsed = parse(argv, __doc__, [WORKDIR, DATA, ON_BAD, PROFILE, TRUST, *PROCESSES])
+    parsed = parse(argv, __doc__, [WORKDIR, DATA, ON_BAD, SEEDS, PROFILE, TRUST, *PROCESSES])
     if parsed is None:
         return 0
     _check_data_flags(parsed)
+    _check_seeds_flags(parsed)
     profile = None
     if parsed.flags.profile is not None:
         profile = ProfiledSteps.parse(parsed.flags.profile)
@@ -116,6 +159,8 @@ def main(argv: list[str]) -> int:
 
             skip = flags.on_bad == "skip"
             config = with_own_data(config, flags.data, flags.workdir, skip, Reporter(console))
+        if flags.seeds is not None:
+            return run_seeds(config, flags.workdir, flags.seeds, console, flags.trust)
         staged = flags.data is not None
         return run(config, flags.workdir, console, profile, flags.trust, staged)
 
@@ -138,3 +183,18 @@ def _check_data_flags(parsed: Parsed) -> None:
             f"train --data runs in one process, but --num-processes={flags.num_processes}; prepare "
             "the data set first and set --config.data.dir"
         )
+
+
+def _check_seeds_flags(parsed: Parsed) -> None:
+    """Raises `UserError` for flags that contradict ``--seeds``."""
+    flags = parsed.flags
+    if flags.seeds is None:
+        return
+    check_alone("train --seeds")
+    if flags.num_processes not in (None, 1):
+        raise UserError(
+            f"train --seeds runs in one process, but --num-processes={flags.num_processes}; train "
+            "the seeds one by one, with --config.seed"
+        )
+    if flags.profile is not None:
+        raise UserError(f"--profile={flags.profile} records one run; remove --seeds or --profile")

@@ -72,7 +72,7 @@ class TrainingResult:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Begun:
+class Begun:
     """A run that is ready for its first step."""
 
     config: ml_collections.ConfigDict
@@ -110,7 +110,7 @@ def train(
     report = report or Reporter()
     with contextlib.ExitStack() as held, StopRequest(may_exit) as stop:
         stop.nothing_to_save(True)  # until the loop has taken a step
-        run = _begin(config, workdir, held, report, trust, staged)
+        run = begin(config, workdir, held, report, trust, staged)
         config = run.config
 
         def evaluate(state: TrainState, step: int) -> dict[str, Any] | None:
@@ -131,19 +131,20 @@ def train(
             make_train_step(run.model, run.optimizer, schedule, config)
         )
         recorded = errors_recorded(run.folder, parallel.is_main())
-        with recorded, _explain_faults(config, run.folder):
+        with recorded, explain_faults(config, run.folder):
             state = run.devices.replicate(run.state)
             run.devices.check_equal(state, "at the start")
             result = loop.run(state, step_fn, run.loader, run.first_step)
         if result.stopped:
             return TrainingResult(run.folder, signal=stop.signal)
         run.evaluator.finish_report(lambda: stop.signal is not None)
-        return _finished(config, run, result, report)
+        return finished(config, run, result, report)
 
 
-def _finished(
-    config: ml_collections.ConfigDict, run: _Begun, result: LoopResult, report: Reporter
+def finished(
+    config: ml_collections.ConfigDict, run: Begun, result: LoopResult, report: Reporter
 ) -> TrainingResult:
+    """The result of a run that was not stopped; draws its curves."""
     folder, metrics = run.folder, result.metrics
     evaluation = folder / "eval" / str(config.train.steps)
     if result.ended_early is not None:
@@ -183,14 +184,14 @@ def _metrics_in(evaluation: Path) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-def _begin(
+def begin(
     config: ml_collections.ConfigDict,
     workdir: str | Path,
     held: contextlib.ExitStack,
     report: Reporter,
     trust: bool,
     staged: bool,
-) -> _Begun:
+) -> Begun:
     """Opens data and workdir, and makes or restores the state; takes the workdir's lease."""
     devices = parallel.Devices.local()
     devices.check_batch(config.train.batch_size, "train.batch_size", config.train.accumulate)
@@ -270,13 +271,13 @@ def _begin(
                 f"follows the curve for {config.train.steps} steps, not the one for "
                 f"{before['train.steps'][0]}"
             )
-    return _Begun(
+    return Begun(
         config, folder, devices, loader, evaluator, checkpoints, model, optimizer, state, first_step
     )
 
 
 @contextlib.contextmanager
-def _explain_faults(config: ml_collections.ConfigDict, folder: Path) -> Iterator[None]:
+def explain_faults(config: ml_collections.ConfigDict, folder: Path) -> Iterator[None]:
     """Turns a full disk or a lack of device memory into an error with advice."""
     advice = (
         f"raise --config.train.accumulate={config.train.accumulate}, "

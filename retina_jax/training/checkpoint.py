@@ -223,6 +223,12 @@ class Checkpoints:
         weights = restored.get("averaged") or restored
         return {"params": weights["params"], "batch_stats": weights.get("batch_stats") or {}}
 
+    def drop_after(self, step: int) -> None:
+        """Removes the checkpoints of later steps."""
+        for later in self.steps():
+            if later > step:
+                self._manager.delete(later)
+
     def wait(self) -> None:
         """Waits until all checkpoints are on disk; raises errors that occurred while writing."""
         self._manager.wait_until_finished()

@@ -94,6 +94,8 @@ class TrainingLoop:
         self._report = report
         self._profile = profile
         self._drawn = drawn
+        self.result = LoopResult()
+        self._left_out: set[int] = set()
 
     def run(
         self, state: TrainState, step_fn: Callable, loader: TrainLoader, first_step: int
@@ -102,13 +104,13 @@ class TrainingLoop:
 
         Raises `NonFiniteLossError`, unless ``train.on_nonfinite`` says otherwise.
         """
-        self._result = LoopResult()
+        self.result = LoopResult()
         self._shapes: set[tuple[int, ...]] = set()
         self._left_out = set(self._notes(first_step).get(_LEFT_OUT, []))
         while True:
             try:
                 self._run(state, step_fn, loader, first_step)
-                return self._result
+                return self.result
             except NonFiniteLossError as error:
                 state = None  # its memory is needed
                 if self._config.train.on_nonfinite != "rollback":
@@ -132,20 +134,8 @@ class TrainingLoop:
         log: MetricsLog,
     ) -> None:
         config, stop, steps = self._config.train, self._stop, self._config.train.steps
-        notes, result = self._notes(first_step), self._result
-        meter = Meter(
-            loader.image_ids_at, config.max_skipped, notes.get(_INTERVAL), config.batch_size
-        )
-        result.history = History.from_json(notes.get(HISTORY_NOTE))
-        if first_step and self._evaluation_due(first_step):
-            evaluated, average_precision = self._recorded(first_step)
-            if evaluated:  # the checkpoint may be older than its evaluation
-                state = self._judge(state, first_step, average_precision)
-            else:  # it was interrupted
-                stop.nothing_to_save(False)
-                state = self._evaluate(state, first_step, log, meter)
-                self._checkpoints.wait()
-                stop.nothing_to_save(True)
+        result, meter = self.result, self.meter_at(first_step, loader)
+        state = self.evaluate_if_missed(state, first_step, log, meter)
         self._end_early_if_due(first_step)
         batches = parallel.prefetch(
             loader.batches(first_step, steps),
@@ -198,9 +188,9 @@ class TrainingLoop:
                 watchdog.progress(f"step {done}")
                 log_due = done % config.log_every == 0 or done == steps
                 save_due = done % config.checkpoint_every == 0 or done == steps
-                if log_due or save_due or self._evaluation_due(done):
+                if log_due or save_due or self.evaluation_due(done):
                     before = time.perf_counter()
-                    self._settle(meter, loader)
+                    self.settle(meter, loader)
                     meter.time(0, time.perf_counter() - before, 0.0)
                 note = None
                 if log_due:
@@ -211,15 +201,41 @@ class TrainingLoop:
                         log.scalars("memory", done, memory_in_use(self._devices.devices))
                     note = _note(values)
                 bar.advance(note)
-                if self._evaluation_due(done):
+                if self.evaluation_due(done):
                     with watchdog.paused():  # it compiles; a host that is lost is noticed
-                        state = self._evaluate(state, done, log, meter)
+                        state = self.evaluate(state, done, log, meter)
                     self._end_early_if_due(done)
                 elif save_due:
-                    self._save(state, meter)
+                    self.save(state, meter)
         if result.stopped:
-            self._settle(meter, loader)  # reports a non-finite step before saving
-            self._save(state, meter)
+            self.settle(meter, loader)  # reports a non-finite step before saving
+            self.save(state, meter)
+
+    def meter_at(self, step: int, loader: TrainLoader) -> Meter:
+        """The meter, and `LoopResult.history`, as the checkpoint of a step stores them."""
+        config, notes = self._config.train, self._notes(step)
+        self.result.history = History.from_json(notes.get(HISTORY_NOTE))
+        return Meter(
+            loader.image_ids_at, config.max_skipped, notes.get(_INTERVAL), config.batch_size
+        )
+
+    def evaluate_if_missed(
+        self, state: TrainState, step: int, log: MetricsLog, meter: Meter
+    ) -> TrainState:
+        """Makes up for the evaluation of the step from which a run resumes, if it was interrupted.
+
+        Returns the state, whose learning rate may have decayed.
+        """
+        if not step or not self.evaluation_due(step):
+            return state
+        evaluated, average_precision = self._recorded(step)
+        if evaluated:  # the checkpoint may be older than its evaluation
+            return self._judge(state, step, average_precision)
+        self._stop.nothing_to_save(False)
+        state = self.evaluate(state, step, log, meter)
+        self._checkpoints.wait()
+        self._stop.nothing_to_save(True)
+        return state
 
     def _profiler(self, loader: TrainLoader, first_step: int) -> Profiler:
         """The profiler for the steps of ``--profile``; without that flag, it does nothing."""
@@ -230,7 +246,7 @@ class TrainingLoop:
                 first_step,
                 self._config.train.steps,
                 lambda step: buckets[loader.plan.bucket_at(step - 1)],
-                self._evaluation_due,
+                self.evaluation_due,
                 {shape[-3:-1] for shape in self._shapes},
             )
         if note:
@@ -239,7 +255,7 @@ class TrainingLoop:
             self._profile = None
         return Profiler(self._folder, steps, self._report)
 
-    def _settle(self, meter: Meter, loader: TrainLoader) -> None:
+    def settle(self, meter: Meter, loader: TrainLoader) -> None:
         """`Meter.settle`; reports spikes, and stores the batches of non-finite steps."""
         try:
             meter.settle(self._config.train.on_nonfinite, self._checkpoints.latest_step())
@@ -270,7 +286,7 @@ class TrainingLoop:
         )
         return latest
 
-    def _evaluation_due(self, step: int) -> bool:
+    def evaluation_due(self, step: int) -> bool:
         return step == self._config.train.steps or self._counts(step)
 
     def _counts(self, step: int) -> bool:
@@ -299,7 +315,7 @@ class TrainingLoop:
 
         Does nothing without an AP, or if the history has the evaluation.
         """
-        optimizer, before = self._config.optimizer, self._result.history
+        optimizer, before = self._config.optimizer, self.result.history
         if average_precision is None or not self._counts(step):
             return state
         history = before.evaluated(step, float(average_precision))
@@ -315,28 +331,32 @@ class TrainingLoop:
                 f"step {step}: AP has not improved for {evaluations}; learning rate "
                 f"{peak * float(old):.3g} to {peak * float(new):.3g}"
             )
-        self._result.history = history
+        self.result.history = history
         return state
 
     def _end_early_if_due(self, step: int) -> None:
         train = self._config.train
-        if step < train.steps and self._result.history.ends(train.patience):
-            self._result.ended_early = step
+        if step < train.steps and self.result.history.ends(train.patience):
+            self.result.ended_early = step
 
-    def _save(self, state: TrainState, meter: Meter, average_precision: float | None = None):
+    def save(self, state: TrainState, meter: Meter, average_precision: float | None = None) -> None:
+        """Starts to write a checkpoint, with what a resumed run needs to go on as if undisturbed.
+
+        All steps must have been settled.
+        """
         notes = {
             _INTERVAL: meter.open_interval(),
             _LEFT_OUT: sorted(self._left_out),
-            HISTORY_NOTE: self._result.history.to_json(),
+            HISTORY_NOTE: self.result.history.to_json(),
         }
         self._checkpoints.save(state, average_precision, notes)
 
-    def _evaluate(self, state: TrainState, step: int, log: MetricsLog, meter: Meter) -> TrainState:
+    def evaluate(self, state: TrainState, step: int, log: MetricsLog, meter: Meter) -> TrainState:
         """Evaluates and saves. A failed evaluation is reported, and the next one tries again.
 
         Returns the state, whose learning rate may have decayed.
         """
-        self._result.metrics = None
+        self.result.metrics = None
         try:
             self._devices.check_equal(state, f"step {step}")
             metrics = self._evaluate_state(state, step)
@@ -352,24 +372,24 @@ class TrainingLoop:
             )
             if parallel.is_main():
                 record_error(self._folder, f"the evaluation of step {step} failed ({reason})")
-            self._result.failed_evaluations += 1
-            self._save(state, meter)
+            self.result.failed_evaluations += 1
+            self.save(state, meter)
             return state
         if metrics is None:
-            self._result.stopped = True
-            self._save(state, meter)
+            self.result.stopped = True
+            self.save(state, meter)
             return state
         shown = ("–" if metrics[n] is None else f"{metrics[n]:.3f}" for n in ("AP", "AP50"))
         self._report.say("step {}: AP {}, AP50 {}".format(step, *shown))
         state = self._judge(state, step, metrics["AP"])
-        self._save(state, meter, metrics["AP"])  # AP is None without ground truth
+        self.save(state, meter, metrics["AP"])  # AP is None without ground truth
         scores = {name: value for name, value in metrics.items() if isinstance(value, float)}
         log.scalars("eval", step, scores)
         by_class = metrics.get("per_class", {})
         if len(by_class) <= _MOST_CLASSES:
             log.scalars("eval_AP_of_class", step, by_class)
         log.pictures(step, self._drawn())
-        self._result.metrics = metrics
+        self.result.metrics = metrics
         return state
 
 

@@ -1,12 +1,57 @@
-"""Memory in use, on the host and on its devices."""
+"""Memory in use, on the host and on its devices, and memory that a program will need."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+import jax
+
+GIB = 2**30
+
+
+def program_memory(compiled: Any) -> int:
+    """Memory that a compiled program (jax.stages.Compiled) takes on each device, bytes.
+
+    Its arguments, temporaries, code, and results that do not reuse the memory of an argument.
+    """
+    parts = compiled.memory_analysis()
+    return (
+        parts.argument_size_in_bytes
+        + parts.temp_size_in_bytes
+        + parts.generated_code_size_in_bytes
+        + parts.output_size_in_bytes
+        - parts.alias_size_in_bytes
+    )
+
+
+class CompiledSteps:
+    """A step of `parallel.Devices`, compiled once for each shape of a batch."""
+
+    def __init__(self, step: Callable):
+        self._step = step
+        self._programs: dict[Any, Any] = {}
+
+    def compile(self, state: Any, *batch: Any) -> Any:
+        """The program for arguments (arrays or shapes); compiles the first time."""
+        key = _shapes(batch)
+        if key not in self._programs:
+            self._programs[key] = self._step.lower(state, *batch).compile()
+        return self._programs[key]
+
+    def __call__(self, state: Any, *batch: Any) -> Any:
+        return self.compile(state, *batch)(state, *batch)
+
+    def memory(self, *batch: Any) -> int:
+        """`program_memory` of the program for the shapes of ``batch``, bytes."""
+        return program_memory(self._programs[_shapes(batch)])
+
+
+def _shapes(batch: Any) -> tuple[tuple[int, ...], ...]:
+    return tuple(leaf.shape for leaf in jax.tree.leaves(batch))
 
 
 def own_processes() -> Iterator[Path]:
@@ -33,10 +78,10 @@ def memory_in_use(devices: Iterable[Any]) -> dict[str, float]:
         with contextlib.suppress(OSError):
             resident, shared = map(int, (folder / "statm").read_text().split()[1:3])
             pages += resident - (shared if number else 0)
-    found = {"host_gib": pages * os.sysconf("SC_PAGE_SIZE") / 2**30} if pages else {}
+    found = {"host_gib": pages * os.sysconf("SC_PAGE_SIZE") / GIB} if pages else {}
     statistics = [device.memory_stats() or {} for device in devices]
     for name, key in (("device_gib", "bytes_in_use"), ("device_peak_gib", "peak_bytes_in_use")):
         values = [of_device[key] for of_device in statistics if key in of_device]
         if values:
-            found[name] = max(values) / 2**30
+            found[name] = max(values) / GIB
     return found

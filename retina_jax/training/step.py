@@ -6,12 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import optax
 
 from retina_jax.models.retinanet import RetinaNet
 from retina_jax.training import averaging
 from retina_jax.training.gradient import make_gradient
-from retina_jax.types import Batch, TrainState
+from retina_jax.types import Batch, GroundTruth, TrainState
 
 
 def init_state(
@@ -40,6 +41,24 @@ def variable_shapes(model: RetinaNet) -> dict[str, Any]:
     """``{"params": …, "batch_stats": …}`` of a network as `jax.ShapeDtypeStruct`."""
     variables = jax.eval_shape(lambda key: _init_variables(model, key), jax.random.key(0))
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+
+
+def batch_shapes(config: ml_collections.ConfigDict, bucket: tuple[int, int], images: int) -> Batch:
+    """The `Batch` of ``images`` images in a bucket (height, width), as shapes."""
+
+    def shape(dtype: Any, *dimensions: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((images, *dimensions), dtype)
+
+    truth = GroundTruth.empty(images, config.data.max_boxes)
+    return Batch(
+        images=shape(np.float32 if config.data.float_pixels else np.uint8, *bucket, 3),
+        sizes=shape(np.int32, 2),
+        original_sizes=shape(np.int32, 2),
+        ground_truth=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), truth),
+        index=shape(np.int32),
+        example_mask=shape(bool),
+        cut_away=shape(np.int32),
+    )
 
 
 def _init(

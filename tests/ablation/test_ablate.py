@@ -47,17 +47,31 @@ def programs(monkeypatch):
             return subprocess.CompletedProcess(words, made.code, "", made.stderr)
         if words[0] == "benchmark":
             bucket = resolve(config).buckets[0]
-            figures = {"timed": words[1], "input": bucket, "images_per_second": 50.0}
+            figures = {
+                "timed": words[1], "input": bucket, "images_per_second": 50.0,
+                "batch_size": config.train.batch_size, "program_memory_gib": 0.25,
+            }  # fmt: skip
             return subprocess.CompletedProcess(words, 0, json.dumps(figures) + "\n", "")
         folder = Path(words[1].removeprefix("--workdir="))
-        write_config(folder, config)
+        if len(words) > 2:  # as one program, of which the last seed diverges
+            count = int(words[2].removeprefix("--seeds="))
+            for seed in range(count):
+                config.seed = seed
+                leave(folder / f"seed{seed}", config)
+            stopped = {"step": 3, "message": "stopped: step 3: loss nan"}
+            (folder / f"seed{count - 1}/diverged.json").write_text(json.dumps(stopped))
+            return subprocess.CompletedProcess(words, NON_FINITE, "", "")
+        leave(folder, config)
+        return subprocess.CompletedProcess(words, 0, "", "")
+
+    def leave(folder, config):
+        write_config(folder, config, {"class_names": ["a", "b"], "category_ids": [1, 2]})
         steps, batch = config.train.steps, config.train.batch_size
         scores = {"AP": made.ap, "AP50": 0.5, "AP75": 0.125}
         (folder / f"eval/{steps}").mkdir(parents=True)
         (folder / f"eval/{steps}/metrics.json").write_text(json.dumps(scores))
         lines = [{"step": s, "images_per_second": 4 * batch} for s in range(1, steps + 1)]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
-        return subprocess.CompletedProcess(words, 0, "", "")
 
     monkeypatch.setattr(job, "run_program", run)
     drawn = []
@@ -201,6 +215,54 @@ def test_columns_and_the_figure_of_anchors_and_speed(tmp_path, programs, capsys)
     code, said = ablate(capsys, *flags)
     assert code == MISTAKE
     assert "cannot measure its speed: ValueError: what stopped it" in said
+
+
+def test_the_seeds_of_a_row_as_one_program(tmp_path, programs, capsys):
+    flags = [SHAPES, "--study=focal", "--only=γ 2", "--seeds=3", "--together", f"--out={tmp_path}"]
+    code, said = ablate(capsys, *flags)
+    assert code == 0, said
+    folder = tmp_path / "runs/alpha=0.25,classification=focal,gamma=2.0"
+    assert programs.commands == [["train", f"--workdir={folder}", "--seeds=3"]]
+    assert "seed 2: stopped: step 3: loss nan" in said
+    assert (
+        '25.0 ± 0.0,50.0 ± 0.0,12.5 ± 0.0,"2, 1 diverged"' in (tmp_path / "focal.csv").read_text()
+    )
+    for seed in range(3):
+        fields = json.loads((folder / f"seed{seed}/outcome.json").read_text())["fields"]
+        assert (fields["seed"], fields["data.seed"]) == (seed, 0)
+    assert ablate(capsys, *flags)[0] == 0
+    assert len(programs.commands) == 1, "outcomes that are there are read"
+    code, said = ablate(capsys, *(flag for flag in flags if flag != "--together"))
+    assert code == MISTAKE
+    assert "(data.seed=0, now -1)" in said, "other batches"
+
+
+def test_the_modern_study_measures_what_each_row_costs(tmp_path, programs, capsys):
+    flags = [SHAPES, "--study=modern", "--only=anchor", "--seeds=1", f"--out={tmp_path}"]
+    code, said = ablate(capsys, *flags)
+    assert code == 0, said
+    header, *rows = csv.reader((tmp_path / "modern.csv").read_text().splitlines())
+    rows = [dict(zip(header, row, strict=True)) for row in rows]
+    assert [(row["setting"], row["anchors"]) for row in rows] == [
+        ("RetinaNet, nine anchors", "3069"), ("+ one anchor", "341"),
+        ("ATSS and GIoU, but nine anchors", "3069"),
+    ]  # fmt: skip
+    for row in rows:
+        assert row["ms per step"] == "160.0", "8 images, of 50 a second"
+        assert row["memory, GiB"] == "0.25"
+    measured = [command for command in programs.commands if command[0] == "benchmark"]
+    assert measured == [["benchmark", "step", "--classes=2"]] * 3
+    assert len(list(tmp_path.glob("runs/*/step.json"))) == 3
+    assert (tmp_path / "ap_over_cost.png").stat().st_size > 0
+
+
+def test_rows_that_the_config_rules_out_are_told_before_any_run(tmp_path, programs, capsys):
+    code, said = ablate(
+        capsys, SHAPES, "--study=losses", "--config.loss.gamma=0", f"--out={tmp_path}"
+    )
+    assert code == MISTAKE
+    assert said.startswith("error: row 'FL*, γ 2, β 1': config.loss.gamma=0")
+    assert programs.commands == []
 
 
 def test_a_run_that_diverges_is_told_from_one_that_fails(tmp_path, programs, capsys):

@@ -6,6 +6,7 @@ import pytest
 from retina_jax.ablation import figures
 from retina_jax.ablation.figures import (
     cumulative_share,
+    draw_cost,
     draw_cumulative_loss,
     draw_losses,
     draw_speed,
@@ -93,3 +94,27 @@ def test_speed_is_a_line_for_each_backbone_of_mean_ap_by_milliseconds(tmp_path, 
     # by speed, over the runs that ended, in points of AP
     np.testing.assert_allclose(lines["resnet50"], [[20.5, 20], [40, 30]])
     np.testing.assert_allclose(lines["resnet101"], [[60, 40]])
+
+
+def test_cost_is_a_numbered_point_for_each_row_with_its_spread(tmp_path, drawn):
+    def row(name, milliseconds, *aps, variant_of=""):
+        outcomes = [Outcome({"AP": ap} if ap else None, "" if ap else "stopped") for ap in aps]
+        return Row(name, {}, variant_of=variant_of), outcomes, {"ms per step": milliseconds}
+
+    rows = [
+        row("first", "10.0", 0.2, 0.4), row("second", "8.0", None), row("third", "7.0", 0.5),
+        row("beside", "9.0", 0.45, variant_of="third"),
+    ]  # fmt: skip
+    draw_cost(rows, tmp_path / "cost.png")
+    assert (tmp_path / "cost.png").exists()
+    points = {bars.get_label(): bars for bars in drawn[0].containers}
+    assert points.keys() == {"first", "third", "beside"}
+    np.testing.assert_allclose(points["first"].lines[0].get_xydata(), [[10, 30]])
+    (bar,) = points["first"].lines[2]  # ± the standard deviation of two seeds
+    np.testing.assert_allclose(bar.get_segments()[0], [[10, 30 - 14.142], [10, 30 + 14.142]], 1e-3)
+    arrows = [text for text in drawn[0].texts if text.arrow_patch]
+    assert [(a.xyann, a.xy) for a in arrows] == [((10, 30), (7, 50))], "past the row without AP"
+    (dotted,) = (line for line in drawn[0].get_lines() if line.get_linestyle() == ":")
+    np.testing.assert_allclose(dotted.get_xydata(), [[7, 50], [9, 45]])
+    key = [text.get_text() for text in drawn[1].texts]
+    assert key[1::2] == ["first: 30.0 ± 14.1", "second: no AP", "third: 50.0", "beside: 45.0"]

@@ -138,3 +138,13 @@ def test_the_same_folder_of_data_by_another_path_is_no_difference(tmp_path, monk
     one, other = default_config(), default_config()
     one.data.dir, other.data.dir = "data", str(Path(tmp_path) / "data")
     assert differences(comparable(one), comparable(other)) == {}
+
+
+def test_a_seed_of_the_data_that_is_the_runs_changes_nothing():
+    one, other = default_config(), default_config()
+    one.seed = other.seed = other.data.seed = 3
+    assert differences(comparable(one), comparable(other)) == {}
+    other.data.seed = 0
+    assert differences(comparable(one), comparable(other)) == {"data.seed": (-1, 0)}
+    assert resolve(one).data_seed == 3
+    assert resolve(other).data_seed == 0

@@ -50,6 +50,18 @@ def test_a_resumed_loader_goes_on_where_the_first_would(train_split, tiny_config
 
 
 @pytest.mark.usefixtures("augmentation")
+def test_the_data_can_have_a_seed_of_their_own(train_split, tiny_config):
+    """Networks with different initial weights then see the same images with the same flips."""
+
+    def first(seed, of_data):
+        tiny_config.seed, tiny_config.data.seed = seed, of_data
+        (batch,) = TrainLoader(train_split, tiny_config).batches(0, 1)
+        return batch
+
+    assert_same(first(1, 0), first(0, -1))
+    assert (first(1, -1).index != first(0, -1).index).any()
+
+
 def test_hosts_share_one_batch(train_split, tiny_config):
     (whole,) = TrainLoader(train_split, tiny_config).batches(4, 5)
     parts = [next(TrainLoader(train_split, tiny_config, p, 4).batches(4, 5)) for p in range(4)]
