@@ -55,7 +55,7 @@ class Term:
     number of foreground anchors, as ``loss.normalizer`` counts it."""
     loss: Callable[[Predictions, Targets, Array, Array | None, Any], jax.Array]
     """``(predictions, targets, anchors, strides, config) -> [a]`` of one image; 0 unless the anchor
-    is foreground. See `image_losses` for the arguments."""
+    is foreground. ``strides`` are those of the anchors ``[a, 2]``, or None (`image_losses`)."""
 
 
 def extra_terms(config: ml_collections.ConfigDict) -> tuple[Term, ...]:
