@@ -182,6 +182,7 @@ def _train_together(
             recorded.enter_context(explain_faults(first.config, first.folder))
             states = seeds.stack([parallel.fetch(run.state) for run in begun])
             begun = [dataclasses.replace(run, state=None) for run in begun]  # frees their memory
+            first = begun[0]
             problem = _too_large(program, states, first)
             if problem:
                 report.note(f"{problem}; training the seeds one after the other")

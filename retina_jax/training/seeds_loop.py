@@ -52,12 +52,12 @@ class SeedRun:
         """Marks the seed as diverged, so that the others go on, also after a restart."""
         self.diverged = error
         self.report.note(str(error))
+        record_error(self.folder, str(error))
         mark_diverged(self.folder, error)
 
 
 def mark_diverged(folder: Path, error: NonFiniteLossError) -> None:
-    """Writes `DIVERGED`, and adds the error to the log of errors."""
-    record_error(folder, str(error))
+    """Writes `DIVERGED` to the workdir of a seed."""
     write_json(folder / DIVERGED, {"step": error.step, "message": f"{error.prefix}: {error}"})
 
 
