@@ -15,7 +15,7 @@ from retina_jax.config import resolve
 from retina_jax.config.values import changed_config
 from retina_jax.models import retinanet
 from retina_jax.training import seeds
-from retina_jax.training.memory import GIB, CompiledSteps
+from retina_jax.training.memory import CompiledSteps
 from retina_jax.training.optimizer import build_optimizer, learning_rate_schedule
 from retina_jax.training.step import init_state, make_train_step
 
@@ -80,6 +80,6 @@ def time_seeds(
             "gain": round(medians["in_turn"] / medians["together"], 3),
             "seconds_in_turn": [round(s, 4) for s in sorted(seconds["in_turn"])],
             "seconds_together": [round(s, 4) for s in sorted(seconds["together"])],
-            "program_memory_gib_of_one": round(single.memory(batch) / GIB, 4),
-            "program_memory_gib_together": round(stacked.memory(batch) / GIB, 4),
+            "program_memory_gib_of_one": single.memory_gib(batch),
+            "program_memory_gib_together": stacked.memory_gib(batch),
         }

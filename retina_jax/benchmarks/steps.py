@@ -13,7 +13,7 @@ from retina_jax import parallel
 from retina_jax.config import resolve
 from retina_jax.evaluation.predict_step import make_predict_step
 from retina_jax.models import retinanet
-from retina_jax.training.memory import GIB, CompiledSteps
+from retina_jax.training.memory import CompiledSteps
 from retina_jax.training.optimizer import build_optimizer, learning_rate_schedule
 from retina_jax.training.step import init_state, make_train_step
 from retina_jax.types import Batch, GroundTruth
@@ -43,8 +43,10 @@ def random_batch(config, bucket: tuple[int, int], images: int, classes: int):
 
 
 def training_step(config, devices, classes):
-    """``run(batch)``, which takes a training step; ``memory(batch)`` of its program, bytes; and
-    the field of its global batch size."""
+    """``run(batch)``, which takes a training step, and the field of its global batch size.
+
+    Between them, the memory of its program as a function of the batch, GiB.
+    """
     model = retinanet.build(config, classes, parallel.AXIS)
     optimizer = build_optimizer(config)
     schedule = learning_rate_schedule(config)
@@ -57,7 +59,7 @@ def training_step(config, devices, classes):
         state, metrics = step(state, batch)
         return metrics
 
-    return run, step.memory, "train.batch_size"
+    return run, step.memory_gib, "train.batch_size"
 
 
 def prediction_step(config, devices, classes):
@@ -72,7 +74,7 @@ def prediction_step(config, devices, classes):
 
     return (
         lambda batch: step(variables, *arguments(batch)),
-        lambda batch: step.memory(*arguments(batch)),
+        lambda batch: step.memory_gib(*arguments(batch)),
         "eval.batch_size",
     )
 
@@ -113,6 +115,6 @@ def time_steps(kind: str, config, runs: int, steps: int, classes: int) -> Iterat
             "images_per_second": round(total / median, 2),
             "step_seconds": [round(s, 4) for s in sorted(seconds[bucket])],
             "first_step_seconds": round(compile_seconds[bucket], 1),
-            "program_memory_gib": round(memory_of(batches[bucket]) / GIB, 4),
+            "program_memory_gib": memory_of(batches[bucket]),
             "peak_memory_gib": round(memory.get("peak_bytes_in_use", 0) / 2**30, 2) or None,
         }

@@ -10,6 +10,8 @@ from typing import Any
 
 import jax
 
+from retina_jax import parallel
+
 GIB = 2**30
 
 
@@ -43,11 +45,14 @@ class CompiledSteps:
         return self._programs[key]
 
     def __call__(self, state: Any, *batch: Any) -> Any:
+        if parallel.process_count() > 1:  # pmap itself turns local arrays into global ones
+            return self._step(state, *batch)
         return self.compile(state, *batch)(state, *batch)
 
-    def memory(self, *batch: Any) -> int:
-        """`program_memory` of the program for the shapes of ``batch``, bytes."""
-        return program_memory(self._programs[_shapes(batch)])
+    def memory_gib(self, *batch: Any) -> float | None:
+        """`program_memory` for a batch that was computed; None in a run of several processes."""
+        program = self._programs.get(_shapes(batch))
+        return None if program is None else round(program_memory(program) / GIB, 4)
 
 
 def _shapes(batch: Any) -> tuple[tuple[int, ...], ...]:
