@@ -1,14 +1,20 @@
 """A small RetinaNet on the embedded data set; trains in minutes on two CPU cores.
 
     retina-jax train --config=experiments/shapes.py --workdir=runs/shapes
+    retina-jax train --config=experiments/shapes.py:gfl --workdir=runs/gfl     (the quickstart)
 
-Expected: AP 0.65 to 0.67 on its validation split.
+Append :gfl for one anchor per cell, ATSS and the Generalized Focal Loss (arXiv:2006.04388) on the
+same network, with random colours. Expected on its validation split: AP 0.65 to 0.67; with :gfl, 0.74.
 """
 
 from retina_jax.config import default_config
 
+LOSSES = ("paper", "gfl")
 
-def get_config():
+
+def get_config(losses="paper"):
+    if losses not in LOSSES:
+        raise ValueError(f"experiments/shapes.py:{losses} must be :paper or :gfl")
     config = default_config()
     config.data.name = "shapes"
     config.data.short_side = config.data.long_side = 128
@@ -22,6 +28,16 @@ def get_config():
     config.model.head_convs = 2
     config.model.head_norm = "group"  # else initial weights of std 0.01 shrink activations to 0
     config.anchors.scale = 2.0  # objects have 10 to 80 px: anchors of 16 px and up
+
+    if losses == "gfl":
+        config.data.augmentation = "light"
+        config.anchors.octaves = (0.0,)
+        config.anchors.ratios = (1.0,)
+        config.anchors.scale = 4.0  # 32 px on P3; ATSS adapts to smaller objects
+        config.matching.kind = "atss"
+        config.loss.classification = "qfl"
+        config.loss.box = "dfl"
+        config.loss.box_weight = 2.0
 
     config.optimizer.learning_rate = 0.3
     config.optimizer.schedule = "cosine"

@@ -5,4 +5,4 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/environment.sh
 prepare_environment ""
-exec .venv/bin/retina-jax train --config=experiments/shapes.py --workdir=runs/quickstart "$@"
+exec .venv/bin/retina-jax train --config=experiments/shapes.py:gfl --workdir=runs/quickstart "$@"

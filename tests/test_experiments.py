@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conventions import SYSTEMS, conventions
 
-from retina_jax.config import leaves, resolve
+from retina_jax.config import leaves, resolve, validate
 from retina_jax.data.data_set import open_split
 from retina_jax.evaluation import coco
 
@@ -44,6 +44,19 @@ def test_conventions_are_those_of_the_system(experiment, reference):
     expected = conventions(reference, experiment, fields)
     assert len(expected) > 25
     assert {name: fields[name] for name in expected} == expected
+
+
+EXPERIMENTS = sorted(path.stem for path in (REPOSITORY / "experiments").glob("*.py"))
+
+
+@pytest.mark.parametrize("experiment", [*EXPERIMENTS, "shapes:gfl", "coco_detectron2:3x"])
+def test_every_experiment_is_valid(experiment):
+    validate(load(experiment))
+
+
+def test_an_unknown_variant_is_told():
+    with pytest.raises(ValueError, match="shapes.py:modern must be :paper or :gfl"):
+        load("shapes:modern")
 
 
 @pytest.mark.usefixtures("shallow")

@@ -28,7 +28,7 @@ def test_ablate_fits_once_for_all_rows(program, flags, tmp_path, monkeypatch):
         seen["command"] = command
         return types.SimpleNamespace(returncode=0, stdout="", stderr="")
 
-    def ablate(config, study, out, seeds, rows_program, only, report):
+    def ablate(config, study, out, seeds, rows_program, only, report, together):
         seen["config"] = config
         rows_program(["train", "--workdir=x"], {"anchors.ratios": (1.0,)})
         return "tables"

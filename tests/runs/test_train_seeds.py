@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from retina_jax import parallel
+from retina_jax.config.values import to_json
 from retina_jax.errors import NON_FINITE, UserError
 from retina_jax.main import main
 from retina_jax.progress import Reporter
@@ -137,11 +138,10 @@ def test_a_seed_that_diverges_does_not_stop_the_others(
     """As the command; with too little memory, the seeds are trained one after the other."""
     monkeypatch.setattr(parallel.Devices, "memory_limit", lambda self: limit)
     experiment = tmp_path / "own.py"
+    config.train.steps = 2
     experiment.write_text(
-        "from conftest import tiny\n\n\ndef get_config():\n"
-        f"    config = tiny({str(config.data.dir)!r})\n"
-        "    config.optimizer.learning_rate = 0.01\n    config.eval.pictures = 0\n"
-        "    config.train.steps = 2\n    return config\n"
+        "import json\n\nfrom retina_jax.config.values import from_json\n\n\n"
+        f"def get_config():\n    return from_json(json.loads({json.dumps(to_json(config, {}))!r}))\n"
     )
     command = ["retina-jax", "train", f"--config={experiment}", f"--workdir={tmp_path}/run",
                "--seeds=2"]  # fmt: skip
