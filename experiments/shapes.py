@@ -4,7 +4,8 @@
     retina-jax train --config=experiments/shapes.py:gfl --workdir=runs/gfl     (the quickstart)
 
 Append :gfl for one anchor per cell, ATSS and the Generalized Focal Loss (arXiv:2006.04388) on the
-same network, with random colours. Expected on its validation split: AP 0.65 to 0.67; with :gfl, 0.74.
+same network, with random colours. Expected on the validation split: AP 0.65 to 0.67; with :gfl,
+0.74.
 """
 
 from retina_jax.config import default_config

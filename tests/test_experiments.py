@@ -55,7 +55,7 @@ def test_every_experiment_is_valid(experiment):
 
 
 def test_an_unknown_variant_is_told():
-    with pytest.raises(ValueError, match="shapes.py:modern must be :paper or :gfl"):
+    with pytest.raises(ValueError, match=r"shapes\.py:modern must be :paper or :gfl"):
         load("shapes:modern")
 
 

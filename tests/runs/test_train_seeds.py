@@ -139,9 +139,10 @@ def test_a_seed_that_diverges_does_not_stop_the_others(
     monkeypatch.setattr(parallel.Devices, "memory_limit", lambda self: limit)
     experiment = tmp_path / "own.py"
     config.train.steps = 2
+    fields = json.dumps(to_json(config, {}))
     experiment.write_text(
         "import json\n\nfrom retina_jax.config.values import from_json\n\n\n"
-        f"def get_config():\n    return from_json(json.loads({json.dumps(to_json(config, {}))!r}))\n"
+        f"def get_config():\n    return from_json(json.loads({fields!r}))\n"
     )
     command = ["retina-jax", "train", f"--config={experiment}", f"--workdir={tmp_path}/run",
                "--seeds=2"]  # fmt: skip
