@@ -143,7 +143,7 @@ def test_kept_runs_of_other_flags_are_told_before_any_run(tmp_path, programs, ca
 
 def test_a_study_is_run_resumed_and_tabulated(tmp_path, programs, capsys):
     flags = [SHAPES, "--study=focal,boxes", "--only=γ 2", "--seeds=2", f"--out={tmp_path}",
-             "--config.train.steps=2"]  # fmt: skip
+             "--config.train.steps=2", "--config.matching.kind=atss"]  # fmt: skip
     code, said = ablate(capsys, *flags)
     assert code == MISTAKE
     assert "--only='γ 2' matches no row of --study=boxes" in said
@@ -153,6 +153,7 @@ def test_a_study_is_run_resumed_and_tabulated(tmp_path, programs, capsys):
     seeds = [tmp_path / f"runs/alpha=0.25,classification=focal,gamma=2.0/seed{n}" for n in (0, 1)]
     assert programs.commands == [["train", f"--workdir={folder}"] for folder in seeds]
     assert programs.drawn == [seeds[0]]
+    assert json.loads((seeds[1] / "config.json").read_text())["matching"]["kind"] == "atss"
     row = ["FL, γ 2.0, α 0.25", "25.0 ± 0.0", "50.0 ± 0.0", "12.5 ± 0.0", "2", "250", "34.0"]
     header, cells = csv.reader((tmp_path / "focal.csv").read_text().splitlines())
     assert header == ["setting", "AP", "AP50", "AP75", "runs", "ms per step", "paper's AP"]

@@ -1,5 +1,8 @@
 """By ATSS, a box is within reach if it gets a positive anchor; what the doctor says of others."""
 
+from functools import partial
+
+import jax
 import numpy as np
 import pytest
 from made_data import examined, healthy, image_of, told
@@ -27,15 +30,18 @@ def test_reach_is_what_training_matches(by_atss):
     boxes = np.concatenate([corner, corner + 2 ** rng.uniform(0.5, 5, (24, 2))], axis=1)
     bucket = np.arange(24) % 2
     matched, nearly = reached(InputBoxes(boxes, bucket), np.zeros(24), by_atss)
-    for i, size in enumerate(by_atss.data.buckets[b] for b in bucket):
-        anchors = np.concatenate(anchors_for(by_atss, size))
-        truth = GroundTruth.empty(1)
-        truth.boxes[0], truth.valid[0] = boxes[i], True
-        targets = assign_targets(anchors, truth, pyramid_grids(size), kind="atss")
-        assert matched[i] == bool(targets.foreground.any())
+    for number, size in enumerate(by_atss.data.buckets):
+        anchors, grids = np.concatenate(anchors_for(by_atss, size)), pyramid_grids(size)
+        own = boxes[bucket == number].astype(np.float32)[:, None]
+        truth = GroundTruth.empty(len(own), 1).replace(
+            boxes=own, valid=np.ones((len(own), 1), bool)
+        )
+        assign = jax.vmap(partial(assign_targets, anchors, grids=grids, kind="atss"))
+        foreground = np.asarray(jax.jit(assign)(truth).foreground)
+        np.testing.assert_array_equal(matched[bucket == number], foreground.any(axis=1))
         centre = (anchors[:, :2] + anchors[:, 2:]) / 2
-        inside = (centre > boxes[i, :2].astype(np.float32)) & (centre < boxes[i, 2:])
-        assert nearly[i] == inside.all(axis=1).any()
+        inside = ((centre > own[..., :2]) & (centre < own[..., 2:])).all(axis=2)
+        np.testing.assert_array_equal(nearly[bucket == number], inside.any(axis=1))
     assert 0 < matched.sum() < 24
 
 
