@@ -20,6 +20,7 @@ from retina_jax.config.values import changed_config
 from retina_jax.errors import NonFiniteLossError, RunError, UserError, is_out_of_device_memory
 from retina_jax.progress import Reporter
 from retina_jax.runs.evaluate import evaluate_variables
+from retina_jax.runs.fitting import fitted_to_data
 from retina_jax.runs.train import (
     Begun,
     begin,
@@ -28,7 +29,7 @@ from retina_jax.runs.train import (
     train,
 )
 from retina_jax.training import averaging, seeds
-from retina_jax.training.checkpoint import Checkpoints, steps_on_disk
+from retina_jax.training.checkpoint import Checkpoints, has_checkpoints, steps_on_disk
 from retina_jax.training.error_log import errors_recorded
 from retina_jax.training.lease import Lease
 from retina_jax.training.loop import TrainingLoop
@@ -110,8 +111,15 @@ def train_seeds(
     check_config(config)
     folder = workdir_at(workdir)
     folders = {seed: folder / f"seed{seed}" for seed in range(count)}
-    left = {s: steps_on_disk(own) for s, own in folders.items() if not _has_ended(own, config)}
-    groups = _in_step(left, config.train.checkpoint_every)
+    # each run fits its own config, all to the same values, and stores what was fitted
+    begun = next((own for own in folders.values() if has_checkpoints(own)), None)
+    options = fitted_to_data(config, Reporter(), begun).config.train
+    left = {
+        seed: steps_on_disk(own)
+        for seed, own in folders.items()
+        if not _has_ended(own, options.steps)
+    }
+    groups = _in_step(left, options.checkpoint_every)
     if len(groups) > 1:
         listed = "; ".join(", ".join(map(str, group)) for group in groups)
         report.note(f"not all seeds are at the same step; training in turn: {listed}")
@@ -123,12 +131,12 @@ def train_seeds(
         for seed in alone:
             if stopped_by is None:
                 stopped_by = _train_alone(config, folders[seed], seed, report, may_exit, trust)
-    return SeedsResult([_result(seed, own, config) for seed, own in folders.items()], stopped_by)
+    results = [_result(seed, own, options.steps) for seed, own in folders.items()]
+    return SeedsResult(results, stopped_by)
 
 
-def _has_ended(folder: Path, config: ml_collections.ConfigDict) -> bool:
-    """Whether a seed is trained and evaluated, or has diverged."""
-    steps = config.train.steps
+def _has_ended(folder: Path, steps: int) -> bool:
+    """Whether a seed is trained to a step and evaluated, or has diverged."""
     evaluated = folder / "eval" / str(steps) / "metrics.json"
     # a kill can leave the evaluation of a checkpoint that is not on disk
     ended = steps in steps_on_disk(folder) and evaluated.exists()
@@ -164,11 +172,11 @@ def _common_step(steps: Sequence[set[int]]) -> int:
     return max(set.intersection(*steps), default=-1)
 
 
-def _result(seed: int, folder: Path, config: ml_collections.ConfigDict) -> SeedResult:
+def _result(seed: int, folder: Path, steps: int) -> SeedResult:
     diverged, metrics = "", None
     if (folder / DIVERGED).exists():
         diverged = json.loads((folder / DIVERGED).read_text())["message"]
-    path = folder / "eval" / str(config.train.steps) / "metrics.json"
+    path = folder / "eval" / str(steps) / "metrics.json"
     if path.exists() and not diverged:
         metrics = json.loads(path.read_text())
     return SeedResult(seed, folder, metrics, diverged)

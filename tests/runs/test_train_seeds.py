@@ -1,5 +1,6 @@
 """Several seeds as one program: workdirs of single runs, whatever happens meanwhile."""
 
+import contextlib
 import json
 import shutil
 
@@ -8,17 +9,17 @@ import numpy as np
 import pytest
 
 from retina_jax import parallel
-from retina_jax.errors import NON_FINITE, UserError
+from retina_jax.errors import LEFT_OUT, NON_FINITE, UserError
 from retina_jax.main import main
 from retina_jax.progress import Reporter
 from retina_jax.runs import train as train_module
 from retina_jax.runs import train_seeds as train_seeds_module
-from retina_jax.runs.train import train
+from retina_jax.runs.train import begin, train
 from retina_jax.runs.train_seeds import check_config, config_of, train_seeds
 from retina_jax.training.checkpoint import Checkpoints, restore_chosen
 from retina_jax.training.lease import Lease
 from retina_jax.training.stop import StopRequest
-from retina_jax.training.workdir import read_config
+from retina_jax.training.workdir import read_config, read_fitted
 
 pytestmark = pytest.mark.usefixtures("small_model", "two_devices")
 
@@ -213,6 +214,27 @@ def test_a_seed_that_diverges_does_not_stop_the_others(
     assert diverged["message"].startswith("stopped: step 1: loss nan")
     assert main(command) == NON_FINITE, "it is not tried again"
     assert "seed 1: diverged (stopped: step 1: loss nan" in capsys.readouterr().err
+
+
+def test_each_run_fits_its_own_config(shapes_dir, tmp_path, monkeypatch, capsys):
+    """And stores what was fitted, for commands that take its workdir and the experiment."""
+    begun = []
+
+    def train_together(config, folders, *_):
+        with contextlib.ExitStack() as held:
+            run = begin(config_of(config, 1), folders[1], held, Reporter(), False, False)
+        begun.append(run)
+        return None, []
+
+    monkeypatch.setattr(train_seeds_module, "_train_together", train_together)
+    monkeypatch.setattr(train_module, "initial_state", lambda *_: None)
+    monkeypatch.setattr(train_module, "_introduce", lambda *_: None)
+    command = ["retina-jax", "train", "--config=experiments/shapes.py", f"--workdir={tmp_path}/run",
+               f"--config.data.dir={shapes_dir}", "--seeds=2", "--config.data.fit=True",
+               "--config.train.batch_size=4", "--config.eval.batch_size=4"]  # fmt: skip
+    assert main(command) == LEFT_OUT, "nothing was trained"
+    fitted = read_fitted(tmp_path / "run/seed1")
+    assert fitted["anchors.ratios"] == begun[0].config.anchors.ratios
 
 
 @pytest.mark.parametrize(
