@@ -205,6 +205,10 @@ def ablate(
     other fields, and if a run fails for another reason than a non-finite loss.
     """
     report = report or Reporter()
+    if together and seeds < 2:
+        raise UserError(
+            f"--seeds={seeds} leaves no seeds to train together; set --seeds=2 or remove --together"
+        )
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

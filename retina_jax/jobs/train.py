@@ -112,14 +112,10 @@ def run_seeds(
 ) -> int:
     """Trains several seeds, then prints their AP; returns the exit code."""
     from retina_jax.progress import Reporter
-    from retina_jax.runs.fitting import fitted_to_data
-    from retina_jax.runs.train_seeds import check_config, train_seeds
+    from retina_jax.runs.train_seeds import train_seeds
 
     report = Reporter(console)
-    check_config(config)
-    fit = fitted_to_data(config, report)  # once for all: the seeds must end at the same step
-    fit.say(report)
-    result = train_seeds(fit.config, workdir, count, report, may_exit=True, trust=trust)
+    result = train_seeds(config, workdir, count, report, may_exit=True, trust=trust)
     if result.signal:
         report.say(
             f"stopped by {result.signal.name}; checkpoints saved in {workdir}; "

@@ -68,15 +68,16 @@ def fitted(
     return Fitted(effective, {n: fields[n] for n in fit.FITTED if n in fields}, lines)
 
 
-def fitted_to_data(config: ml_collections.ConfigDict, report: Reporter) -> Fitted:
+def fitted_to_data(
+    config: ml_collections.ConfigDict, report: Reporter, workdir: str | Path | None = None
+) -> Fitted:
     """`fitted` for commands that do not open the data set themselves."""
     if not _free(config):
         return Fitted(config)
     directory = open_data_set(config.data.dir, config.data.name)
     names = (config.data.train_split, config.data.eval_split)
-    return fitted(
-        config, *(open_split(directory, name, config.data.labels, report) for name in names)
-    )
+    splits = (open_split(directory, name, config.data.labels, report) for name in names)
+    return fitted(config, *splits, workdir)
 
 
 def not_fitted(config: ml_collections.ConfigDict, what: str) -> list[str]:

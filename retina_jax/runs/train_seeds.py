@@ -7,6 +7,7 @@ import dataclasses
 import gc
 import json
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from retina_jax.config.values import changed_config
 from retina_jax.errors import NonFiniteLossError, RunError, UserError, is_out_of_device_memory
 from retina_jax.progress import Reporter
 from retina_jax.runs.evaluate import evaluate_variables
+from retina_jax.runs.fitting import fitted_to_data
 from retina_jax.runs.train import (
     Begun,
     begin,
@@ -27,8 +29,9 @@ from retina_jax.runs.train import (
     train,
 )
 from retina_jax.training import averaging, seeds
-from retina_jax.training.checkpoint import Checkpoints, has_checkpoints
+from retina_jax.training.checkpoint import Checkpoints, has_checkpoints, steps_on_disk
 from retina_jax.training.error_log import errors_recorded
+from retina_jax.training.lease import Lease
 from retina_jax.training.loop import TrainingLoop
 from retina_jax.training.memory import GIB, CompiledSteps, program_memory
 from retina_jax.training.optimizer import learning_rate_schedule
@@ -108,27 +111,72 @@ def train_seeds(
     check_config(config)
     folder = workdir_at(workdir)
     folders = {seed: folder / f"seed{seed}" for seed in range(count)}
-    left = [seed for seed, own in folders.items() if not _has_ended(own, config)]
+    # each run fits its own config, all to the same values, and stores what was fitted
+    begun = next((own for own in folders.values() if has_checkpoints(own)), None)
+    options = fitted_to_data(config, Reporter(), begun).config.train
+    left = {
+        seed: steps_on_disk(own)
+        for seed, own in folders.items()
+        if not _has_ended(own, options.steps)
+    }
+    groups = _in_step(left, options.checkpoint_every)
+    if len(groups) > 1:
+        listed = "; ".join(", ".join(map(str, group)) for group in groups)
+        report.note(f"not all seeds are at the same step; training in turn: {listed}")
     stopped_by = None
-    if len(left) > 1:
-        stopped_by, left = _train_together(config, folders, left, report, may_exit, trust)
-    for seed in left:
-        if stopped_by is None:
-            stopped_by = _train_alone(config, folders[seed], seed, report, may_exit, trust)
-    return SeedsResult([_result(seed, own, config) for seed, own in folders.items()], stopped_by)
+    for group in groups:
+        alone = group
+        if len(group) > 1 and stopped_by is None:
+            stopped_by, alone = _train_together(config, folders, group, report, may_exit, trust)
+        for seed in alone:
+            if stopped_by is None:
+                stopped_by = _train_alone(config, folders[seed], seed, report, may_exit, trust)
+    results = [_result(seed, own, options.steps) for seed, own in folders.items()]
+    return SeedsResult(results, stopped_by)
 
 
-def _has_ended(folder: Path, config: ml_collections.ConfigDict) -> bool:
-    """Whether a seed is trained and evaluated, or has diverged."""
-    evaluated = folder / "eval" / str(config.train.steps) / "metrics.json"
-    return (folder / DIVERGED).exists() or (has_checkpoints(folder) and evaluated.exists())
+def _has_ended(folder: Path, steps: int) -> bool:
+    """Whether a seed is trained to a step and evaluated, or has diverged."""
+    evaluated = folder / "eval" / str(steps) / "metrics.json"
+    # a kill can leave the evaluation of a checkpoint that is not on disk
+    ended = steps in steps_on_disk(folder) and evaluated.exists()
+    return ended or (folder / DIVERGED).exists()
 
 
-def _result(seed: int, folder: Path, config: ml_collections.ConfigDict) -> SeedResult:
+def _in_step(steps: dict[int, set[int]], every: int) -> list[list[int]]:
+    """Groups of seeds that can go on as one program, by the steps of their checkpoints.
+
+    The seeds of a group have no checkpoint, or have one in common from which none is further than
+    ``every`` steps: as after a kill while they were written. Seeds that are new (another
+    ``count``, or a folder that was deleted) or went on alone would cost the others their work.
+    """
+
+    def can_join(group: list[int]) -> bool:
+        common = _common_step([steps[seed] for seed in group])
+        if common < 0:
+            return not any(steps[seed] for seed in group)
+        return all(max(steps[seed]) - common <= every for seed in group)
+
+    groups: list[list[int]] = []
+    for seed in sorted(steps, key=lambda seed: (-max(steps[seed], default=-1), seed)):
+        group = next((group for group in groups if can_join([*group, seed])), None)
+        if group is None:
+            groups.append([seed])
+        else:
+            group.append(seed)
+    return [sorted(group) for group in groups]
+
+
+def _common_step(steps: Sequence[set[int]]) -> int:
+    """The newest step in all sets; -1 without any."""
+    return max(set.intersection(*steps), default=-1)
+
+
+def _result(seed: int, folder: Path, steps: int) -> SeedResult:
     diverged, metrics = "", None
     if (folder / DIVERGED).exists():
         diverged = json.loads((folder / DIVERGED).read_text())["message"]
-    path = folder / "eval" / str(config.train.steps) / "metrics.json"
+    path = folder / "eval" / str(steps) / "metrics.json"
     if path.exists() and not diverged:
         metrics = json.loads(path.read_text())
     return SeedResult(seed, folder, metrics, diverged)
@@ -158,7 +206,7 @@ def _train_together(
     Returns the signal that stopped it, and the seeds that still have to be trained: all of them if
     the program does not fit into memory.
     """
-    _return_to_common_step(config, [folders[seed] for seed in chosen])
+    _return_to_common_step(config, [folders[seed] for seed in chosen], report)
     with contextlib.ExitStack() as held, StopRequest(may_exit) as stop:
         stop.nothing_to_save(True)
         begun = []
@@ -205,16 +253,17 @@ def _train_together(
     return None, []
 
 
-def _return_to_common_step(config: ml_collections.ConfigDict, folders: list[Path]) -> None:
+def _return_to_common_step(
+    config: ml_collections.ConfigDict, folders: list[Path], report: Reporter
+) -> None:
     """Drops the checkpoints that only some seeds have: those of the moment of a kill."""
-    opened = [Checkpoints(f, config.train.keep_checkpoints) for f in folders if has_checkpoints(f)]
-    steps = [set(checkpoints.steps()) for checkpoints in opened]
-    if len(opened) < len(folders):
-        steps.append(set())
-    common = max(set.intersection(*steps), default=-1)
-    for checkpoints in opened:
-        checkpoints.drop_after(common)
-        checkpoints.close()
+    common = _common_step([steps_on_disk(folder) for folder in folders])
+    for folder in folders:
+        if any(step > common for step in steps_on_disk(folder)):
+            with Lease(folder, report):  # another program may be writing them
+                checkpoints = Checkpoints(folder, config.train.keep_checkpoints)
+                checkpoints.drop_after(common)
+                checkpoints.close()
 
 
 def _too_large(program: CompiledSteps, states: TrainState, run: Begun) -> str:

@@ -33,8 +33,14 @@ def _average_precision(metrics: dict[str, float]) -> float:
 
 def has_checkpoints(workdir: Path) -> bool:
     """Whether a workdir has a checkpoint, intact or not; without opening any."""
+    return bool(steps_on_disk(workdir))
+
+
+def steps_on_disk(workdir: Path) -> set[int]:
+    """The steps of a workdir's checkpoints, intact or not; without opening any."""
     folder = workdir / FOLDER
-    return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
+    names = (path.name for path in folder.iterdir()) if folder.is_dir() else ()
+    return {int(name) for name in names if name.isdigit()}
 
 
 class Checkpoints:

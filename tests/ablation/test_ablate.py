@@ -89,6 +89,10 @@ def test_mistakes_are_one_line(tmp_path, capsys):
             ["--study=prior", f"--out={tmp_path}", "--only=("],
             "--only='(' is not a regular expression",
         ),
+        (
+            ["--study=prior", f"--out={tmp_path}", "--together", "--seeds=1"],
+            "--seeds=1 leaves no seeds to train together; set --seeds=2",
+        ),
     ):
         code, said = ablate(capsys, SHAPES, *flags)
         assert code == MISTAKE

@@ -1,5 +1,6 @@
 """Several seeds as one program: workdirs of single runs, whatever happens meanwhile."""
 
+import contextlib
 import json
 import shutil
 
@@ -9,15 +10,17 @@ import pytest
 
 from retina_jax import parallel
 from retina_jax.config.values import to_json
-from retina_jax.errors import NON_FINITE, UserError
+from retina_jax.errors import LEFT_OUT, NON_FINITE, UserError
 from retina_jax.main import main
 from retina_jax.progress import Reporter
 from retina_jax.runs import train as train_module
-from retina_jax.runs.train import train
+from retina_jax.runs import train_seeds as train_seeds_module
+from retina_jax.runs.train import begin, train
 from retina_jax.runs.train_seeds import check_config, config_of, train_seeds
 from retina_jax.training.checkpoint import Checkpoints, restore_chosen
+from retina_jax.training.lease import Lease
 from retina_jax.training.stop import StopRequest
-from retina_jax.training.workdir import read_config
+from retina_jax.training.workdir import read_config, read_fitted
 
 pytestmark = pytest.mark.usefixtures("small_model", "two_devices")
 
@@ -107,7 +110,7 @@ def test_each_workdir_is_that_of_a_single_run(config, tmp_path, monkeypatch):
         assert (own / "eval/4" / name).exists()
     assert drawn == [tmp_path / "all/seed0", own, alone]
 
-    # once more: nothing is left to do; with a third seed, the first two are kept
+    # once more: nothing is left to do
     report = Lines()
     again = train_seeds(config, tmp_path / "all", 2, report)
     assert [x.metrics for x in again.seeds] == [x.metrics for x in result.seeds]
@@ -129,6 +132,62 @@ def test_each_workdir_is_that_of_a_single_run(config, tmp_path, monkeypatch):
     for seed, folder in enumerate(stopped):
         assert_equal(weights(folder), weights(tmp_path / f"all/seed{seed}"))
         assert log_of(folder) == log_of(tmp_path / f"all/seed{seed}")
+
+
+@pytest.mark.parametrize(
+    ("steps", "groups"),
+    [
+        ([[], [], []], [[0, 1, 2]]),
+        ([[10, 20], [10, 20]], [[0, 1]]),
+        ([[20, 30], [10, 20]], [[0, 1]]),  # a kill while step 30 was written
+        ([[10], []], [[0], [1]]),  # so with the first one; or the memory is too small for both
+        ([[20, 30], [20, 30], []], [[0, 1], [2]]),  # a new seed
+        ([[30, 40], [10, 20], [30, 40]], [[0, 2], [1]]),
+        ([[0, 40], [0]], [[0], [1]]),  # seed 0 went on alone
+    ],
+)
+def test_no_seed_loses_more_work_than_by_a_kill(config, tmp_path, monkeypatch, steps, groups):
+    config.train.steps, config.train.checkpoint_every = 50, 10
+    trained, notes = [], Lines()
+
+    def train_together(config, folders, chosen, *others):
+        trained.append(chosen)
+        return None, []
+
+    def train_alone(config, folder, seed, *others):
+        trained.append([seed])
+
+    monkeypatch.setattr(train_seeds_module, "_train_together", train_together)
+    monkeypatch.setattr(train_seeds_module, "_train_alone", train_alone)
+    for seed, own in enumerate(steps):
+        for step in own:
+            (tmp_path / f"seed{seed}/checkpoints/{step}").mkdir(parents=True)
+    train_seeds(config, tmp_path, len(steps), notes)
+    assert trained == groups
+    assert any("not all seeds are at the same step" in n for n in notes.lines) == (len(groups) > 1)
+
+
+def test_an_evaluation_whose_checkpoint_a_kill_prevented_is_no_end(config, tmp_path, monkeypatch):
+    trained = []
+    monkeypatch.setattr(
+        train_seeds_module, "_train_alone", lambda config, folder, seed, *_: trained.append(seed)
+    )
+    for seed, last in enumerate((3, config.train.steps)):
+        (tmp_path / f"seed{seed}/checkpoints/{last}").mkdir(parents=True)
+        evaluated = tmp_path / f"seed{seed}/eval/{config.train.steps}"
+        evaluated.mkdir(parents=True)
+        (evaluated / "metrics.json").write_text("{}")
+    train_seeds(config, tmp_path, 2)
+    assert trained == [0]
+
+
+def test_checkpoints_that_another_program_may_be_writing_are_not_dropped(config, tmp_path):
+    for seed, steps in enumerate(((2, 3), (2,))):
+        for step in steps:
+            (tmp_path / f"seed{seed}/checkpoints/{step}").mkdir(parents=True)
+    with Lease(tmp_path / "seed0", Reporter()), pytest.raises(UserError, match="in use"):
+        train_seeds(config, tmp_path, 2)
+    assert (tmp_path / "seed0/checkpoints/3").exists()
 
 
 @pytest.mark.parametrize("limit", [2**40, 1], ids=["together", "one_by_one"])
@@ -156,6 +215,27 @@ def test_a_seed_that_diverges_does_not_stop_the_others(
     assert diverged["message"].startswith("stopped: step 1: loss nan")
     assert main(command) == NON_FINITE, "it is not tried again"
     assert "seed 1: diverged (stopped: step 1: loss nan" in capsys.readouterr().err
+
+
+def test_each_run_fits_its_own_config(shapes_dir, tmp_path, monkeypatch, capsys):
+    """And stores what was fitted, for commands that take its workdir and the experiment."""
+    begun = []
+
+    def train_together(config, folders, *_):
+        with contextlib.ExitStack() as held:
+            run = begin(config_of(config, 1), folders[1], held, Reporter(), False, False)
+        begun.append(run)
+        return None, []
+
+    monkeypatch.setattr(train_seeds_module, "_train_together", train_together)
+    monkeypatch.setattr(train_module, "initial_state", lambda *_: None)
+    monkeypatch.setattr(train_module, "_introduce", lambda *_: None)
+    command = ["retina-jax", "train", "--config=experiments/shapes.py", f"--workdir={tmp_path}/run",
+               f"--config.data.dir={shapes_dir}", "--seeds=2", "--config.data.fit=True",
+               "--config.train.batch_size=4", "--config.eval.batch_size=4"]  # fmt: skip
+    assert main(command) == LEFT_OUT, "nothing was trained"
+    fitted = read_fitted(tmp_path / "run/seed1")
+    assert fitted["anchors.ratios"] == begun[0].config.anchors.ratios
 
 
 @pytest.mark.parametrize(
