@@ -53,8 +53,8 @@ ON_BAD = Flag(
     "stop",
 )
 SEEDS = Flag(
-    "seeds", "number of runs, with seeds 0, 1, …, to train as one program in WORKDIR/seed0, …",
-    least=2,
+    "seeds", "number of runs, with seeds 0, 1, …, to train as one program in WORKDIR/seed0, …; "
+    "config.seed then is the seed of the data alone", least=2,
 )  # fmt: skip
 
 PROFILE = Flag(

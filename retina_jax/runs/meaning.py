@@ -66,7 +66,8 @@ def check_same_weights(
     check_classes(folder, classes, report)
     weights = set(depending("weights"))
     for name, (before, now) in changed_fields(folder, config).items():
-        if name in weights:
+        # dfl or not decides what the box head predicts; the other box losses share one
+        if name in weights or (name == "loss.box" and "dfl" in (before, now)):
             raise UserError(
                 f"config.{name}={now} differs from the value that the weights in "
                 f"--workdir={folder} were trained with; set {field_flag(name, tuples(before))}, or "

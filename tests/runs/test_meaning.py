@@ -101,6 +101,15 @@ def test_a_resume_with_other_bins_is_refused_if_there_are_distributions(tmp_path
             check_same_weights(tmp_path, config, CLASSES, report)
 
 
+@pytest.mark.parametrize(("before", "now"), [("giou", "dfl"), ("dfl", "giou")])
+def test_a_resume_with_another_box_head_is_refused(tmp_path, config, before, now):
+    config.loss.box = before
+    write_config(tmp_path, config, CLASSES.to_json())
+    config.loss.box = now
+    with pytest.raises(UserError, match=rf"loss\.box={now} .* set --config.loss.box={before}"):
+        check_same_weights(tmp_path, config, CLASSES, reporter()[0])
+
+
 def test_a_resume_with_other_fields_of_the_trajectory_is_not(run, config):
     report, _ = reporter()
     config.optimizer.learning_rate, config.optimizer.clip_norm = 0.5, 10.0
