@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,7 +11,14 @@ import ml_collections
 import numpy as np
 
 from retina_jax import parallel
-from retina_jax.benchmarks.steps import random_batch, training_step
+from retina_jax.benchmarks.steps import (
+    described,
+    peak_memory_gib,
+    random_batch,
+    steps_of,
+    take_turns,
+    training_step,
+)
 from retina_jax.config import resolve
 from retina_jax.config.backbones import BACKBONES, ResidualKind
 from retina_jax.errors import UserError
@@ -144,9 +150,7 @@ def torchvision_step(
 def time_beside_torchvision(
     config: ml_collections.ConfigDict, runs: int, steps: int, classes: int
 ) -> Iterator[dict]:
-    """Times both programs in turn, ``runs`` times ``steps`` steps each.
-
-    On the first bucket, and on one device.
+    """Times both programs in turn, ``runs`` times, on the first bucket and on one device.
 
     Yields one row per program; the second has the ratio of the medians.
     """
@@ -159,38 +163,26 @@ def time_beside_torchvision(
     batch = devices.shard(host_batch)
     their_run, their_wait, their_peak = torchvision_step(config, host_batch, classes)
 
-    def ours() -> None:
-        for _ in range(steps):
-            metrics = own(batch)
-        jax.block_until_ready(metrics)
-
     def theirs() -> None:
         for _ in range(steps):
             their_run()
         their_wait()
 
-    programs = {"retina_jax": ours, "torchvision": theirs}
-    seconds: dict[str, list[float]] = {name: [] for name in programs}
-    for run in programs.values():
-        run()  # compiles, and lets cuDNN choose its algorithms
-    for _ in range(runs):
-        for name, run in programs.items():
-            started = time.perf_counter()
-            run()
-            seconds[name].append((time.perf_counter() - started) / steps)
-    memory = (devices.devices[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
-    peaks = {"retina_jax": round(memory / 2**30, 2) or None, "torchvision": their_peak()}
+    rounds = {"retina_jax": steps_of(own, batch, steps), "torchvision": theirs}
+    for take in rounds.values():
+        take()  # compiles, and lets cuDNN choose its algorithms
+    seconds = {
+        name: sorted(each / steps for each in taken)
+        for name, taken in take_turns(rounds, runs).items()
+    }
+    peaks = {"retina_jax": peak_memory_gib(devices), "torchvision": their_peak()}
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     for name, median in medians.items():
         row = {
             "program": name,
-            "devices": devices.describe(),
-            "backbone": config.model.backbone,
-            "input": list(bucket),
-            "batch_size": total,
-            "precision": config.train.precision,
+            **described(config, devices, bucket, total),
             "images_per_second": round(total / median, 2),
-            "step_seconds": [round(s, 4) for s in sorted(seconds[name])],
+            "step_seconds": [round(s, 4) for s in seconds[name]],
             "peak_memory_gib": peaks[name],
         }
         if name == "torchvision":

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Iterator
 
 import jax
 import ml_collections
 
 from retina_jax import parallel
-from retina_jax.benchmarks.steps import random_batch
+from retina_jax.benchmarks.steps import described, random_batch, steps_of, take_turns
 from retina_jax.config import resolve
 from retina_jax.config.values import changed_config
 from retina_jax.models import retinanet
@@ -57,29 +56,22 @@ def time_seeds(
         batch = devices.shard(random_batch(config, bucket, size, classes))
         for run in ways.values():  # compiles
             jax.block_until_ready(run(batch))
-        seconds: dict[str, list[float]] = {name: [] for name in ways}
-        for _ in range(runs):
-            for name, run in ways.items():
-                started = time.perf_counter()
-                for _ in range(steps):
-                    metrics = run(batch)
-                jax.block_until_ready(metrics)
-                seconds[name].append((time.perf_counter() - started) / steps)
+        rounds = {name: steps_of(run, batch, steps) for name, run in ways.items()}
+        seconds = {
+            name: sorted(each / steps for each in taken)
+            for name, taken in take_turns(rounds, runs).items()
+        }
         medians = {name: statistics.median(values) for name, values in seconds.items()}
         images = count * config.train.batch_size
         yield {
             "timed": "seeds",
             "seeds": count,
-            "devices": devices.describe(),
-            "backbone": config.model.backbone,
-            "input": list(bucket),
-            "batch_size": config.train.batch_size,
-            "precision": config.train.precision,
+            **described(config, devices, bucket, config.train.batch_size),
             "images_per_second_in_turn": round(images / medians["in_turn"], 2),
             "images_per_second_together": round(images / medians["together"], 2),
             "gain": round(medians["in_turn"] / medians["together"], 3),
-            "seconds_in_turn": [round(s, 4) for s in sorted(seconds["in_turn"])],
-            "seconds_together": [round(s, 4) for s in sorted(seconds["together"])],
+            "seconds_in_turn": [round(s, 4) for s in seconds["in_turn"]],
+            "seconds_together": [round(s, 4) for s in seconds["together"]],
             "program_memory_gib_of_one": single.memory_gib(batch),
             "program_memory_gib_together": stacked.memory_gib(batch),
         }

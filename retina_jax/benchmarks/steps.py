@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -13,10 +14,12 @@ from retina_jax import parallel
 from retina_jax.config import resolve
 from retina_jax.evaluation.predict_step import make_predict_step
 from retina_jax.models import retinanet
-from retina_jax.training.memory import CompiledSteps
+from retina_jax.training.memory import GIB, CompiledSteps
 from retina_jax.training.optimizer import build_optimizer, learning_rate_schedule
 from retina_jax.training.step import init_state, make_train_step
 from retina_jax.types import Batch, GroundTruth
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 def random_batch(config, bucket: tuple[int, int], images: int, classes: int):
@@ -82,6 +85,45 @@ def prediction_step(config, devices, classes):
 STEPS = {"step": training_step, "predict": prediction_step}
 
 
+def take_turns(rounds: Mapping[Key, Callable[[], object]], runs: int) -> dict[Key, list[float]]:
+    """Seconds of each round, ``runs`` times; they alternate, so that drift affects all equally."""
+    seconds: dict[Key, list[float]] = {key: [] for key in rounds}
+    for _ in range(runs):
+        for key, take in rounds.items():
+            started = time.perf_counter()
+            take()
+            seconds[key].append(time.perf_counter() - started)
+    return seconds
+
+
+def steps_of(run: Callable[[Batch], object], batch: Batch, steps: int) -> Callable[[], object]:
+    """A round: takes ``steps`` steps on ``batch`` and waits for the last."""
+
+    def take():
+        for _ in range(steps):
+            outputs = run(batch)
+        return jax.block_until_ready(outputs)
+
+    return take
+
+
+def described(config, devices: parallel.Devices, bucket: tuple[int, int], total: int) -> dict:
+    """What was timed, for a row of results; ``total``: images per step."""
+    return {
+        "devices": devices.describe(),
+        "backbone": config.model.backbone,
+        "input": list(bucket),
+        "batch_size": total,
+        "precision": config.train.precision,
+    }
+
+
+def peak_memory_gib(devices: parallel.Devices) -> float | None:
+    """Largest memory in use on the first device so far, GiB; None where it does not tell."""
+    memory = devices.devices[0].memory_stats() or {}
+    return round(memory.get("peak_bytes_in_use", 0) / GIB, 2) or None
+
+
 def time_steps(kind: str, config, runs: int, steps: int, classes: int) -> Iterator[dict]:
     """Times each bucket; buckets alternate ``runs`` times, so that drift affects all equally."""
     devices = parallel.Devices.local()
@@ -89,32 +131,21 @@ def time_steps(kind: str, config, runs: int, steps: int, classes: int) -> Iterat
     total = config[field.split(".")[0]].batch_size
     size = devices.check_batch(total, field, config.train.accumulate if kind == "step" else 1)
     buckets = resolve(config).buckets
-    batches, compile_seconds, seconds = {}, {}, {bucket: [] for bucket in buckets}
+    batches, compile_seconds = {}, {}
     for bucket in buckets:
         batches[bucket] = devices.shard(random_batch(config, bucket, size, classes))
         started = time.perf_counter()
         jax.block_until_ready(run(batches[bucket]))
         compile_seconds[bucket] = time.perf_counter() - started
-    for _ in range(runs):
-        for bucket, batch in batches.items():
-            started = time.perf_counter()
-            for _ in range(steps):
-                outputs = run(batch)
-            jax.block_until_ready(outputs)
-            seconds[bucket].append((time.perf_counter() - started) / steps)
-    memory = devices.devices[0].memory_stats() or {}
-    for bucket in buckets:
-        median = statistics.median(seconds[bucket])
+    rounds = {bucket: steps_of(run, batch, steps) for bucket, batch in batches.items()}
+    for bucket, seconds in take_turns(rounds, runs).items():
+        step_seconds = sorted(each / steps for each in seconds)
         yield {
             "timed": kind,
-            "devices": devices.describe(),
-            "backbone": config.model.backbone,
-            "input": list(bucket),
-            "batch_size": total,
-            "precision": config.train.precision,
-            "images_per_second": round(total / median, 2),
-            "step_seconds": [round(s, 4) for s in sorted(seconds[bucket])],
+            **described(config, devices, bucket, total),
+            "images_per_second": round(total / statistics.median(step_seconds), 2),
+            "step_seconds": [round(s, 4) for s in step_seconds],
             "first_step_seconds": round(compile_seconds[bucket], 1),
             "program_memory_gib": memory_of(batches[bucket]),
-            "peak_memory_gib": round(memory.get("peak_bytes_in_use", 0) / 2**30, 2) or None,
+            "peak_memory_gib": peak_memory_gib(devices),
         }

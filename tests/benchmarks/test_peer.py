@@ -22,10 +22,7 @@ def whole_config():
 
 @pytest.fixture
 def torchvision():
-    module = import_torchvision()
-    if module is None:
-        pytest.skip("torchvision is not installed")
-    return module
+    return import_torchvision()
 
 
 def test_the_networks_have_the_same_number_of_parameters(torchvision):
