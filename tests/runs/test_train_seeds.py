@@ -7,6 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from lines import Lines
 
 from retina_jax import parallel
 from retina_jax.config.values import to_json
@@ -51,20 +52,6 @@ def broken_seed_1(monkeypatch):
         return state.replace(params=jax.tree.map(lambda x: x * factor, state.params))
 
     monkeypatch.setattr(train_module, "init_state", init_state)
-
-
-class Lines(Reporter):
-    """Keeps what is said."""
-
-    def __init__(self):
-        super().__init__()
-        self.lines = []
-
-    def say(self, line):
-        self.lines.append(line)
-
-    def note(self, line, label="note"):
-        self.lines.append(line)
 
 
 def log_of(folder):

@@ -7,23 +7,11 @@ import types
 import jax
 import jax.numpy as jnp
 import pytest
+from lines import Lines
 
 from retina_jax.files import open_path
-from retina_jax.progress import Reporter
 from retina_jax.training import profiler
 from retina_jax.training.profiler import Profiler
-
-
-class Lines(Reporter):
-    def __init__(self):
-        super().__init__()
-        self.lines = []
-
-    def say(self, line):
-        self.lines.append(line)
-
-    def note(self, line, label="note"):
-        self.lines.append(line)
 
 
 @pytest.fixture
