@@ -2,7 +2,8 @@
 
 from retina_jax.config.backbones import BACKBONES
 from retina_jax.config.fields import CLASSIFICATION_LOSSES, default_config
-from retina_jax.config.values import fields_set, leaves, notices, resolve, validate
+from retina_jax.config.notices import notices
+from retina_jax.config.values import fields_set, leaves, resolve, validate
 
 __all__ = [
     "BACKBONES",

@@ -130,9 +130,14 @@ def run_seeds(
             shown = ((name, each.metrics[name]) for name in ("AP", "AP50", "AP75"))
             values = ", ".join(f"{n} {'–' if v is None else f'{v:.3f}'}" for n, v in shown)
         report.say(f"seed {each.seed}: {values} ({each.folder})")
+    failed = sum(each.failed_evaluations for each in result.seeds)
+    if failed:
+        report.say(f"failed evaluations: {failed}, see above")
     if not all(each.metrics or each.diverged for each in result.seeds):
         return LEFT_OUT
-    return NON_FINITE if any(each.diverged for each in result.seeds) else 0
+    if any(each.diverged for each in result.seeds):
+        return NON_FINITE
+    return LEFT_OUT if failed else 0
 
 
 def main(argv: list[str]) -> int:

@@ -7,6 +7,7 @@ import dataclasses
 import gc
 import json
 import signal
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,8 @@ class SeedResult:
     """COCO metrics of the last evaluation; None if there is none."""
     diverged: str = ""
     """The message of a non-finite loss that stopped the run."""
+    failed_evaluations: int = 0
+    """Number of evaluations that failed in this call."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,15 +126,19 @@ def train_seeds(
     if len(groups) > 1:
         listed = "; ".join(", ".join(map(str, group)) for group in groups)
         report.note(f"not all seeds are at the same step; training in turn: {listed}")
-    stopped_by = None
+    stopped_by, failed = None, Counter()
     for group in groups:
         alone = group
         if len(group) > 1 and stopped_by is None:
-            stopped_by, alone = _train_together(config, folders, group, report, may_exit, trust)
+            stopped_by, alone = _train_together(
+                config, folders, group, failed, report, may_exit, trust
+            )
         for seed in alone:
             if stopped_by is None:
-                stopped_by = _train_alone(config, folders[seed], seed, report, may_exit, trust)
-    results = [_result(seed, own, options.steps) for seed, own in folders.items()]
+                stopped_by = _train_alone(
+                    config, folders[seed], seed, failed, report, may_exit, trust
+                )
+    results = [_result(seed, own, options.steps, failed[seed]) for seed, own in folders.items()]
     return SeedsResult(results, stopped_by)
 
 
@@ -172,21 +179,23 @@ def _common_step(steps: Sequence[set[int]]) -> int:
     return max(set.intersection(*steps), default=-1)
 
 
-def _result(seed: int, folder: Path, steps: int) -> SeedResult:
+def _result(seed: int, folder: Path, steps: int, failed: int) -> SeedResult:
     diverged, metrics = "", None
     if (folder / DIVERGED).exists():
         diverged = json.loads((folder / DIVERGED).read_text())["message"]
     path = folder / "eval" / str(steps) / "metrics.json"
     if path.exists() and not diverged:
         metrics = json.loads(path.read_text())
-    return SeedResult(seed, folder, metrics, diverged)
+    return SeedResult(seed, folder, metrics, diverged, failed)
 
 
-def _train_alone(config, folder, seed, report, may_exit, trust) -> signal.Signals | None:
+def _train_alone(config, folder, seed, failed, report, may_exit, trust) -> signal.Signals | None:
     """One seed as a run of its own; returns the signal that stopped it."""
     own = report.prefixed(f"seed {seed}: ")
     try:
-        return train(config_of(config, seed), folder, own, may_exit, trust=trust).signal
+        result = train(config_of(config, seed), folder, own, may_exit, trust=trust)
+        failed[seed] = result.failed_evaluations
+        return result.signal
     except NonFiniteLossError as error:
         own.note(str(error))
         mark_diverged(folder, error)
@@ -197,11 +206,12 @@ def _train_together(
     config: ml_collections.ConfigDict,
     folders: dict[int, Path],
     chosen: list[int],
+    failed: Counter[int],
     report: Reporter,
     may_exit: bool,
     trust: bool,
 ) -> tuple[signal.Signals | None, list[int]]:
-    """Trains the seeds as one program.
+    """Trains the seeds as one program; sets in ``failed`` how many evaluations of each failed.
 
     Returns the signal that stopped it, and the seeds that still have to be trained: all of them if
     the program does not fit into memory.
@@ -244,6 +254,7 @@ def _train_together(
             ]
             loop = SeedsLoop(first.config, runs, devices, stop, report)
             complete = loop.run(states, program, first.loader, first.first_step)
+            failed.update({run.seed: run.loop.result.failed_evaluations for run in runs})
         if not complete:
             return stop.signal, []
         first.evaluator.finish_report(lambda: stop.signal is not None)

@@ -178,3 +178,15 @@ def test_leaves_name_every_field():
     relied_on = "seed data.dir data.name data.buckets model.init_from loss.alpha eval.every".split()
     for field in relied_on:
         assert field in names
+
+
+def test_notices_name_fields_that_nothing_reads():
+    config = default_config()
+    config.loss.alpha, config.loss.gamma = 0.5, 1.0
+    config.coder.weights = (10.0, 10.0, 5.0, 5.0)
+    assert not any("no effect" in line for line in notices(config))
+    config.loss.classification, config.loss.box = "qfl", "dfl"
+    assert [line for line in notices(config) if "no effect" in line] == [
+        "coder.weights=(10.0, 10.0, 5.0, 5.0) has no effect with loss.box=dfl",
+        "loss.alpha=0.5 has no effect with loss.classification=qfl",
+    ]

@@ -12,6 +12,7 @@ from lines import Lines
 from retina_jax import parallel
 from retina_jax.config.values import to_json
 from retina_jax.errors import LEFT_OUT, NON_FINITE, UserError
+from retina_jax.evaluation.evaluator import Evaluator
 from retina_jax.main import main
 from retina_jax.progress import Reporter
 from retina_jax.runs import train as train_module
@@ -177,14 +178,27 @@ def test_checkpoints_that_another_program_may_be_writing_are_not_dropped(config,
     assert (tmp_path / "seed0/checkpoints/3").exists()
 
 
+@pytest.fixture
+def failed_evaluation(monkeypatch):
+    """The evaluation of step 1 fails."""
+    own = Evaluator.run
+
+    def run(self, variables, step, *others):
+        if step == 1:
+            raise OSError("the disk is gone")
+        return own(self, variables, step, *others)
+
+    monkeypatch.setattr(Evaluator, "run", run)
+
+
 @pytest.mark.parametrize("limit", [2**40, 1], ids=["together", "one_by_one"])
 def test_a_seed_that_diverges_does_not_stop_the_others(
-    config, tmp_path, monkeypatch, broken_seed_1, limit, capsys
+    config, tmp_path, monkeypatch, broken_seed_1, failed_evaluation, limit, capsys
 ):
     """As the command; with too little memory, the seeds are trained one after the other."""
     monkeypatch.setattr(parallel.Devices, "memory_limit", lambda self: limit)
     experiment = tmp_path / "own.py"
-    config.train.steps = 2
+    config.train.steps, config.eval.every = 2, 1
     fields = json.dumps(to_json(config, {}))
     experiment.write_text(
         "import json\n\nfrom retina_jax.config.values import from_json\n\n\n"
@@ -196,6 +210,7 @@ def test_a_seed_that_diverges_does_not_stop_the_others(
     said = capsys.readouterr().err
     assert ("training the seeds one after the other" in said) == (limit == 1)
     assert "seed 1: step 1: loss nan" in said
+    assert "failed evaluations: 1, see above" in said
     assert (tmp_path / "run/seed0/eval/2/metrics.json").exists()
     diverged = json.loads((tmp_path / "run/seed1/diverged.json").read_text())
     assert diverged["step"] == 1
