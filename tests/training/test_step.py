@@ -136,11 +136,16 @@ def test_bfloat16_steps_near_float32(one_step, tiny_config):
     "changes",
     [
         {"loss.normalizer": "per_image", "loss.box": "giou"},
-        {"loss.normalizer": "ema", "model.head_norm": "batch"},
+        {
+            "loss.normalizer": "ema",
+            "model.head_norm": "batch",
+            "matching.kind": "atss",
+            "model.centerness": True,
+            "model.box_scale_per_level": True,
+        },
         {"loss.normalizer": "foreground_plus_1", "loss.classification": "softmax_focal"},
         {"loss.classification": "ohem", "loss.ohem_examples": 16, "loss.ohem_negatives": 3.0},
         {"model.class_specific_boxes": True, "optimizer.name": "adamw"},
-        {"model.centerness": True, "model.box_scale_per_level": True, "matching.kind": "atss"},
     ],
     ids=lambda changes: "-".join(map(str, changes.values())),
 )
