@@ -4,14 +4,20 @@
         --out DATA
     retina-jax train --config=experiments/custom.py --config.data.dir=DATA --workdir=DIR
 
-Tuned for a few hundred images without pretrained weights: batch norm in the backbone and group norm
-in the heads allow a high learning rate.
+Chosen on a few hundred images without pretrained weights: batch norm in the backbone and group norm
+in the heads allow a high learning rate; one anchor per cell, ATSS and the Generalized Focal Loss
+(arXiv:2006.04388) in heads of half the width find more, and more exactly, in half the time of the
+paper's (experiments/results/README.md). Append :paper for the paper's heads, anchors and losses.
 """
 
 from retina_jax.config import default_config
 
+LOSSES = ("gfl", "paper")
 
-def get_config():
+
+def get_config(losses="gfl"):
+    if losses not in LOSSES:
+        raise ValueError(f"experiments/custom.py:{losses} must be :gfl or :paper")
     config = default_config()
     config.data.name = ""  # the only data set under data.dir
     config.data.short_side, config.data.long_side = 256, 320
@@ -19,6 +25,17 @@ def get_config():
     config.model.backbone = "resnet18"
     config.model.norm = "batch"
     config.model.head_norm = "group"
+
+    if losses == "gfl":
+        config.data.augmentation = "light"
+        config.model.fpn_channels = config.model.head_channels = 128
+        config.model.head_convs = 2
+        config.anchors.octaves = (0.0,)
+        config.anchors.ratios = (1.0,)
+        config.matching.kind = "atss"
+        config.loss.classification = "qfl"
+        config.loss.box = "dfl"
+        config.loss.box_weight = 2.0
 
     config.optimizer.learning_rate = 0.1
     config.optimizer.schedule = "cosine"

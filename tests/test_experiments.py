@@ -49,7 +49,10 @@ def test_conventions_are_those_of_the_system(experiment, reference):
 EXPERIMENTS = sorted(path.stem for path in (REPOSITORY / "experiments").glob("*.py"))
 
 
-@pytest.mark.parametrize("experiment", [*EXPERIMENTS, "shapes:gfl", "coco_detectron2:3x"])
+VARIANTS = ("shapes:gfl", "custom:paper", "coco_detectron2:3x")
+
+
+@pytest.mark.parametrize("experiment", [*EXPERIMENTS, *VARIANTS])
 def test_every_experiment_is_valid(experiment):
     validate(load(experiment))
 

@@ -269,8 +269,8 @@ def check_recall(
 def _check_smallest_anchor(
     name: str, matched: BoxMatch, config: ml_collections.ConfigDict
 ) -> list[Finding]:
-    """Finds boxes that are smaller than every anchor at the input."""
-    if not len(matched.places):
+    """Finds boxes that are smaller than every anchor at the input; ATSS matches them as well."""
+    if config.matching.kind == "atss" or not len(matched.places):
         return []
     anchors = config.anchors
     smallest = min(level_sizes(LEVELS[0], anchors.scale, anchors.octaves, anchors.truncate_sizes))

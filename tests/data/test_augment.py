@@ -181,7 +181,7 @@ def test_every_draw_is_a_function_of_seed_epoch_and_row(tiny_config):
 def test_turned_images_fit_their_bucket_with_all_their_boxes(two_aspects):
     from experiments.custom import get_config
 
-    config = get_config()
+    config = get_config("paper")
     config.data.dir = str(two_aspects)
     config.data.buckets = ((96, 128), (128, 96))
     config.data.turn, config.data.flip = True, False

@@ -27,7 +27,7 @@ def test_the_script_runs_the_command(bccd_data, tmp_path):
     assert (tmp_path / "doctor.html").exists()
 
 
-CUSTOM = "--config=experiments/custom.py"
+CUSTOM = "--config=experiments/custom.py:paper"
 
 
 def test_blood_cells_and_the_flags_that_help(run, bccd_data, tmp_path):
