@@ -14,7 +14,7 @@ def _losses_with(name: str) -> tuple[str, ...]:
 
 
 _DELTAS = ("smooth_l1", "l1", "giou", "diou", "ciou")
-_NEEDS: dict[str, tuple[str, tuple]] = {
+NEEDS: dict[str, tuple[str, tuple]] = {
     "data.pixel_budget": ("data.fit", (True,)),
     "coder.weights": ("loss.box", _DELTAS),
     "coder.clamp": ("loss.box", _DELTAS),
@@ -71,7 +71,7 @@ def _idle_notices(config: ml_collections.ConfigDict) -> list[str]:
     """Fields that are not at their defaults, but that nothing reads."""
     values, lines = leaves(config), []
     for field in FIELDS:
-        needed, having = _NEEDS.get(field.name, ("", ()))
+        needed, having = NEEDS.get(field.name, ("", ()))
         value, default = values[field.name], field.default
         if needed and value != default and values[needed] not in having:
             lines.append(f"{field.name}={value} has no effect with {needed}={values[needed]}")

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from retina_jax.config import default_config, leaves, notices, resolve, validate
+from retina_jax.config.fields import BY_NAME
+from retina_jax.config.notices import NEEDS
 from retina_jax.errors import UserError
 
 EXPERIMENTS = sorted((Path(__file__).parents[2] / "experiments").glob("*.py"))
@@ -190,3 +192,9 @@ def test_notices_name_fields_that_nothing_reads():
         "coder.weights=(10.0, 10.0, 5.0, 5.0) has no effect with loss.box=dfl",
         "loss.alpha=0.5 has no effect with loss.classification=qfl",
     ]
+
+
+def test_what_a_field_needs_are_values_of_fields():
+    for name, (needed, values) in NEEDS.items():
+        assert name in BY_NAME
+        assert all(BY_NAME[needed].allowed.holds(value) for value in values), name
