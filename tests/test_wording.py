@@ -14,6 +14,8 @@ from retina_jax.wording import counted
         (2, "training image", "2 training images"),
         (2, "class", "2 classes"),
         (3, "box", "3 boxes"),
+        (4, "batch", "4 batches"),
+        ("1.5", "epoch", "1.5 epochs"),
         ("no", "note", "no notes"),
     ],
 )
