@@ -11,9 +11,10 @@ start from the same Caffe2 weights. Hardware: 8 GPUs or TPU cores, two images ea
 
 Expected: AP 39.3 on val2017 (ATSS_R_50_FPN_1x in the table of https://github.com/sfzhang15/ATSS; AP
 39.3 on test-dev as well). This program has not been trained on COCO. It differs from the authors'
-code in a few details: boxes are half-open (their widths count one pixel more), the warm-up is
-linear over 1,000 steps (500 at a third of the learning rate), a convolution before a norm has no
-bias, and eval.score_threshold is compared with the final score (with the class probability alone).
+code, given in parentheses, in a few details: boxes are half-open (widths count one pixel more), the
+warm-up is linear over 1,000 steps (500 steps at a third of the learning rate), a convolution before
+a norm has no bias (it has one), and eval.score_threshold is compared with the final score (with the
+class probability alone).
 """
 
 from retina_jax.config import default_config

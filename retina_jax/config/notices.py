@@ -13,11 +13,12 @@ def _losses_with(name: str) -> tuple[str, ...]:
     return tuple(loss for loss, (_, fields) in CLASSIFICATION_LOSSES.items() if name in fields)
 
 
-_DELTAS = ("smooth_l1", "l1", "giou", "diou", "ciou")
+DELTAS = ("smooth_l1", "l1", "giou", "diou", "ciou")
+"""Values of loss.box for which the box head predicts deltas, which the coder decodes."""
 NEEDS: dict[str, tuple[str, tuple]] = {
     "data.pixel_budget": ("data.fit", (True,)),
-    "coder.weights": ("loss.box", _DELTAS),
-    "coder.clamp": ("loss.box", _DELTAS),
+    "coder.weights": ("loss.box", DELTAS),
+    "coder.clamp": ("loss.box", DELTAS),
     "loss.alpha": ("loss.classification", _losses_with("alpha")),
     "loss.gamma": ("loss.classification", _losses_with("gamma")),
     "loss.beta": ("loss.classification", _losses_with("beta")),

@@ -6,6 +6,8 @@ usage: retina-jax benchmark step --config=experiments/coco.py [--runs=5] [--step
        retina-jax benchmark seeds --config=… [--seeds=3]     training step of several seeds as one
            program, as with `ablate --together`, compared with a step of each in turn
        retina-jax benchmark predict --config=…    prediction step, from images to candidates
+       retina-jax benchmark torchvision --config=…     training step and torchvision's, on one
+           device and the first bucket (needs the extra: pip install 'retina_jax[torchvision]')
        retina-jax benchmark input --config=…      decode, scale, flip, pad: images/s per core,
            compared with a bare OpenCV loop and, if it is installed, torchvision
        retina-jax benchmark memory --config=… [--steps=10000]     host memory of the loader

@@ -16,7 +16,7 @@ def directory(made_once):
 
 @pytest.fixture
 def flags(directory):
-    return ("--config=experiments/finetune.py", f"--config.data.dir={directory}")
+    return ("--config=experiments/finetune.py:focal", f"--config.data.dir={directory}")
 
 
 def test_ablate_fits_once_for_all_rows(program, flags, tmp_path, monkeypatch):
