@@ -137,7 +137,7 @@ def test_two_processes_fit_and_fetch_as_one_does(server, small_resnet, start, sh
     one, two = (
         json.loads((tmp_path / workdir / "config.json").read_text()) for workdir in ("one", "two")
     )
-    assert {"data.short_side", "anchors.scale", "data.max_boxes"} <= set(two["resolved"]["fitted"])
+    assert {"data.short_side", "train.steps", "data.max_boxes"} <= set(two["resolved"]["fitted"])
     assert two == one
     assert (tmp_path / "0.json").read_text() == (tmp_path / "1.json").read_text()
     weights = state.params, state.batch_stats
