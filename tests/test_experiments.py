@@ -47,8 +47,6 @@ def test_conventions_are_those_of_the_system(experiment, reference):
 
 
 EXPERIMENTS = sorted(path.stem for path in (REPOSITORY / "experiments").glob("*.py"))
-
-
 VARIANTS = ("shapes:gfl", "custom:paper", "finetune:focal", "coco_detectron2:3x")
 
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import weight_server
+from lines import Lines
 
 from retina_jax.errors import RunError, UserError, explain
 from retina_jax.interop import catalogue, fetch
 from retina_jax.interop.catalogue import Digest, Published
-from retina_jax.progress import Reporter
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -52,14 +52,7 @@ def path(tmp_path):
 
 @pytest.fixture
 def said():
-    class Heard(Reporter):
-        def __init__(self):
-            super().__init__()
-            self.lines = []
-
-        def say(self, line):
-            self.lines.append(line)
-
+    class Heard(Lines):
         def note(self, line, label="note"):
             self.lines.append(f"{label}: {line}")
 
