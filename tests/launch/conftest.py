@@ -30,24 +30,30 @@ if words[0] == "sbatch" or "-" in words:
     number = next(n for n in range(99) if free(f"stdin-{{n}}"))
     with open(f"{{folder}}/stdin-{{number}}", "w") as stdin:
         stdin.write(sys.stdin.read())
-with open(f"{{folder}}/calls", "a") as calls:
-    calls.write(repr(words) + "\\n")
+this = " ".join(words)
 with open(f"{{folder}}/calls") as calls:
-    calls = [" ".join(eval(line)) for line in calls if line.endswith("\\n")]
+    calls = [" ".join(eval(line)) for line in calls if line.endswith("\\n")] + [this]
 with open(f"{{folder}}/rules") as rules:
     rules = eval(rules.read())
-for i, (match, after, times, out, err, code, shell) in enumerate(rules):
-    seen, count = after
-    if (
-        match in " ".join(words)
-        and sum(seen in call for call in calls) >= count
-        and (times is None or any(free(f"used-{{i}}-{{n}}") for n in range(times)))
-    ):
-        print(out, end="", flush=True)
-        print(err, end="", file=sys.stderr, flush=True)
-        if shell:
-            os.execvp("bash", ["bash", "-c", shell, *words])
-        sys.exit(code)
+fits = (
+    answer
+    for i, (match, (seen, count), times, *answer) in enumerate(rules)
+    if match in this
+    and sum(seen in call for call in calls) >= count
+    and (times is None or any(free(f"used-{{i}}-{{n}}") for n in range(times)))
+)
+answer = next(fits, None)
+# Only now: a launch may stop this call as soon as others see it here, and the answer that it
+# leaves unused would go to the next one.
+with open(f"{{folder}}/calls", "a") as calls:
+    calls.write(repr(words) + "\\n")
+if answer:
+    out, err, code, shell = answer
+    print(out, end="", flush=True)
+    print(err, end="", file=sys.stderr, flush=True)
+    if shell:
+        os.execvp("bash", ["bash", "-c", shell, *words])
+    sys.exit(code)
 print("no answer to", words, file=sys.stderr)
 sys.exit(97)
 """
