@@ -7,7 +7,7 @@ before step 0.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import ml_collections
@@ -37,6 +37,7 @@ from retina_jax.ops.anchors import LEVELS, level_sizes
 SIZES = ("small", "medium", "large")
 """COCO's: areas under 32² and 96² pixels, and above."""
 _SIZE_LIMITS = (32.0**2, 96.0**2)
+_BUCKETS = "data.buckets"
 _LEAST_RECALL = 0.1
 _MOST_GROUPS = 5  # groups with low recall that are reported individually
 
@@ -284,6 +285,10 @@ def _check_smallest_anchor(
     return [Finding("note", "small_boxes", message)]
 
 
+def _anchors_are(fitted: Collection[str]) -> bool:
+    return any(name.startswith("anchors.") for name in fitted)
+
+
 def _ordered(findings: list[Finding]) -> tuple[Finding, ...]:
     return tuple(sorted(findings, key=lambda f: checks.LEVELS.index(f.level)))
 
@@ -303,11 +308,13 @@ def examine(
     evaluation: Split,
     config: ml_collections.ConfigDict,
     advance: Callable[[int], None] = lambda count: None,
+    fitted: Collection[str] = (),
 ) -> Report:
     """Reads every record of both splits and decodes every image at low resolution.
 
     The splits must be opened with ``labels="dense"``, so that every class exists in the data.
-    ``advance`` counts rows.
+    ``advance`` counts rows. ``fitted``: the fields that ``data.fit`` chose; what it said of them is
+    not reported again.
     """
     findings = checks.check_prepare_report(train.directory)
     findings += checks.check_category_ids(train)
@@ -322,12 +329,12 @@ def examine(
         findings += checks.check_pictures(read)
         if trains:
             findings += check_buckets(split.name, len(split), summary.buckets, config)
-            findings += check_shrinking(split, config)
+            findings += [] if _BUCKETS in fitted else check_shrinking(split, config)
         contents.append(read)
         matches.append(matched)
         summaries.append(summary)
     findings += checks.check_leaks(*contents)
-    found, suggestion = check_recall(contents[0], matches[0], config)
+    found, suggestion = check_recall(contents[0], matches[0], config, _anchors_are(fitted))
     findings += _check_smallest_anchor(train.name, matches[0], config)
     return Report(
         directory=train.directory,
@@ -345,12 +352,12 @@ def short_form(
     evaluation: Split,
     config: ml_collections.ConfigDict,
     limit: int = 2000,
-    anchors_fitted: bool = False,
+    fitted: Collection[str] = (),
 ) -> list[Finding]:
     """Quick checks before step 0, errors first; takes a second or two and decodes no image.
 
     Checks ids and box counts of all rows, and boxes of at most ``limit`` rows of each split.
-    ``anchors_fitted``: as for `check_recall`.
+    ``fitted``: as for `examine`.
     """
     findings = []
     for split, trains in ((train, True), (evaluation, False)):
@@ -360,8 +367,9 @@ def short_form(
         findings += checks.check_labels(read) + checks.check_units(read)
         findings += checks.check_shapes(read)
         if trains:
-            findings += check_shrinking(split, config)
-            findings += check_recall(read, match(read, config), config, anchors_fitted)[0]
+            findings += [] if _BUCKETS in fitted else check_shrinking(split, config)
+            anchors = _anchors_are(fitted)
+            findings += check_recall(read, match(read, config), config, anchors)[0]
     if (train.directory, train.name) == (evaluation.directory, evaluation.name):
         message = (
             f"data.train_split and data.eval_split are both {train.name!r}, so scores do not "

@@ -82,9 +82,10 @@ def fit(train: Split, evaluation: Split, config: ml_collections.ConfigDict, free
     timed = {n: v for n, v in fields.items() if n == "train.steps" or n in schedule}
     if timed:
         train_of = changed_config(config, fields).train
+        steps = counted(f"{train_of.steps:,}", "step")
         epochs = f"{train_of.steps * train_of.batch_size / len(train):.3g}"
         lines.append(
-            f"{flags(timed)}: {train_of.steps:,} steps of {train_of.batch_size} are "
+            f"{flags(timed)}: {steps} of {train_of.batch_size} are "
             f"{counted(epochs, 'epoch')} of {counted(len(train), 'image')}"
         )
     return Fit({name: fields[name] for name in FITTED if name in fields}, tuple(lines))

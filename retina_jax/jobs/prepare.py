@@ -3,14 +3,17 @@
 usage: retina-jax prepare coco --images DIR --annotations train.json --annotations val.json
            --out DIR
        retina-jax prepare voc --tree VOCdevkit/VOC2007 --split train --split val --out DIR
-       retina-jax prepare yolo --tree DIR --out DIR          (DIR contains data.yaml)
+       retina-jax prepare yolo --tree DIR --out DIR          (data.yaml, classes.txt or obj.names)
        retina-jax prepare tfds --catalogue voc/2007 --out DIR
        retina-jax prepare tfds --directory DIR/NAME/VERSION --out DIR   (TFRecord, for example)
 
 COCO: each annotation file becomes one split, named after the file: …train… gives train, …val… gives
 validation, …test… gives test. To choose another name, write SPLIT=FILE; --split of voc and tfds
-takes the same prefix. The result is OUT/NAME/1.0.0. The command reads every record and
-decodes every image. If it is interrupted, run it again: it continues where it stopped.
+takes the same prefix. VOC without ImageSets/Main: --split names folders of .xml files, such as
+train; if the folders have other names, all files become the one split that you name.
+
+The result is OUT/NAME/1.0.0. The command reads every record and decodes every image. If it is
+interrupted, run it again: it continues where it stopped.
 
 An unusable record (a truncated JPEG, a missing file, an invalid box) stops the command with an
 error that names the file and the record, and no data set is written. --on-bad=skip leaves such
@@ -85,15 +88,18 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="[SPLIT=]FILE; repeat the flag for each split",
     )
     voc = formats.add_parser(
-        "voc", parents=[shared], help="Pascal VOC: Annotations/, JPEGImages/, ImageSets/"
+        "voc", parents=[shared], help="Pascal VOC: .xml files, images, ImageSets/Main"
     )
     voc.add_argument(
         "--split",
         action="append",
         required=True,
-        help="[SPLIT=]LIST in ImageSets/Main, without .txt; repeat the flag for each split",
+        help="[SPLIT=]LIST in ImageSets/Main, without .txt, or a folder of .xml files in a tree "
+        "without lists; repeat the flag for each split",
     )
-    yolo = formats.add_parser("yolo", parents=[shared], help="YOLO: data.yaml, images/, labels/")
+    yolo = formats.add_parser(
+        "yolo", parents=[shared], help="YOLO: data.yaml, classes.txt or obj.names; images, labels"
+    )
     for tree in (voc, yolo):
         tree.add_argument("--tree", type=Path, required=True, help="folder of the data set")
     for tree in (coco, voc, yolo):

@@ -5,9 +5,10 @@ usage: retina-jax train --config=experiments/shapes.py --workdir=DIR
        retina-jax train --data=DIR_OR_JSON --workdir=DIR     from files to a detector: prepares
            them in DIR/data, checks them, fits the config to them and trains
 
---data is a COCO .json file, or a folder with COCO .json files, a YOLO tree (data.yaml), a VOC tree
-or a data set that prepare wrote. If it has a single split, a fifth of the images, chosen by a hash
-of the file name, are held out for evaluation. Without --config, experiments/finetune.py is used.
+--data is a COCO .json file, or a folder with COCO .json files, YOLO labels (data.yaml, classes.txt
+or obj.names), VOC .xml files, or a data set that prepare wrote. If it has a single split, a fifth
+of the images, chosen by a hash of the file name, are held out for evaluation. Without --config,
+experiments/finetune.py is used.
 
 --seeds=3 trains three runs with seeds 0, 1 and 2, in DIR/seed0, DIR/seed1 and DIR/seed2, as one
 program: each step computes all three on the same batches (--config.data.seed). If that does not fit

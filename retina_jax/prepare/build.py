@@ -19,7 +19,7 @@ from retina_jax.prepare.handling import Handling, LeftOut
 from retina_jax.prepare.names import Folder, is_picture
 from retina_jax.prepare.reader import AnnotationReader
 from retina_jax.prepare.survey import survey
-from retina_jax.prepare.voc_xml import picture_folder, read_voc
+from retina_jax.prepare.voc_xml import read_voc
 from retina_jax.prepare.writer import LEFT_OUT_COUNT, REPORT, Rows, check_name, write_data_set
 from retina_jax.prepare.yolo_tree import SPLITS as YOLO_SPLITS
 from retina_jax.prepare.yolo_tree import read_yolo
@@ -156,14 +156,12 @@ def coco_source(
 def voc_source(
     tree: Path, split: Sequence[str], follow_links: bool = False, skip_bad: bool = False
 ) -> Source:
-    """Reads a Pascal VOC tree; ``split`` names lists in ImageSets/Main."""
+    """Reads a Pascal VOC tree; ``split`` names lists in ImageSets/Main, or folders."""
     tree = home_of(tree)
     lists = tree / "ImageSets" / "Main"
     named = named_splits("--split", split, lambda name: (lists / f"{name}.txt").is_file())
     left_out = {name: LeftOut(skip_bad) for name in named}
-    found = read_voc(tree, named, follow_links, left_out)
-    splits = {name: (annotations, picture_folder(tree)) for name, annotations in found.items()}
-    return source_of("voc", splits, follow_links, skip_bad)
+    return source_of("voc", read_voc(tree, named, follow_links, left_out), follow_links, skip_bad)
 
 
 def yolo_source(tree: Path, follow_links: bool = False, skip_bad: bool = False) -> Source:

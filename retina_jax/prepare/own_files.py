@@ -13,8 +13,12 @@ from retina_jax.errors import UserError
 from retina_jax.prepare.annotations import Annotations
 from retina_jax.prepare.build import Folders, Source, home_of, source_of
 from retina_jax.prepare.coco_json import read_coco
+from retina_jax.prepare.folders import best_matches, pictures_in
 from retina_jax.prepare.handling import LeftOut
-from retina_jax.prepare.voc_xml import picture_folder, read_voc
+from retina_jax.prepare.names import key
+from retina_jax.prepare.voc_layout import has_lists, lists_of, loose_parts, shown
+from retina_jax.prepare.voc_xml import read_voc
+from retina_jax.prepare.yolo_layout import settings_without_yaml
 from retina_jax.prepare.yolo_tree import SPLITS as YOLO_SPLITS
 from retina_jax.prepare.yolo_tree import read_yolo
 
@@ -23,7 +27,7 @@ HELD_OUT = 0.2
 _WORDS = {"train": "train", "val": "validation", "test": "test"}
 _LOOKED_FOR = (
     "a COCO .json file (or …train….json and …val….json in the folder or its annotations/), "
-    "data.yaml (YOLO), Annotations/ with .xml files (VOC), or a data set that prepare wrote"
+    "data.yaml, classes.txt or obj.names (YOLO), .xml files (VOC), or a data set that prepare wrote"
 )
 
 
@@ -72,40 +76,43 @@ def _prepared(root: Path) -> OwnFiles | None:
 
 
 def _yolo(root: Path) -> OwnFiles | None:
-    names = [name for name in ("data.yaml", "dataset.yaml") if (root / name).is_file()]
-    return OwnFiles("yolo", root, names[0]) if names else None
+    for name in ("data.yaml", "dataset.yaml"):
+        if (root / name).is_file():
+            return OwnFiles("yolo", root, name)
+    without = settings_without_yaml(root)
+    return OwnFiles("yolo", root, without[0].relative_to(root).as_posix()) if without else None
 
 
 def _voc(root: Path) -> OwnFiles | None:
     trees = [root, *sorted(path for path in root.glob("VOC*") if path.is_dir())]
     trees += sorted(root.glob("VOCdevkit/VOC*"))
-    trees = [tree for tree in trees if _is_voc(tree)]
-    if not trees:
-        return None
+    trees = [tree for tree in trees if has_lists(tree)]
     if len(trees) > 1:
         listed = ", ".join(str(tree.relative_to(root)) for tree in trees)
         raise UserError(f"--data={root} contains several VOC trees ({listed}); set --data to one")
-    there = {path.stem for path in (trees[0] / "ImageSets" / "Main").glob("*.txt")}
-    if not (trees[0] / "ImageSets" / "Main").is_dir():  # read_voc takes every annotation file
-        return OwnFiles("voc", trees[0], "Annotations/*.xml", {"train": "train"})
-    pairs = (("train", "val"), ("trainval", "test"), ("train", "test"))
-    for train, other in pairs:
-        if {train, other} <= there:
-            lists = {"train": train, _WORDS[other]: other}
-            break
-    else:
-        single = next((name for name in ("trainval", "train", "val", "test") if name in there), "")
-        if not single:
-            raise UserError(
-                f"--data={root}: ImageSets/Main has none of train.txt, val.txt, trainval.txt and "
-                "test.txt; add a list of the images"
-            )
-        lists = {"train": single}
-    return OwnFiles("voc", trees[0], "ImageSets/Main", lists)
+    if trees:
+        return OwnFiles("voc", trees[0], "ImageSets/Main", _voc_lists(root, lists_of(trees[0])))
+    parts = loose_parts(root)
+    if not parts:
+        return None
+    why = ", ".join(shown(part.annotations, root) for part in parts.values())
+    if "train" not in parts:
+        raise UserError(f"--data={root} contains {why}, none for training")
+    return OwnFiles("voc", root, why, {split: split for split in parts})
 
 
-def _is_voc(tree: Path) -> bool:
-    return (tree / "ImageSets" / "Main").is_dir() or any((tree / "Annotations").glob("*.xml"))
+def _voc_lists(root: Path, there: list[str]) -> dict[str, str]:
+    """The lists in ImageSets/Main to use, by split."""
+    for train, other in (("train", "val"), ("trainval", "test"), ("train", "test")):
+        if {train, other} <= set(there):
+            return {"train": train, _WORDS[other]: other}
+    usual = [name for name in ("trainval", "train", "val", "test") if name in there]
+    if usual or len(there) == 1:
+        return {"train": (usual or there)[0]}
+    raise UserError(
+        f"--data={root}: ImageSets/Main has none of train.txt, val.txt, trainval.txt and "
+        "test.txt; add a list of the images"
+    )
 
 
 def _coco(root: Path) -> OwnFiles | None:
@@ -157,13 +164,12 @@ def open_source(found: OwnFiles, skip_bad: bool = False) -> tuple[Source, str]:
         splits: Folders = read_yolo(found.root, False, left_out)
     elif found.kind == "voc":
         left_out = {split: LeftOut(skip_bad) for split in found.lists}
-        read = read_voc(found.root, found.lists, False, left_out)
-        splits = {split: (one, picture_folder(found.root)) for split, one in read.items()}
+        splits = read_voc(found.root, found.lists, False, left_out)
     else:
         splits = {}
         for split, file in found.lists.items():
             annotations = read_coco(Path(file), LeftOut(skip_bad))
-            splits[split] = annotations, _pictures_of(annotations)
+            splits[split] = annotations, _pictures_of(annotations, found.root)
     line = f"splits: {', '.join(splits)}"
     if len(splits) == 1:
         ((annotations, folder),) = splits.values()
@@ -177,22 +183,28 @@ def open_source(found: OwnFiles, skip_bad: bool = False) -> tuple[Source, str]:
     return source_of(found.kind, splits, False, skip_bad), line
 
 
-def _pictures_of(annotations: Annotations) -> Path:
-    """The folder in which most of the first images lie."""
+def _pictures_of(annotations: Annotations, root: Path) -> Path:
+    """The folder that contains most of the images: one of the usual, else any in ``root``."""
     beside = annotations.path.parent
-    names = [image["file_name"] for image in annotations.images[:20]]
+    names = [image["file_name"] for image in annotations.images]
     splits = [folder for folder in sorted(beside.parent.glob("*")) if folder.is_dir()]
     places = [beside, beside / "images", beside.parent, beside.parent / "images"]
     places += [beside / annotations.path.stem, *splits[:50]]
     places = [place for place in places if place.is_dir()]
-    there = [sum((place / name).is_file() for name in names) for place in places]
-    if not max(there, default=0):
-        looked = ", ".join(dict.fromkeys(str(place) for place in places[:4]))
+    there = [sum((place / name).is_file() for name in names[:20]) for place in places]
+    if max(there, default=0):
+        return places[there.index(max(there))]
+    found = best_matches(root, pictures_in(root), set(map(key, names)), key)
+    if len(found) == 1:
+        return found[0]
+    if found:
         raise UserError(
-            f"{annotations.path}: its images, such as {names[0]!a}, are not in {looked}; move them "
-            "to images/ beside the file"
+            f"{annotations.path}: {found[0]} and {found[1]} both contain its images; move one away"
         )
-    return places[there.index(max(there))]
+    raise UserError(
+        f"{annotations.path}: its images, such as {names[0]!a}, are not in {root}; move them to "
+        "images/ beside the file"
+    )
 
 
 def hold_out(annotations: Annotations, share: float = HELD_OUT) -> tuple[Annotations, Annotations]:

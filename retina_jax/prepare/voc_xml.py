@@ -22,15 +22,13 @@ from retina_jax.prepare.handling import LeftOut, RecordError
 from retina_jax.prepare.linked import check_inside
 from retina_jax.prepare.names import BYTE_ORDER_MARK, Folder, clean, is_picture, key, stem_of
 from retina_jax.prepare.plain_xml import XMLError, read_xml
+from retina_jax.prepare.voc_layout import parts_of
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_ALL_FILES = "annotation files: all in the folder, because there is no ImageSets/Main"
+_Key = tuple[Path, str]
+"""Folder and stem of an annotation file."""
 _USED_OF_OBJECTS = set("name bndbox difficult pose truncated occluded attributes".split())
-
-
-def picture_folder(tree: Path) -> Path:
-    """Returns the image folder: JPEGImages, images (Label Studio) or data (FiftyOne)."""
-    names = ("JPEGImages", "images", "data")
-    return tree / next((name for name in names if (tree / name).is_dir()), names[0])
 
 
 def read_voc(
@@ -38,11 +36,12 @@ def read_voc(
     splits: dict[str, str],
     follow_links: bool = False,
     left_out: dict[str, LeftOut] | None = None,
-) -> dict[str, Annotations]:
-    """Reads the splits of a tree with Annotations/, JPEGImages/ and ImageSets/Main/.
+) -> dict[str, tuple[Annotations, Path]]:
+    """Reads the annotations of the splits of a tree, each with the folder of its images.
 
     Args:
-      splits: maps split names to lists in ImageSets/Main, such as ``{"validation": "val"}``.
+      splits: maps split names to lists in ImageSets/Main, such as ``{"validation": "val"}``; in a
+        tree without lists, to the names of its folders (`parts_of`).
       follow_links: whether to follow links that lead outside the tree.
       left_out: by split, collects the unusable records.
 
@@ -50,42 +49,34 @@ def read_voc(
     marked difficult become crowds, which training and scoring ignore, as in the kit. VOC pixel
     coordinates start at 1. Raises `UserError` that names the faulty file.
     """
-    folder = tree / "Annotations"
-    if not folder.is_dir() and any((tree / "labels").glob("*.xml")):  # FiftyOne
-        folder = tree / "labels"
-    if not folder.is_dir():
-        beside = next((path.parent.name for path in sorted(tree.glob("*/*.xml"))), None)
-        advice = "give the folder that contains Annotations, JPEGImages and ImageSets"
-        if beside:  # Roboflow's and labelImg's way
-            advice = f"move the XML files in {beside} to Annotations, and its images to JPEGImages"
-        raise UserError(f"--tree {tree} has no Annotations folder; {advice}")
-    check_inside(folder, tree, follow_links)
-    check_inside(picture_folder(tree), tree, follow_links)
-    for listed in splits.values():
-        check_inside(tree / "ImageSets" / "Main" / f"{listed}.txt", tree, follow_links)
+    parts = parts_of(tree, splits)
+    for part in parts.values():
+        for path in filter(None, (part.annotations, part.pictures, part.listed)):
+            check_inside(path, tree, follow_links)
     left_out = left_out or {name: LeftOut() for name in splits}
-    files = Folder(folder)
-    by_stem = _xml_by_stem(files)
-    pictures = Folder(picture_folder(tree))
-    read: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {}
-    members: dict[str, list[str]] = {name: [] for name in splits}
+    folders = {
+        path: Folder(path) for part in parts.values() for path in (part.annotations, part.pictures)
+    }
+    read: dict[_Key, tuple[dict[str, Any], list[dict[str, Any]]]] = {}
+    members: dict[str, list[_Key]] = {name: [] for name in splits}
     counts = {name: collections.Counter() for name in splits}
-    for name, listed in splits.items():
-        path = tree / "ImageSets" / "Main" / f"{listed}.txt"
-        lines = _lines(tree, listed)
-        if len(splits) == 1 and not path.parent.is_dir():  # Label Studio and FiftyOne write none
+    for name, part in parts.items():
+        by_stem = _xml_by_stem(folders[part.annotations])
+        path = part.listed or part.annotations
+        if part.listed is None:
             lines = [(i, stem) for i, stem in enumerate(sorted(by_stem), 1)]
-            counts[name]["annotation files: all in the tree, because it has no ImageSets/Main"] = (
-                len(lines)
-            )
+            counts[name][_ALL_FILES] = len(lines)
+        else:
+            lines = _lines(part.listed)
         for line in lines:
             try:
-                stem = _annotation_of(path, line, by_stem, folder, name)
-                xml = folder / by_stem[stem][0]
+                stem = _annotation_of(path, line, by_stem, part.annotations, name)
+                xml = part.annotations / by_stem[stem][0]
                 check_inside(xml, tree, follow_links)
-                if stem not in read:
-                    read[stem] = _read(xml, stem, pictures, counts[name])
-                members[name].append(stem)
+                file = part.annotations, stem
+                if file not in read:
+                    read[file] = _read(xml, stem, folders[part.pictures], counts[name])
+                members[name].append(file)
             except RecordError as error:
                 left_out[name].add(error)
     labels = _labels(tree, follow_links)
@@ -94,36 +85,38 @@ def read_voc(
     if unknown:
         raise UserError(f"{tree / 'labels.txt'}: has no class {unknown[0]!a}; it lists {labels}")
     if not names:
-        raise UserError(f"{folder}: no objects in {len(read)} files; there is nothing to train on")
+        places = ", ".join(dict.fromkeys(str(part.annotations) for part in parts.values()))
+        raise UserError(f"{places}: no objects in {len(read)} files; there is nothing to train on")
     categories = [{"id": i, "name": name} for i, name in enumerate(labels or names, 1)]
     number_of = {category["name"]: category["id"] for category in categories}
-    image_ids = {stem: i for i, stem in enumerate(sorted(read), 1)}
+    image_ids = {file: i for i, file in enumerate(sorted(read), 1)}
     found = {}
-    for split, stems in members.items():
-        path = tree / "ImageSets" / "Main" / f"{splits[split]}.txt"
-        if len(set(stems)) != len(stems):
-            (twice, _), *_ = collections.Counter(stems).most_common(1)
-            raise UserError(f"{path}: lists {twice!r} twice")
+    for split, files in members.items():
+        path = parts[split].listed or parts[split].annotations
+        if len(set(files)) != len(files):
+            (twice, _), *_ = collections.Counter(files).most_common(1)
+            raise UserError(f"{path}: lists {twice[1]!r} twice")
         content = {
-            "images": [{"id": image_ids[stem], **read[stem][0]} for stem in stems],
+            "images": [{"id": image_ids[file], **read[file][0]} for file in files],
             "annotations": [
                 {
-                    "image_id": image_ids[stem],
+                    "image_id": image_ids[file],
                     "category_id": number_of[o["name"]],
                     "bbox": o["bbox"],
                     "iscrowd": o["iscrowd"],
                 }
-                for stem in stems
-                for o in read[stem][1]
+                for file in files
+                for o in read[file][1]
             ],
             "categories": categories,
         }
-        if not stems:
+        if not files:
             lines = left_out[split].lines
             first = f"none of its records can be used; the first: {lines[0]}"
             raise UserError(f"{path}: {first}", lines)
-        found[split] = check(path, content, left_out[split])
-        found[split].counts.update(counts[split])
+        annotations = check(path, content, left_out[split])
+        annotations.counts.update(counts[split])
+        found[split] = annotations, parts[split].pictures
     return found
 
 
@@ -157,9 +150,8 @@ def _text(path: Path) -> str:
         raise UserError(f"{path}: cannot be read ({error})") from None
 
 
-def _lines(tree: Path, listed: str) -> Iterator[tuple[int, str]]:
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yields line numbers and lines of a list in ImageSets/Main."""
-    path = tree / "ImageSets" / "Main" / f"{listed}.txt"
     try:
         text = _text(path)
     except UserError as error:

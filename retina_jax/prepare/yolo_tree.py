@@ -17,6 +17,7 @@ from retina_jax.prepare.linked import check_inside
 from retina_jax.prepare.names import BYTE_ORDER_MARK, Folder, clean, is_picture, stem_of
 from retina_jax.prepare.plain_yaml import YAMLError, parse_yaml
 from retina_jax.prepare.yolo_labels import read_labels
+from retina_jax.prepare.yolo_layout import label_folder, settings_without_yaml
 
 SPLITS = {"train": "train", "val": "validation", "test": "test"}
 _READERS = 8
@@ -26,6 +27,8 @@ def read_yolo(
     tree: Path, follow_links: bool = False, left_out: Mapping[str, LeftOut] | None = None
 ) -> dict[str, tuple[Annotations, Path]]:
     """Returns the annotations and the image folder of each split that data.yaml names.
+
+    A tree without data.yaml is read as `settings_without_yaml` describes it.
 
     A split is a folder of images, a list of folders, or a .txt file that lists images. If there are
     several folders, file names are relative to the tree. An image without a label file has no
@@ -37,7 +40,8 @@ def read_yolo(
     if not settings_path.exists() and (tree / "dataset.yaml").is_file():  # FiftyOne's name
         settings_path = tree / "dataset.yaml"
     check_inside(settings_path, tree, follow_links)
-    settings = _settings(settings_path)
+    without_yaml = None if settings_path.exists() else settings_without_yaml(tree)
+    settings_path, settings = without_yaml or (settings_path, _settings(settings_path))
     names = _class_names(settings_path, settings)
     keypoints = _keypoint_numbers(settings_path, settings)
     found = {}
@@ -64,20 +68,15 @@ def _settings(path: Path) -> dict[str, Any]:
     try:
         settings = parse_yaml(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        raise UserError(_no_data_yaml(path.parent)) from None
+        raise UserError(
+            f"--tree {path.parent} has no data.yaml; give the folder that contains it, or create "
+            "one: 'train: FOLDER' and 'names: [...]' (or classes.txt, one name per line)"
+        ) from None
     except (OSError, ValueError, YAMLError) as error:
         raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(settings, dict):
         raise UserError(f"{path}: not a data.yaml (a {type(settings).__name__}, not a mapping)")
     return settings
-
-
-def _no_data_yaml(tree: Path) -> str:
-    message = f"--tree {tree} has no data.yaml; give the folder that contains it"
-    for name in ("classes.txt", "obj.names"):  # Label Studio's, and Darknet's
-        if (tree / name).is_file():
-            return f"{message}, or create one: 'train: FOLDER' and 'names: [...]', as in {name}"
-    return message
 
 
 def _class_names(path: Path, settings: dict[str, Any]) -> list[str]:
@@ -190,15 +189,6 @@ def _listed(tree: Path, path: Path, follow_links: bool) -> list[Path]:
     return found
 
 
-def _label_folder(pictures: Path, tree: Path) -> Path:
-    """Returns the label folder: …/labels/… for …/images/…, inside the tree."""
-    parts = pictures.resolve().relative_to(tree.resolve()).parts
-    for i in reversed(range(len(parts))):
-        if parts[i] == "images":
-            return tree.joinpath(*parts[:i], "labels", *parts[i + 1 :])
-    return pictures  # labels among the pictures
-
-
 def _joined(
     folder: Path,
     files: list[str],
@@ -211,10 +201,10 @@ def _joined(
 
     ``complete``: ``files`` has all images of the folder, so every label file must match one.
     """
-    label_folder = _label_folder(folder, tree)
-    if not label_folder.is_dir():
-        raise UserError(f"{label_folder}: no such folder; put the labels of {folder} there")
-    for path in (*folder.iterdir(), *label_folder.iterdir()):
+    of_labels = label_folder(folder, tree)
+    if not of_labels.is_dir():
+        raise UserError(f"{of_labels}: no such folder; put the labels of {folder} there")
+    for path in (*folder.iterdir(), *of_labels.iterdir()):
         check_inside(path, tree, follow_links)
     pictures: dict[str, str] = {}
     for name in files:
@@ -225,7 +215,7 @@ def _joined(
             )
         pictures[stem] = name
     labels: dict[str, Path] = {}
-    for path in sorted(label_folder.iterdir()):
+    for path in sorted(of_labels.iterdir()):
         if path.suffix.lower() == ".txt":
             stem = stem_of(path.name)
             if stem in labels:

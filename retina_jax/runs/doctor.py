@@ -40,7 +40,7 @@ def doctor(
         raise UserError(f"--out={out}: {error.strerror}; set --out to another folder") from None
     total = sum(map(len, splits))
     with (report_to or Reporter()).progress("examining", total) as bar:
-        report = examine(*splits, config, advance=lambda count: bar.advance("records", count))
+        report = examine(*splits, config, lambda count: bar.advance("records", count), fit.fields)
     drawn, pictures = plots.draw_all(report, config), draw_pictures(report)
     if not report.failed():
         pictures += draw_batch(config, splits[0])

@@ -204,8 +204,7 @@ def begin(
     check_alike(config, [train_split, eval_split], devices)
     loader = TrainLoader(train_split, config, parallel.process_index(), parallel.process_count())
     check_pixel_scale(train_split.pixel_scale, eval_split, report)
-    anchors_fitted = any(name.startswith("anchors.") for name in fit.fields)
-    findings = short_form(train_split, eval_split, config, anchors_fitted=anchors_fitted)
+    findings = short_form(train_split, eval_split, config, fitted=fit.fields)
     if findings and findings[0].level == "error":
         raise UserError(f"{findings[0].message} (run the doctor command for details)")
     model = retinanet.build(config, len(train_split.class_names), parallel.AXIS)

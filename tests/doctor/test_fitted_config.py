@@ -66,11 +66,29 @@ def test_the_doctor_suggests_what_a_fit_chooses(splits):
 def test_training_says_once_what_is_out_of_reach():
     split = split_of("train", [image_of(i, boxes_in(i, 4, 8)) for i in range(30)])
     config = config_of(**{"data.pixel_budget": 64 * 96})
-    effective = changed_config(config, fit(split, split, config, free_in(config)).fields)
-    for fitted in (False, True):
-        findings = short_form(split, split, effective, anchors_fitted=fitted)
+    fields = fit(split, split, config, free_in(config)).fields
+    effective = changed_config(config, fields)
+    for fitted in ((), fields):
+        findings = short_form(split, split, effective, fitted=fitted)
         said = [finding for finding in findings if finding.check == "anchor_recall"]
-        assert bool(said) != fitted
+        assert bool(said) != bool(fitted)
+
+
+def test_fitted_buckets_are_not_called_too_small():
+    """The short side is that of the bucket that shows it largest; others show it smaller."""
+    sizes = [(300, 480)] * 12 + [(400, 500)] * 12 + [(600, 400)] * 12
+    images = [image_of(i, boxes_in(i, 2, 60), size=size) for i, size in enumerate(sizes)]
+    split = split_of("train", images)
+    config = config_of(**{"data.pixel_budget": 320 * 256})
+    fields = fit(split, split, config, free_in(config)).fields
+    effective = changed_config(config, fields)
+    for fitted in ((), ("train.steps",), fields):
+        for findings in (
+            short_form(split, split, effective, fitted=fitted),
+            examine(split, split, effective, fitted=fitted).findings,
+        ):
+            said = [f for f in findings if "smaller than data.short_side" in f.message]
+            assert bool(said) != ("data.buckets" in fitted)
 
 
 def test_with_atss_the_anchors_stay_and_the_lines_say_why(splits):

@@ -73,7 +73,7 @@ def test_a_voc_picture_is_that_of_the_annotations_own_name(small_trees):
     voc, _ = small_trees
     path = voc / "Annotations" / "train_001.xml"
     path.write_text(path.read_text().replace("train_001.jpg", "train_002.jpg"))
-    found = read_voc(voc, {"train": "train"})["train"]
+    found = read_voc(voc, {"train": "train"})["train"][0]
     assert [i["file_name"] for i in found.images][:3] == [
         "train_000.jpg", "train_001.jpg", "train_002.jpg"
     ]  # fmt: skip
@@ -86,7 +86,7 @@ def test_difficult_objects_of_voc_are_crowds(small_trees):
     path.write_text(text)
     found = read_voc(voc, {"train": "train", "validation": "val"})
     crowds = [
-        a.get("iscrowd") for part in found.values() for b in part.annotations.values() for a in b
+        a.get("iscrowd") for part, _ in found.values() for b in part.annotations.values() for a in b
     ]
     assert sum(crowds) == 1
 

@@ -126,7 +126,7 @@ OBJECT = [voc_object("x", (1, 1, 20, 20))]
 def test_lines_of_a_voc_list(tmp_path, files, listed, stems):
     xml = "<annotation><filename>-</filename>" + OBJECT[0] + "</annotation>"
     voc_tree(tmp_path / "voc", {stem: xml.encode() for stem in files}, listed)
-    found = read_voc(tmp_path / "voc", {"train": "train"})["train"]
+    found = read_voc(tmp_path / "voc", {"train": "train"})["train"][0]
     assert [image["file_name"] for image in found.images] == [f"{stem}.png" for stem in stems]
 
 

@@ -89,7 +89,7 @@ def test_any_voc_names_are_joined_by_name(tmp_path_factory, stems):
         for stem, (x1, y1, x2, y2) in boxes.items()
     }
     voc_tree(root, files)
-    found = read_voc(root, {"train": "train"})["train"]
+    found = read_voc(root, {"train": "train"})["train"][0]
     assert [image["file_name"] for image in found.images] == [f"{stem}.png" for stem in stems]
     for image, (x1, y1, x2, y2) in zip(found.images, boxes.values(), strict=True):
         ((box,),) = ([a["bbox"] for a in found.annotations[image["id"]]],)

@@ -24,7 +24,7 @@ BOX = (11, 9, 40, 32)
 def classes_of(root, content):
     """Classes of a VOC tree of one file with this content."""
     voc_tree(root, {"a": content})
-    return list(read_voc(root, {"train": "train"})["train"].categories.values())
+    return list(read_voc(root, {"train": "train"})["train"][0].categories.values())
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_a_class_list_of_the_tree_orders_the_classes(tmp_path):
     root = tmp_path / "voc"
     voc_tree(root, {"a": [voc_object("nut", BOX), voc_object("bolt", BOX)]})
     put(root / "labels.txt", "\ufeffnut\nbolt\nrivet\n")
-    found = read_voc(root, {"train": "train"})["train"]
+    found = read_voc(root, {"train": "train"})["train"][0]
     assert found.categories == {1: "nut", 2: "bolt", 3: "rivet"}
     put(root / "labels.txt", "bolt\n")
     with pytest.raises(UserError, match=r"labels.txt: has no class 'nut'"):

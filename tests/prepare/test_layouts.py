@@ -1,0 +1,186 @@
+"""Where tools put annotations and images: `train --data` finds them without being told."""
+
+import json
+
+import pytest
+from made_trees import coco_content, encoded, picture, prepared, put, voc_object, voc_xml
+
+from retina_jax.errors import UserError
+from retina_jax.prepare.own_files import open_source, recognise
+
+PNG = encoded(picture())
+CLASSES = "bolt\nnut\n"
+NUT = "1 0.5 0.5 0.25 0.25\n"
+
+
+def nut(name):
+    return voc_xml(f"{name}.png", [voc_object("nut", (2, 3, 20, 30))])
+
+
+def annotated(annotations, pictures=None, names="abcd"):
+    """The files of a VOC data set; ``pictures``: their folder, else that of the XML files."""
+    pictures = annotations if pictures is None else pictures
+    return {f"{annotations}/{name}.xml": nut(name) for name in names} | {
+        f"{pictures}/{name}.png": PNG for name in names
+    }
+
+
+def labelled(labels, pictures, names="abcd"):
+    return {f"{labels}/{name}.txt": NUT for name in names} | {
+        f"{pictures}/{name}.png": PNG for name in names
+    }
+
+
+TWO = {"train": 4, "validation": 2}
+LAYOUTS = {
+    "labelImg, two folders": (annotated("annotations", "images"), "annotations/*.xml", 4),
+    "two folders of any name": (annotated("annots", "pictures"), "annots/*.xml", 4),
+    "capital folder, other images": (annotated("Annotations", "img"), "Annotations/*.xml", 4),
+    "labelImg, one folder": (annotated("."), "*.xml", 4),
+    "one folder below": (annotated("photos"), "photos/*.xml", 4),
+    "a folder for each class": (
+        annotated("images/bolts", names="ab") | annotated("images/valves", names="abc"),
+        "images/*.xml", 5),
+    "images with copies elsewhere": (
+        annotated("images") | {"thumbnails/a.png": PNG}, "images/*.xml", 4),
+    "Roboflow VOC": (
+        annotated("train") | annotated("valid", names="xy"), "train/*.xml, valid/*.xml", TWO),
+    "TensorFlow's tutorials": (
+        annotated("images/train") | annotated("images/test", names="ab")
+        | {"training/labelmap.pbtxt": "", "images/train_labels.csv": ""},
+        "images/train/*.xml, images/test/*.xml", {"train": 4, "test": 2}),
+    "splits below annotations": (
+        annotated("annotations/train", "images/train")
+        | annotated("annotations/val", "images/val", "ab"),
+        "annotations/train/*.xml, annotations/val/*.xml", TWO),
+    "splits of annotations, one folder of images": (
+        annotated("train_xml", "images") | annotated("val_xml", "images", "xy"),
+        "train_xml/*.xml, val_xml/*.xml", TWO),
+    "folders within splits": (
+        annotated("train/ann", "train/img") | annotated("validation/ann", "validation/img", "ab"),
+        "train/ann/*.xml, validation/ann/*.xml", TWO),
+    "Label Studio VOC": (annotated("Annotations", "images"), "Annotations/*.xml", 4),
+    "FiftyOne VOC": (annotated("labels", "data"), "labels/*.xml", 4),
+    "CVAT VOC": (
+        annotated("Annotations", "JPEGImages")
+        | {"ImageSets/Main/default.txt": "a\nb\nc\n", "labelmap.txt": "bolt:1,2,3::\n"},
+        "ImageSets/Main", 3),
+    "Label Studio YOLO": (
+        labelled("labels", "images") | {"classes.txt": CLASSES, "notes.json": "{}"},
+        "classes.txt", 4),
+    "labelImg YOLO": (labelled(".", ".") | {"classes.txt": CLASSES}, "classes.txt", 4),
+    "labelImg YOLO, two folders": (
+        labelled("labels", "images") | {"labels/classes.txt": CLASSES}, "labels/classes.txt", 4),
+    "YOLO, folders of splits": (
+        labelled("images/train", "images/train") | labelled("labels/train", "images/train")
+        | labelled("labels/val", "images/val", "ab")
+        | {"classes.txt": CLASSES, "labels/train/classes.txt": CLASSES}, "classes.txt", TWO),
+    "YOLO, splits first": (
+        labelled("train/labels", "train/images") | labelled("valid/labels", "valid/images", "ab")
+        | {"classes.txt": CLASSES}, "classes.txt", TWO),
+    "CVAT YOLO": (
+        labelled("obj_train_data", "obj_train_data")
+        | {"obj.names": CLASSES, "train.txt": "data/obj_train_data/a.png\n"
+           "data/obj_train_data/b.png\n", "obj.data": "classes = 2\ntrain = data/train.txt\n"
+           "names = data/obj.names\nbackup = backup/\n"}, "obj.names", 2),
+    "Darknet, two lists": (
+        labelled("obj", "obj", "abcdef")
+        | {"obj.names": CLASSES, "train.txt": "".join(f"build/obj/{n}.png\n" for n in "abcd"),
+           "test.txt": "obj/e.png\nobj/f.png\n",
+           "obj.data": "train=data/train.txt\nvalid=data/test.txt\n"}, "obj.names", TWO),
+    "CVAT COCO": (
+        {"annotations/instances_default.json": json.dumps(coco_content(4))}
+        | {f"images/default/p{i}.png": PNG for i in range(1, 5)}, "instances_default.json", 4),
+}  # fmt: skip
+
+
+def made(root, files):
+    for name, content in files.items():
+        put(root / name, content)
+    return root
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_files_are_found_as_tools_write_them(layout, tmp_path):
+    files, why, expected = LAYOUTS[layout]
+    found = recognise(made(tmp_path, files))
+    assert found.why == why
+    source, line = open_source(found)
+    rows = {split: len(rows) for split, rows in source.rows.items()}
+    if isinstance(expected, dict):
+        assert rows == expected
+    else:
+        assert line.startswith("one split; held out "), line
+        assert sum(rows.values()) == expected
+    for rows in source.rows.values():
+        for row in range(len(rows)):
+            record = rows.read(row)
+            assert [source.class_names[label] for label in record.labels] == ["bolt"] * (
+                found.kind == "coco"
+            ) + ["nut"] * (found.kind != "coco")
+            assert record.image is None or len(record.image)
+
+
+MISTAKES = {
+    "a split and no split": (
+        annotated("images/train") | annotated("annotations"),
+        "contains annotations in images/train/ and in annotations/, which belongs to no split"),
+    "two folders of the same images": (
+        annotated("annotations", "a") | annotated("annotations", "b"),
+        r"a and b both contain the images of annotations/\*.xml; move one away"),
+    "only a test split": (annotated("test"), r"contains test/\*.xml, none for training"),
+    "splits in two places": (
+        annotated("a/train") | annotated("b/train") | annotated("a/test"),
+        r"annotations for train are in several folders \(a/train/\*.xml, b/train/\*.xml\)"),
+    "names that differ": (
+        labelled("labels", "images") | {"classes.txt": CLASSES, "labels/classes.txt": "nut\nbolt"},
+        "classes.txt differ; delete the outdated one"),
+    "no images": (
+        {f"annotations/{name}.xml": nut(name) for name in "abc"}, r"annotations.*a\.png"),
+    "COCO without images": (
+        {"train.json": json.dumps(coco_content(2)), "images/other.png": PNG},
+        "its images, such as 'p1.png', are not in .*; move them to images/ beside the file"),
+    "COCO with images twice": (
+        {"annotations/train.json": json.dumps(coco_content(2))}
+        | {f"{folder}/{half}/p{i}.png": PNG for folder in "ab" for half in "cd" for i in (1, 2)},
+        "both contain its images; move one away"),
+    "XML of something else": (
+        {"a.xml": "<project/>", "a.png": PNG}, "is no data set; looked for"),
+    "classes.txt of something else": (
+        {"classes.txt": CLASSES, "images/a.png": PNG}, "is no data set; looked for"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_what_is_unclear_is_told_in_one_line(mistake, tmp_path):
+    files, words = MISTAKES[mistake]
+    made(tmp_path, files)
+    with pytest.raises(UserError, match=words) as told:
+        open_source(recognise(tmp_path))
+    assert "\n" not in str(told.value)
+
+
+def test_prepare_takes_the_splits_of_folders(tmp_path):
+    made(tmp_path / "tree", annotated("images/train") | annotated("images/test", names="ab"))
+    arguments = ["voc", "--tree", tmp_path / "tree", "--split", "train", "--split"]
+    said, splits = prepared(tmp_path, [*arguments, "validation=test"])
+    assert {name: len(split) for name, split in splits.items()} == TWO
+    assert "all in the folder, because there is no ImageSets/Main: 4" in said
+    with pytest.raises(UserError, match=r"annotations for --split val; --split can be train, test"):
+        prepared(tmp_path, [*arguments, "val"], name="again")
+
+
+def test_equal_names_in_two_splits_are_two_images(tmp_path):
+    made(tmp_path, annotated("train", names="ab") | annotated("val", names="ab"))
+    source, _ = open_source(recognise(tmp_path))
+    ids = {split: {rows.read(row).image_id for row in range(2)}
+           for split, rows in source.rows.items()}  # fmt: skip
+    assert not ids["train"] & ids["validation"]
+
+
+def test_a_linked_folder_is_read_only_within_the_data_set(tmp_path):
+    made(tmp_path / "elsewhere", annotated("."))
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "images").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"is a link that leads outside .*; add --follow-links"):
+        open_source(recognise(tmp_path / "tree"))
