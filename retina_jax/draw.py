@@ -104,8 +104,9 @@ def _draw_tag(
         if (wide <= size[1] and high <= size[0]) or letters <= 4:
             break
         letters, margin = letters - 1, 1
-    x = max(0.0, min(x, size[1] - wide))
-    y = max(0.0, min(y - high if y >= high else y, size[0] - high))
+    # whole pixels: Pillow cuts off the top of letters that begin at a fraction above the image
+    x = max(0, min(round(x), size[1] - wide))
+    y = max(0, min(round(y - high if y >= high else y), size[0] - high))
     draw.rectangle((x, y, x + wide - 1, y + high - 1), fill=colour(label))
     draw.text((x + margin - left, y + margin - top), caption, fill=_ink(label), font=font)
 

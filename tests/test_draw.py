@@ -99,3 +99,16 @@ def test_a_box_is_drawn_on_its_own_pixels():
     picture = np.asarray(draw_boxes(black, np.array([[100.0, 120, 140, 200]]), [0], [""], 1.0))
     rows, columns = np.nonzero(picture.any(axis=2))
     assert (columns.min(), rows.min(), columns.max(), rows.max()) == (100, 120, 139, 199)
+
+
+@pytest.mark.parametrize("top", [0.3, 0.6, 1.7, 14.4])
+def test_letters_are_whole_wherever_the_box_begins(top):
+    """Pillow cut off the upper part of letters at a fraction of a pixel near the upper edge."""
+    blank = np.zeros((60, 160, 3), np.uint8)
+
+    def ink(y):
+        box = np.array([[10.0, y, 150.0, 55.0]])
+        return (np.asarray(draw_boxes(blank, box, [0], ["Box 0.85"], 1.0)) > 240).all(-1)
+
+    rows = [found[found.any(1)] for found in (ink(top), ink(30.0))]
+    np.testing.assert_array_equal(*rows)
