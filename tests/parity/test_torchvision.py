@@ -20,9 +20,7 @@ from retina_jax.models.layers import make_norm
 from retina_jax.models.retinanet import backbone_of
 from retina_jax.ops import box_losses, losses
 
-pytestmark = pytest.mark.optimized
 GOLDEN = Path(__file__).parent / "golden"
-SYSTEMS = ("torchvision_v1", "torchvision_v2", "torchvision_mobilenet")
 LARGE = ("batch", "feature_", "cls_logits", "box_regression", "grad/")
 """Stages of which the golden files keep a sample."""
 
@@ -94,7 +92,15 @@ def detections(stages, case, logits, deltas):
     return found, tuple(case[f"det_{name}"] for name in ("boxes", "scores", "labels"))
 
 
-@pytest.mark.parametrize("system", SYSTEMS)
+# one as users compile it; test_golden.py has all of its systems so
+@pytest.mark.parametrize(
+    "system",
+    [
+        "torchvision_v1",
+        pytest.param("torchvision_v2", marks=pytest.mark.optimized),
+        "torchvision_mobilenet",
+    ],
+)
 @pytest.mark.parametrize("source", ["golden", "itself"])
 def test_every_stage(system, source, tmp_path):
     if source == "itself":
