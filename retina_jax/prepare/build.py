@@ -165,7 +165,7 @@ def voc_source(
 
 
 def yolo_source(tree: Path, follow_links: bool = False, skip_bad: bool = False) -> Source:
-    """Reads a YOLO tree with a data.yaml."""
+    """Reads a YOLO tree, with a data.yaml or as `settings_without_yaml` describes it."""
     left_out = {split: LeftOut(skip_bad) for split in YOLO_SPLITS.values()}
     splits = read_yolo(home_of(tree), follow_links, left_out)
     return source_of("yolo", splits, follow_links, skip_bad)

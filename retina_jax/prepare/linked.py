@@ -19,5 +19,6 @@ def check_inside(path: Path, root: Path, follow_links: bool) -> None:
     """Raises `UserError` for a link that leads outside ``root``, unless links are allowed."""
     if not follow_links and not is_inside(path, root.resolve()):
         raise UserError(
-            f"{path}: is a link that leads outside {root}; add --follow-links if you trust it"
+            f"{path}: is a link that leads outside {root}; if you trust it, use the prepare "
+            "command with --follow-links"
         )

@@ -12,7 +12,7 @@ import functools
 import os
 import posixpath
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from retina_jax.data.images import SUFFIXES
@@ -42,8 +42,20 @@ def is_picture(name: str) -> bool:
     return posixpath.splitext(name)[1].lower() in SUFFIXES
 
 
+def walk(path: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Each folder, the names of its folders and of its files, sorted; follows no links.
+
+    Without hidden folders, and without the copies of file attributes that macOS leaves behind.
+    """
+    for folder, below, files in os.walk(path):
+        below[:] = sorted(name for name in below if name[0] != "." and name != "__MACOSX")
+        there = set(files)
+        copies = {name for name in files if name.startswith("._") and name[2:] in there}
+        yield Path(folder), below, sorted(there - copies)
+
+
 class Folder:
-    """Finds the files in a folder and its subfolders by name; thread-safe."""
+    """Finds the files in a folder and its subfolders (`walk`) by name; thread-safe."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -52,14 +64,20 @@ class Folder:
     def files(self) -> list[str]:
         """Names relative to the folder, sorted."""
         return sorted(
-            (Path(root) / file).relative_to(self.path).as_posix()
-            for root, _, files in os.walk(self.path)
+            (folder / file).relative_to(self.path).as_posix()
+            for folder, _, files in walk(self.path)
             for file in files
         )
 
     @functools.cached_property
     def _by_key(self) -> dict[str, list[str]]:
         return _grouped((key(name), name) for name in self.files)
+
+    @functools.cached_property
+    def pictures_by_base(self) -> dict[str, list[str]]:
+        """Image files by the last part of their stem."""
+        named = self.pictures_by_stem.items()
+        return _grouped((posixpath.basename(stem), name) for stem, of in named for name in of)
 
     @functools.cached_property
     def pictures_by_stem(self) -> dict[str, list[str]]:

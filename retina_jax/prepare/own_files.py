@@ -13,12 +13,18 @@ from retina_jax.errors import UserError
 from retina_jax.prepare.annotations import Annotations
 from retina_jax.prepare.build import Folders, Source, home_of, source_of
 from retina_jax.prepare.coco_json import read_coco
-from retina_jax.prepare.folders import best_matches, pictures_in
+from retina_jax.prepare.folders import folders_of, matches, pictures_in, shown, split_in
 from retina_jax.prepare.handling import LeftOut
 from retina_jax.prepare.names import key
-from retina_jax.prepare.voc_layout import has_lists, lists_of, loose_parts, shown
+from retina_jax.prepare.voc_layout import (
+    has_annotations,
+    has_lists,
+    lists_of,
+    loose_parts,
+    xml_in,
+)
 from retina_jax.prepare.voc_xml import read_voc
-from retina_jax.prepare.yolo_layout import settings_without_yaml
+from retina_jax.prepare.yolo_layout import settings_in, settings_without_yaml
 from retina_jax.prepare.yolo_tree import SPLITS as YOLO_SPLITS
 from retina_jax.prepare.yolo_tree import read_yolo
 
@@ -42,6 +48,8 @@ class OwnFiles:
     """The files by which it was recognised."""
     lists: dict[str, str] = dataclasses.field(default_factory=dict)
     """By split: COCO's JSON file, or VOC's list."""
+    loose: bool = False
+    """Whether no file says which images and annotations belong to the data set."""
 
 
 def recognise(path: str | Path) -> OwnFiles:
@@ -54,14 +62,31 @@ def recognise(path: str | Path) -> OwnFiles:
         raise UserError(f"--data={path} {what}; set it to a folder or a COCO .json file")
     found = [one for one in (_prepared(root), _yolo(root), _voc(root), _coco(root)) if one]
     if not found:
+        below = _described_below(root)
+        if len(below) > 1:
+            listed = ", ".join(shown(folder, root) for folder in below)
+            raise UserError(f"--data={path} contains several data sets ({listed}); choose one")
+        if below:
+            return recognise(below[0])
+        found = [one for one in (_loose_voc(root), _loose_yolo(root)) if one]
+    if not found:
         raise UserError(f"--data={path} is no data set; looked for {_LOOKED_FOR}")
     if len(found) > 1:
         listed = ", ".join(f"{one.kind} ({one.why})" for one in found)
         raise UserError(
-            f"--data={path} could be {listed}; set --data to the .json file, or convert it with "
-            "the prepare command and set --data to the result"
+            f"--data={path} could be {listed}; move one of them away, or convert one with the "
+            "prepare command and set --data to the result"
         )
     return found[0]
+
+
+def _described_below(root: Path) -> list[Path]:
+    """The folders below that say by a file or lists which images and annotations they have."""
+    below = []
+    for folder, files in folders_of(root):
+        if folder != root and (has_lists(folder) or settings_in(folder) or "obj.data" in files):
+            below.append(folder)
+    return below
 
 
 def _prepared(root: Path) -> OwnFiles | None:
@@ -76,29 +101,41 @@ def _prepared(root: Path) -> OwnFiles | None:
 
 
 def _yolo(root: Path) -> OwnFiles | None:
-    for name in ("data.yaml", "dataset.yaml"):
-        if (root / name).is_file():
-            return OwnFiles("yolo", root, name)
-    without = settings_without_yaml(root)
-    return OwnFiles("yolo", root, without[0].relative_to(root).as_posix()) if without else None
+    path = settings_in(root)
+    return OwnFiles("yolo", root, path.name) if path else None
+
+
+def _loose_yolo(root: Path) -> OwnFiles | None:
+    found = settings_without_yaml(root)
+    return (
+        OwnFiles("yolo", root, found[0].relative_to(root).as_posix(), loose=True) if found else None
+    )
 
 
 def _voc(root: Path) -> OwnFiles | None:
     trees = [root, *sorted(path for path in root.glob("VOC*") if path.is_dir())]
     trees += sorted(root.glob("VOCdevkit/VOC*"))
-    trees = [tree for tree in trees if has_lists(tree)]
+    trees = [tree for tree in trees if has_lists(tree) or has_annotations(tree)]
+    if not trees:
+        return None
     if len(trees) > 1:
         listed = ", ".join(str(tree.relative_to(root)) for tree in trees)
         raise UserError(f"--data={root} contains several VOC trees ({listed}); set --data to one")
-    if trees:
-        return OwnFiles("voc", trees[0], "ImageSets/Main", _voc_lists(root, lists_of(trees[0])))
+    (tree,) = trees
+    if has_lists(tree):
+        return OwnFiles("voc", tree, "ImageSets/Main", _voc_lists(root, lists_of(tree)))
+    return OwnFiles("voc", tree, "Annotations/*.xml", {"train": "train"})
+
+
+def _loose_voc(root: Path) -> OwnFiles | None:
     parts = loose_parts(root)
     if not parts:
         return None
-    why = ", ".join(shown(part.annotations, root) for part in parts.values())
-    if "train" not in parts:
+    why = ", ".join(xml_in(part.annotations, root) for part in parts.values())
+    if not {"train", None} & parts.keys():
         raise UserError(f"--data={root} contains {why}, none for training")
-    return OwnFiles("voc", root, why, {split: split for split in parts})
+    splits = {split or "train": split or "train" for split in parts}
+    return OwnFiles("voc", root, why, splits, loose=True)
 
 
 def _voc_lists(root: Path, there: list[str]) -> dict[str, str]:
@@ -107,6 +144,10 @@ def _voc_lists(root: Path, there: list[str]) -> dict[str, str]:
         if {train, other} <= set(there):
             return {"train": train, _WORDS[other]: other}
     usual = [name for name in ("trainval", "train", "val", "test") if name in there]
+    by_word = [(split_in(name), name) for name in there]
+    lists = {split: name for split, name in by_word if split}
+    if "train" in lists and len(lists) > 1 and len(lists) == len(there):  # Train, Validation
+        return lists
     if usual or len(there) == 1:
         return {"train": (usual or there)[0]}
     raise UserError(
@@ -121,6 +162,7 @@ def _coco(root: Path) -> OwnFiles | None:
         root.glob("*.json"),
         root.glob("annotations/*.json"),
         root.glob("*/_annotations*.json"),
+        root.glob("*/labels.json"),
     )
     files = [file for place in places for file in sorted(place)]
     files = [file for file in files if _has_lists(file)]
@@ -169,7 +211,10 @@ def open_source(found: OwnFiles, skip_bad: bool = False) -> tuple[Source, str]:
         splits = {}
         for split, file in found.lists.items():
             annotations = read_coco(Path(file), LeftOut(skip_bad))
-            splits[split] = annotations, _pictures_of(annotations, found.root)
+            splits[split] = (
+                annotations,
+                _pictures_of(annotations, found.root, split if len(found.lists) > 1 else None),
+            )
     line = f"splits: {', '.join(splits)}"
     if len(splits) == 1:
         ((annotations, folder),) = splits.values()
@@ -180,29 +225,53 @@ def open_source(found: OwnFiles, skip_bad: bool = False) -> tuple[Source, str]:
             "validation, by a hash of the file name (near-duplicates may be in both splits; "
             "retina-jax doctor finds them)"
         )
-    return source_of(found.kind, splits, False, skip_bad), line
+    source = source_of(found.kind, splits, False, skip_bad)
+    if found.loose:
+        used = [folder for _, folder in splits.values()]
+        source = dataclasses.replace(source, found=source.found | _others(found.root, used))
+    return source, line
 
 
-def _pictures_of(annotations: Annotations, root: Path) -> Path:
-    """The folder that contains most of the images: one of the usual, else any in ``root``."""
+def _others(root: Path, used: list[Path]) -> dict[str, int]:
+    """The number of images that are in none of the folders ``used``."""
+    others = [path for path in pictures_in(root) if not any(map(path.is_relative_to, used))]
+    if not others:
+        return {}
+    first = shown(others[0].parent, root)
+    return {f"images in other folders, such as {first}, left out": len(others)}
+
+
+def _pictures_of(annotations: Annotations, root: Path, split: str | None) -> Path:
+    """The folder that contains most of the images: one of the usual, else any in ``root``.
+
+    Not the folder of another split than ``split``, if there are several.
+    """
     beside = annotations.path.parent
+    above = beside.parent if beside.name == "annotations" else root
     names = [image["file_name"] for image in annotations.images]
-    splits = [folder for folder in sorted(beside.parent.glob("*")) if folder.is_dir()]
     places = [beside, beside / "images", beside.parent, beside.parent / "images"]
-    places += [beside / annotations.path.stem, *splits[:50]]
-    places = [place for place in places if place.is_dir()]
-    there = [sum((place / name).is_file() for name in names[:20]) for place in places]
-    if max(there, default=0):
-        return places[there.index(max(there))]
-    found = best_matches(root, pictures_in(root), set(map(key, names)), key)
-    if len(found) == 1:
-        return found[0]
-    if found:
+    places += [beside / annotations.path.stem]
+    around = [folder for folder in sorted(beside.parent.glob("*")) if folder.is_dir()]
+    told = dict.fromkeys(filter(Path.is_dir, places)) | {f: split_in(f.name) for f in around[:50]}
+    there = {
+        folder: (sum((folder / name).is_file() for name in names[:20]), own == split)
+        for folder, own in told.items()
+        if split is None or own in (split, None)
+    }
+    best = max(there, key=there.get, default=None)
+    if best and there[best][0]:
+        return best
+    found = matches(above, pictures_in(above, split), set(map(key, names)), key)
+    several = [folder for folder, count in found.items() if 2 * count > max(found.values())]
+    if len(several) == 1:
+        return several[0]
+    if several:
+        first, second, *_ = several
         raise UserError(
-            f"{annotations.path}: {found[0]} and {found[1]} both contain its images; move one away"
+            f"{annotations.path}: {first} and {second} both contain its images; move one away"
         )
     raise UserError(
-        f"{annotations.path}: its images, such as {names[0]!a}, are not in {root}; move them to "
+        f"{annotations.path}: its images, such as {names[0]!a}, are not in {above}; move them to "
         "images/ beside the file"
     )
 

@@ -122,8 +122,8 @@ class AnnotationReader:
             if not self._follow_links and not is_inside(path, self._root):
                 raise self._refuse(
                     image,
-                    "is a link that leads outside the image folder; add --follow-links if you "
-                    "trust it",
+                    "is a link that leads outside the image folder; if you trust it, use the "
+                    "prepare command with --follow-links",
                 )
             return path if path.is_file() else None
         except OSError as error:  # a name too long for any file

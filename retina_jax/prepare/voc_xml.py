@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import posixpath
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -222,7 +223,8 @@ def _read(
 def _picture(path: Path, stem: str, own_name: str, pictures: Folder) -> str:
     """Finds the image with the stem of the annotation, as the kit does, else <filename>.
 
-    The stem comes first because many tools write an outdated <filename>.
+    The stem comes first because many tools write an outdated <filename>: relative to the folder,
+    then anywhere below it.
     """
     same = pictures.pictures_by_stem.get(stem, [])
     if len(same) == 1:
@@ -232,6 +234,9 @@ def _picture(path: Path, stem: str, own_name: str, pictures: Folder) -> str:
         if len(exact) != 1:
             raise RecordError(f"{path}: matches images {same[0]!a} and {same[1]!a}; rename one")
         return exact[0]
+    elsewhere = pictures.pictures_by_base.get(posixpath.basename(stem), [])
+    if len(elsewhere) == 1:
+        return elsewhere[0]
     if not own_name or "\0" in own_name:
         raise RecordError(f"{path}: no image {stem!a} in {pictures.path}, and no valid <filename>")
     return own_name

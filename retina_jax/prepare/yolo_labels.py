@@ -72,7 +72,7 @@ def _label(record: str, text: str, class_count: int) -> int:
     label = int(text.partition(".")[0])
     if label >= class_count:
         raise RecordError(
-            f"{record}: class_idx {label} is out of range: data.yaml has {class_count} classes, "
+            f"{record}: class_idx {label} is out of range: there are {class_count} classes, "
             "numbered from 0"
         )
     return label

@@ -17,10 +17,17 @@ from retina_jax.prepare.linked import check_inside
 from retina_jax.prepare.names import BYTE_ORDER_MARK, Folder, clean, is_picture, stem_of
 from retina_jax.prepare.plain_yaml import YAMLError, parse_yaml
 from retina_jax.prepare.yolo_labels import read_labels
-from retina_jax.prepare.yolo_layout import label_folder, settings_without_yaml
+from retina_jax.prepare.yolo_layout import (
+    SETTINGS,
+    label_folder,
+    settings_in,
+    settings_without_yaml,
+)
 
 SPLITS = {"train": "train", "val": "validation", "test": "test"}
 _READERS = 8
+_OTHER_TEXTS = {"classes", "notes", "readme", "license", "train", "val", "valid", "test"}
+"""Stems of .txt files that may lie among labels."""
 
 
 def read_yolo(
@@ -36,9 +43,7 @@ def read_yolo(
     ``follow_links`` allows links that lead outside the tree. ``left_out``, by split, collects the
     unusable records. Raises `UserError` that names the faulty file.
     """
-    settings_path = tree / "data.yaml"
-    if not settings_path.exists() and (tree / "dataset.yaml").is_file():  # FiftyOne's name
-        settings_path = tree / "dataset.yaml"
+    settings_path = settings_in(tree) or tree / SETTINGS[0]
     check_inside(settings_path, tree, follow_links)
     without_yaml = None if settings_path.exists() else settings_without_yaml(tree)
     settings_path, settings = without_yaml or (settings_path, _settings(settings_path))
@@ -221,7 +226,8 @@ def _joined(
             if stem in labels:
                 raise UserError(f"{path} and {labels[stem].name!a} label the same image; keep one")
             labels[stem] = path
-    astray = sorted(labels.keys() - pictures.keys() - {"classes"}) if complete else []
+    astray = sorted(labels.keys() - pictures.keys()) if complete else []
+    astray = [stem for stem in astray if stem.lower() not in _OTHER_TEXTS]
     for stem in astray:
         other = [p.name for p in sorted(folder.glob(f"{_escaped(stem)}.*")) if p.suffix != ".txt"]
         format_note = f"; convert {other[0]!a} to PNG or JPEG" if other else ""

@@ -1,15 +1,18 @@
 """Where tools put annotations and images: `train --data` finds them without being told."""
 
 import json
+from pathlib import Path
 
 import pytest
 from made_trees import coco_content, encoded, picture, prepared, put, voc_object, voc_xml
 
 from retina_jax.errors import UserError
+from retina_jax.prepare.folders import split_in
 from retina_jax.prepare.own_files import open_source, recognise
 
 PNG = encoded(picture())
 CLASSES = "bolt\nnut\n"
+YAML = "train: images\nnames: [bolt, nut]\n"
 NUT = "1 0.5 0.5 0.25 0.25\n"
 
 
@@ -88,6 +91,91 @@ LAYOUTS = {
         | {"obj.names": CLASSES, "train.txt": "".join(f"build/obj/{n}.png\n" for n in "abcd"),
            "test.txt": "obj/e.png\nobj/f.png\n",
            "obj.data": "train=data/train.txt\nvalid=data/test.txt\n"}, "obj.names", TWO),
+    "lists beside classes.txt": (
+        labelled("labels", "images", "abcdef")
+        | {"classes.txt": CLASSES, "train.txt": "".join(f"./images/{n}.png\r\n" for n in "abcd"),
+           "val.txt": "images/e.png\nimages/f.png"}, "classes.txt", TWO),
+    "Darknet in a folder": (
+        labelled("data/obj", "data/obj")
+        | {"data/obj.names": CLASSES, "data/train.txt": "data/obj/a.png\ndata/obj/b.png\n",
+           "data/obj.data": "train = data/train.txt\nvalid = data/train.txt\n"}, "obj.names", 2),
+    "data.yaml below, beside other names": (
+        labelled("set/labels", "set/images")
+        | {"set/data.yaml": YAML, "set/classes.txt": "nut\nbolt\n"},
+        "data.yaml", 4),
+    "data.yml": (
+        labelled("labels", "images") | {"data.yml": YAML},
+        "data.yml", 4),
+    "data.yaml, capital folders": (
+        labelled("Labels", "Images") | {"data.yaml": "train: Images\nnames: [bolt, nut]\n"},
+        "data.yaml", 4),
+    "labelImg YOLO, saved among the images": (
+        labelled("images", "images") | {"images/classes.txt": CLASSES, "images/README.txt": "me"},
+        "images/classes.txt", 4),
+    "labelImg YOLO, saved among the images of splits": (
+        labelled("images/train", "images/train") | labelled("images/val", "images/val", "ab")
+        | {"images/train/classes.txt": CLASSES}, "images/train/classes.txt", TWO),
+    "YOLO, folders of a folder of splits": (
+        labelled("train_val/labels/train", "train_val/images/train")
+        | labelled("train_val/labels/val", "train_val/images/val", "ab")
+        | {"train_val/classes.txt": CLASSES}, "train_val/classes.txt", TWO),
+    "YOLO in capitals": (
+        {f"Train/Labels/{name}.TXT": NUT for name in "ab"}
+        | {f"Train/Images/{name}.PNG": PNG for name in "ab"} | {"classes.txt": CLASSES},
+        "classes.txt", 2),
+    "YOLO beside other pictures": (
+        labelled("labels", "images") | {"classes.txt": CLASSES, "docs/images/logo.png": PNG},
+        "classes.txt", 4),
+    "splits within a folder of a split's name": (
+        annotated("training/train") | annotated("training/val", names="ab"),
+        "training/train/*.xml, training/val/*.xml", TWO),
+    "splits within a folder of two splits' names": (
+        annotated("train_test_split/train") | annotated("train_test_split/test", names="ab"),
+        "train_test_split/train/*.xml, train_test_split/test/*.xml", {"train": 4, "test": 2}),
+    "trainset and testset": (
+        annotated("trainset") | annotated("testset", names="ab"),
+        "trainset/*.xml, testset/*.xml", {"train": 4, "test": 2}),
+    "batches": (
+        annotated("batch1/annotations", "batch1/images")
+        | annotated("batch2/annotations", "batch2/images", "xyz"), "*.xml", 7),
+    "images in folders of any name": (
+        annotated("annotations", "images/left", "abc")
+        | annotated("annotations", "images/right", "x"),
+        "annotations/*.xml", 4),
+    "folders of annotations, one of images": (
+        annotated("annotations/x", "images", "ab") | annotated("annotations/y", "images", "cd"),
+        "annotations/*.xml", 4),
+    "the kit, in a folder": (
+        annotated("kit/Annotations", "kit/JPEGImages")
+        | {"kit/ImageSets/Main/trainval.txt": "a\nb\n"},
+        "ImageSets/Main", 2),
+    "the kit, other names of lists": (
+        annotated("Annotations", "JPEGImages", "abcdef")
+        | {"ImageSets/Main/Train.txt": "a\nb\nc\nd\n", "ImageSets/Main/Validation.txt": "e\nf\n"},
+        "ImageSets/Main", TWO),
+    "the kit and outdated files": (
+        annotated("Annotations", "JPEGImages") | annotated("old", "JPEGImages"),
+        "Annotations/*.xml", 4),
+    "the kit, converted to YOLO as well": (
+        annotated("Annotations", "images") | labelled("labels", "images")
+        | {"classes.txt": CLASSES},
+        "Annotations/*.xml", 4),
+    "data.yaml and the XML it was made from": (
+        labelled("labels", "images") | {"data.yaml": YAML}
+        | {f"xmls/{name}.xml": nut(name) for name in "abcd"}, "data.yaml", 4),
+    "left behind by macOS and editors": (
+        annotated("annotations", "images") | annotated("images/.ipynb_checkpoints", names="ef")
+        | {f"__MACOSX/annotations/._{name}.xml": nut(name) for name in "ab"}
+        | {"annotations/._a.xml": "\0", ".idea/workspace.xml": "<project/>"},
+        "annotations/*.xml", 4),
+    "XML of another kind": (
+        labelled("labels", "images") | {"classes.txt": CLASSES}
+        | {"annotations.xml": "<annotations/>"}, "classes.txt", 4),
+    "FiftyOne COCO, splits": (
+        {"train/labels.json": json.dumps(coco_content(4)),
+         "validation/labels.json": json.dumps(coco_content(2))}
+        | {f"train/data/p{i}.png": PNG for i in range(1, 5)}
+        | {f"validation/data/p{i}.png": PNG for i in range(1, 3)}, "labels.json, labels.json", TWO),
     "CVAT COCO": (
         {"annotations/instances_default.json": json.dumps(coco_content(4))}
         | {f"images/default/p{i}.png": PNG for i in range(1, 5)}, "instances_default.json", 4),
@@ -127,7 +215,7 @@ MISTAKES = {
         "contains annotations in images/train/ and in annotations/, which belongs to no split"),
     "two folders of the same images": (
         annotated("annotations", "a") | annotated("annotations", "b"),
-        r"a and b both contain the images of annotations/\*.xml; move one away"),
+        r"a/ and b/ both contain the images of annotations/\*.xml; move one away"),
     "only a test split": (annotated("test"), r"contains test/\*.xml, none for training"),
     "splits in two places": (
         annotated("a/train") | annotated("b/train") | annotated("a/test"),
@@ -144,6 +232,22 @@ MISTAKES = {
         {"annotations/train.json": json.dumps(coco_content(2))}
         | {f"{folder}/{half}/p{i}.png": PNG for folder in "ab" for half in "cd" for i in (1, 2)},
         "both contain its images; move one away"),
+    "only a test split of YOLO": (
+        labelled("test/labels", "test/images") | {"classes.txt": CLASSES},
+        "contains test/images, none for training"),
+    "several data sets": (
+        {f"{name}/data.yaml": "names: [bolt]\ntrain: images\n" for name in ("first", "second")},
+        r"contains several data sets \(first/, second/\); choose one"),
+    "splits of the images alone": (
+        annotated("annotations", "images/train", "ab")
+        | annotated("annotations", "images/val", "cd"),
+        r"images of annotations/\*.xml are in images/train/ and images/val/; move the XML"),
+    "a line without a name": (
+        labelled("labels", "images") | {"classes.txt": "bolt\n\nnut\n"},
+        "classes.txt: line 2 is empty; write the name of its class"),
+    "a class that is not listed": (
+        labelled("labels", "images") | {"classes.txt": "bolt\n"},
+        "out of range: there are 1 class"),
     "XML of something else": (
         {"a.xml": "<project/>", "a.png": PNG}, "is no data set; looked for"),
     "classes.txt of something else": (
@@ -182,5 +286,76 @@ def test_a_linked_folder_is_read_only_within_the_data_set(tmp_path):
     made(tmp_path / "elsewhere", annotated("."))
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree" / "images").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match=r"is a link that leads outside .*; add --follow-links"):
+    with pytest.raises(UserError, match=r"link that leads outside .*; if .* --follow-links"):
         open_source(recognise(tmp_path / "tree"))
+
+
+def file_names(source, split="train"):
+    return {image["file_name"] for image in source.rows[split].annotations.images}
+
+
+@pytest.mark.parametrize("image", ["pictures", "data"])
+def test_masks_are_not_taken_for_the_images(image, tmp_path):
+    """They have the same stems, and may be more; <filename> tells."""
+    made(tmp_path, annotated("annotations", image))
+    made(tmp_path, {f"masks/{name}.jpg": encoded(picture(), "JPEG") for name in "abcd"})
+    source, _ = open_source(recognise(tmp_path))
+    assert {Path(name).suffix for split in source.rows for name in file_names(source, split)} == {
+        ".png"
+    }
+    (tmp_path / image / "d.png").unlink()
+    with pytest.raises(UserError, match=r"d\.png"):
+        open_source(recognise(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("folders", "json_at"),
+    [
+        (("train2017", "val2017"), "annotations/instances_{}2017.json"),
+        (("images/Train", "images/Validation"), "annotations/instances_{}.json"),
+    ],
+)
+def test_numbered_alike_each_split_has_its_own_images(folders, json_at, tmp_path):
+    wide = encoded(picture(1))
+    for folder, word, content in zip(folders, ("train", "val"), (PNG, wide), strict=True):
+        made(tmp_path, {f"{folder}/p{i}.png": content for i in (1, 2)})
+        made(tmp_path, {json_at.format(word): json.dumps(coco_content(2))})
+    source, _ = open_source(recognise(tmp_path))
+    for split, content in (("train", PNG), ("validation", wide)):
+        assert {source.rows[split].read(row).image for row in range(2)} == {content}
+
+
+def test_images_that_are_left_out_are_counted(tmp_path):
+    made(tmp_path, annotated("positive") | {"negative/x.png": PNG, "negative/y.png": PNG})
+    source, _ = open_source(recognise(tmp_path))
+    assert source.found == {"images in other folders, such as negative/, left out": 2}
+
+
+def test_a_link_within_the_data_set_shows_nothing_twice(tmp_path):
+    made(tmp_path, labelled("v1/labels", "v1/images") | {"classes.txt": CLASSES})
+    (tmp_path / "latest").symlink_to(tmp_path / "v1")
+    source, _ = open_source(recognise(tmp_path))
+    assert sum(map(len, source.rows.values())) == 4
+
+
+def test_prepare_does_not_take_another_split(tmp_path):
+    made(tmp_path / "tree", annotated("test"))
+    arguments = ["voc", "--tree", tmp_path / "tree", "--split"]
+    with pytest.raises(UserError, match=r"annotations for --split train; --split can be test"):
+        prepared(tmp_path, [*arguments, "train"])
+    _, splits = prepared(tmp_path, [*arguments, "train=test"])
+    assert len(splits["train"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("train", "train"), ("Training", "train"), ("trainval", "train"), ("train_zip", "train"),
+        ("train2017", "train"), ("obj_train_data", "train"), ("valid", "validation"),
+        ("val", "validation"), ("Validation-set", "validation"), ("dev", "validation"),
+        ("testing", "test"), ("images_test", "test"), ("valves", None), ("contest", None),
+        ("train_test", None), ("trainer", None), ("images", None),
+    ],
+)  # fmt: skip
+def test_the_split_that_a_name_tells(name, split):
+    assert split_in(name) == split
