@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from retina_jax.config.flags import Parsed
+    from retina_jax.prepare.handling import Handling
 
 FINETUNE = "experiments/finetune.py"
 """The experiment for ``--data``."""
@@ -50,8 +51,11 @@ DATA = Flag(
 )
 ON_BAD = Flag(
     "on_bad",
-    "with --data, what to do with unusable records: stop, or skip (leaves out up to 1 % of them)",
+    "with --data, what to do with unusable records: stop, or skip (leaves them out)",
     "stop",
+)
+MAX_BAD = Flag(
+    "max_bad", "with --on-bad=skip, the largest share of records that may be left out", "0.01"
 )
 SEEDS = Flag(
     "seeds", "number of runs, with seeds 0, 1, …, to train as one program in WORKDIR/seed0, …; "
@@ -144,7 +148,9 @@ def run_seeds(
 def main(argv: list[str]) -> int:
     if value_after(argv, "data") is not None and value_after(argv, "config") is None:
         argv = [f"--config={FINETUNE}", *argv]
-    parsed = parse(argv, __doc__, [WORKDIR, DATA, ON_BAD, SEEDS, PROFILE, TRUST, *PROCESSES])
+    parsed = parse(
+        argv, __doc__, [WORKDIR, DATA, ON_BAD, MAX_BAD, SEEDS, PROFILE, TRUST, *PROCESSES]
+    )
     if parsed is None:
         return 0
     _check_data_flags(parsed)
@@ -159,19 +165,33 @@ def main(argv: list[str]) -> int:
             from retina_jax.progress import Reporter
             from retina_jax.runs.own_data import with_own_data
 
-            skip = flags.on_bad == "skip"
-            config = with_own_data(config, flags.data, flags.workdir, skip, Reporter(console))
+            handling = _handling(flags.on_bad, flags.max_bad)
+            config = with_own_data(config, flags.data, flags.workdir, handling, Reporter(console))
         if flags.seeds is not None:
             return run_seeds(config, flags.workdir, flags.seeds, console, flags.trust)
         staged = flags.data is not None
         return run(config, flags.workdir, console, profile, flags.trust, staged)
 
 
+def _handling(on_bad: str, max_bad: str) -> Handling:
+    """What to do with unusable records, from the flags; `UserError` for other values."""
+    from retina_jax.prepare.handling import Handling
+
+    if on_bad not in ("stop", "skip"):
+        raise UserError(f"--on-bad={on_bad} must be stop or skip; set --on-bad=skip")
+    try:
+        share = float(max_bad)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise UserError(f"--max-bad={max_bad} must be a share from 0 to 1, such as 0.01")
+    return Handling(on_bad == "skip", share)
+
+
 def _check_data_flags(parsed: Parsed) -> None:
     """Raises `UserError` for flags that contradict ``--data``."""
     flags = parsed.flags
-    if flags.on_bad not in ("stop", "skip"):
-        raise UserError(f"--on-bad={flags.on_bad} must be stop or skip; set --on-bad=skip")
+    _handling(flags.on_bad, flags.max_bad)
     if flags.data is None:
         return
     for name in ("data.dir", "data.name"):

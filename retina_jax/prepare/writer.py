@@ -239,7 +239,8 @@ class _Bad:
             first = (
                 f"{self._count} of {self._total} records cannot be used"
                 f"{' (possibly more)' if self.enough else ''}, a larger share than "
-                f"--max-bad={self.handling.max_bad:g}; the first: {lines[0]}"
+                f"--max-bad={self.handling.max_bad:g}; correct them, or raise it; the first: "
+                f"{lines[0]}"
             )
             raise RecordsError([first, *lines[1:_MOST_FAULTS]])
         raise RecordsError(lines)

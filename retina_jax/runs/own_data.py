@@ -31,22 +31,22 @@ def with_own_data(
     config: ml_collections.ConfigDict,
     data: str,
     workdir: str | Path,
-    skip_bad: bool = False,
+    handling: Handling | None = None,
     report: Reporter | None = None,
 ) -> ml_collections.ConfigDict:
     """``config`` for the data set that ``data`` contains, prepared in ``workdir``/data if needed.
 
     Raises `UserError` for files that are no data set, that have changed since they were prepared,
-    or, unless ``skip_bad``, that have unusable records.
+    or that have unusable records which ``handling`` does not leave out.
     """
-    report = report or Reporter()
+    report, handling = report or Reporter(), handling or Handling()
     check_local(str(workdir), "--workdir")
     found = recognise(data)
     report.say(f"1/4 prepare: {data} is {_described(found)}")
     if found.kind == "prepared":
         fields = _fields_of(found.root)
     else:
-        fields = _prepared(found, data, workdir_at(workdir) / FOLDER, skip_bad, report)
+        fields = _prepared(found, data, workdir_at(workdir) / FOLDER, handling, report)
     taken = {name: value for name, value in fields.items() if name not in _split_flags(config)}
     return changed_config(config, taken)
 
@@ -80,11 +80,11 @@ def _fields_of(folder: Path) -> dict[str, Any]:
 
 
 def _prepared(
-    found: OwnFiles, data: str, folder: Path, skip_bad: bool, report: Reporter
+    found: OwnFiles, data: str, folder: Path, handling: Handling, report: Reporter
 ) -> dict[str, Any]:
     """Prepares the files in ``folder``, or finds them prepared by an earlier call."""
     try:
-        source, line = open_source(found, skip_bad)
+        source, line = open_source(found, handling.skip_bad)
         digest, place = digest_of(source), folder / SOURCE
         if data_sets(folder):
             _check_same(place, digest, data, folder)
@@ -93,12 +93,12 @@ def _prepared(
             report.say(f"  {line}")
             folder.mkdir(parents=True, exist_ok=True)
             write_json(place, {"data": str(Path(data).expanduser().absolute()), "digest": digest})
-            made = prepare(source, folder, _NAME, report, Handling(skip_bad))
+            made = prepare(source, folder, _NAME, report, handling)
             if made.left_out:
                 listed = made.directory / "left_out.txt"
                 report.note(f"records left out: {made.left_out} (listed in {listed})", "warning")
     except (RecordError, RecordsError) as error:
-        if skip_bad:
+        if handling.skip_bad:
             raise
         advice = "correct them, or set --on-bad=skip to leave out such records"
         raise UserError(f"{error}; {advice}", error.details) from None

@@ -106,3 +106,18 @@ def test_an_unusable_record_stops_with_its_name(program, files, tmp_path):
     assert done.returncode == 2
     assert "4.png" in done.stderr
     assert "--on-bad=skip" in done.stderr
+
+
+def test_the_share_that_may_be_left_out_is_a_flag(program, files, tmp_path):
+    (files / "images" / "3.png").write_bytes(b"no image")
+    arguments = ("train", f"--data={files}", f"--workdir={tmp_path / 'run'}", "--on-bad=skip")
+    done = program(*arguments)
+    assert done.returncode == 2
+    assert "a larger share than --max-bad=0.01; correct them, or raise it" in done.stderr
+    for value in ("some", "-0.1", "nan", "10%"):
+        done = program(*arguments, f"--max-bad={value}")
+        assert done.returncode == 2
+        assert f"--max-bad={value} must be a share from 0 to 1" in done.stderr
+    done = program(*arguments, "--max-bad=0.2", *SMALL, *CHOSEN, "--config.train.steps=1")
+    assert done.returncode == 0, done.stderr
+    assert "records left out: 1" in done.stderr
