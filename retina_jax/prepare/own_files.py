@@ -260,20 +260,26 @@ def _pictures_of(annotations: Annotations, root: Path, split: str | None) -> Pat
     }
     best = max(there, key=there.get, default=None)
     if best and there[best][0]:
-        return best
+        several = [folder for folder in there if there[folder] == there[best]]
+        return best if best in places else _only(several, annotations)
     found = matches(above, pictures_in(above, split), set(map(key, names)), key)
     several = [folder for folder, count in found.items() if 2 * count > max(found.values())]
-    if len(several) == 1:
-        return several[0]
     if several:
-        first, second, *_ = several
-        raise UserError(
-            f"{annotations.path}: {first} and {second} both contain its images; move one away"
-        )
+        return _only(several, annotations)
     raise UserError(
         f"{annotations.path}: its images, such as {names[0]!a}, are not in {above}; move them to "
         "images/ beside the file"
     )
+
+
+def _only(folders: list[Path], annotations: Annotations) -> Path:
+    """The only one of ``folders``; `UserError` if there are several."""
+    if len(folders) > 1:
+        first, second, *_ = folders
+        raise UserError(
+            f"{annotations.path}: {first} and {second} both contain its images; move one away"
+        )
+    return folders[0]
 
 
 def hold_out(annotations: Annotations, share: float = HELD_OUT) -> tuple[Annotations, Annotations]:

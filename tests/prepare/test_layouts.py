@@ -228,6 +228,10 @@ MISTAKES = {
     "COCO without images": (
         {"train.json": json.dumps(coco_content(2)), "images/other.png": PNG},
         "its images, such as 'p1.png', are not in .*; move them to images/ beside the file"),
+    "COCO with masks of the same names": (
+        {"annotations/train.json": json.dumps(coco_content(2))}
+        | {f"{folder}/p{i}.png": PNG for folder in ("img", "a_masks") for i in (1, 2)},
+        "both contain its images; move one away"),
     "COCO with images twice": (
         {"annotations/train.json": json.dumps(coco_content(2))}
         | {f"{folder}/{half}/p{i}.png": PNG for folder in "ab" for half in "cd" for i in (1, 2)},
