@@ -40,8 +40,7 @@ class Page:
         )  # fmt: skip
         os.close(to_read)
         os.close(to_write)
-        targets = self.send("Target.getTargets")["targetInfos"]
-        target = next(t["targetId"] for t in targets if t["type"] == "page")
+        target = self.send("Target.createTarget", url="about:blank")["targetId"]
         attached = self.send("Target.attachToTarget", targetId=target, flatten=True)
         self._session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
@@ -52,7 +51,7 @@ class Page:
         self.send("Emulation.setEmulatedMedia", features=[scheme])
         started = time.monotonic()
         self.send("Page.navigate", url=address)
-        self.wait_for("document.readyState === 'complete'")
+        self.wait_for("location.href !== 'about:blank' && document.readyState === 'complete'")
         self.loaded_after = time.monotonic() - started
 
     def send(self, method, **parameters):

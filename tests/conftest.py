@@ -34,9 +34,11 @@ from support import (
     compile_quickly,
     compiled_quickly,
     is_quick,
+    leave_out_the_surroundings,
     prepare_coco,
 )
 
+leave_out_the_surroundings()
 compile_quickly()
 
 from jaxtyping import install_import_hook  # noqa: E402

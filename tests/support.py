@@ -6,6 +6,8 @@ import importlib.util
 import os
 import sys
 
+import pytest
+
 SMALLEST = (
     "--config.data.short_side=64", "--config.data.long_side=96", "--config.model.width=8",
     "--config.model.fpn_channels=16", "--config.model.head_channels=16",
@@ -34,6 +36,14 @@ _HAS_FUSIONS = importlib.metadata.version("jaxlib").startswith("0.10.")
 """Later versions abort on flags that they do not know, such as this one and the next."""
 _WHOLE = "--xla_cpu_parallel_codegen_split_count=1"
 """A program is compiled in one piece: with two test processes no core is free for more."""
+
+
+def leave_out_the_surroundings():
+    """Removes what some CI services set and texts or the tests' own servers would suffer from."""
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):
+        os.environ.pop(name, None)
+    for name in ("no_proxy", "NO_PROXY"):
+        os.environ[name] = ",".join(filter(None, (os.environ.get(name), "127.0.0.1,localhost")))
 
 
 def is_quick():
@@ -134,3 +144,18 @@ def prepare_coco(images, annotations, out):
         code = main(["retina-jax", "prepare", "coco", "--images", str(images), "--out", str(out),
                      *files])  # fmt: skip
     assert code == 0
+
+
+def assert_same_results(ours, theirs):
+    """COCO results of one image; where scores tie within rounding, two may change places."""
+    assert len(ours) == len(theirs)
+    left = list(ours)
+    for result in theirs:
+        close = [
+            our for our in left
+            if our["category_id"] == result["category_id"]
+            and our["score"] == pytest.approx(result["score"], abs=1.5e-6)  # rounded to 1e-6
+            and our["bbox"] == pytest.approx(result["bbox"], abs=0.01)
+        ]  # fmt: skip
+        assert close, result
+        left.remove(close[0])

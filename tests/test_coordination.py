@@ -203,7 +203,7 @@ def test_an_error_reaches_all_with_the_name_of_its_host(groups, by):
 
 
 def test_a_process_that_falls_silent_is_named_by_the_others(groups, monkeypatch):
-    monkeypatch.setattr(coordination, "LOST_AFTER", 0.5)
+    monkeypatch.setattr(coordination, "LOST_AFTER", 2.0)
     made, _, left = groups(3)
     made[1]._ended.set()  # its watch stops
     wait_until(lambda: {0, 2} <= left.keys())

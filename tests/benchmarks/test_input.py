@@ -2,6 +2,7 @@
 
 import json
 import mmap
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -44,11 +45,14 @@ def mirrored(image):
 
 
 def test_memory_is_measured(shapes_dir):
-    """Kept batches would show: 140 of them have 52 MiB of pixels."""
+    """Kept batches would show: 140 of them have 52 MiB of pixels.
+
+    One arena of malloc for all threads: each thread's own would grow with the number of cores.
+    """
     done = subprocess.run(
         [sys.executable, REPOSITORY / "scripts/benchmark.py", "memory", "--steps=200",
          f"--config={REPOSITORY}/experiments/shapes.py", f"--config.data.dir={shapes_dir}"],
-        capture_output=True, text=True,
+        capture_output=True, text=True, env=os.environ | {"MALLOC_ARENA_MAX": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]

@@ -24,6 +24,13 @@ def arrays(workdir, step):
     return jax.tree.leaves(tree)
 
 
+def assert_same_metrics(ours, theirs):
+    """Up to detections whose scores change places by rounding."""
+    ours, theirs = jax.tree.leaves_with_path(ours), jax.tree.leaves_with_path(theirs)
+    assert [path for path, _ in ours] == [path for path, _ in theirs]
+    np.testing.assert_allclose([x for _, x in ours], [x for _, x in theirs], atol=1e-3)
+
+
 @pytest.fixture(scope="module")
 def three_ways(shapes_dir, tmp_path_factory):
     """The workdirs of 20 steps on 1 process of 4 devices, 2 of 2, and 4 of 1."""
@@ -49,7 +56,9 @@ def test_the_number_of_processes_changes_no_number(three_ways):
         ):
             np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
         metrics = json.loads((three_ways / count / "eval/20/metrics.json").read_text())
-        assert metrics == json.loads((three_ways / "1/eval/20/metrics.json").read_text())
+        assert_same_metrics(
+            metrics, json.loads((three_ways / "1/eval/20/metrics.json").read_text())
+        )
 
 
 def test_two_processes_evaluate_what_one_has_trained(three_ways, shapes_dir, tmp_path):
@@ -66,7 +75,7 @@ def test_two_processes_evaluate_what_one_has_trained(three_ways, shapes_dir, tmp
         }
         for folder in (workdir, three_ways / "1")
     )
-    assert ours["metrics"] == theirs["metrics"]
+    assert_same_metrics(ours["metrics"], theirs["metrics"])
     rows = [
         np.array(
             [[d["image_id"], d["category_id"], d["score"], *d["bbox"]] for d in x["detections"]]
@@ -122,10 +131,9 @@ def test_a_killed_host_is_named_by_the_other_which_ends_too(shapes_dir, tmp_path
         codes, printed = run.end()
         assert time.monotonic() - started < 60
     assert codes[1 - lost] == 1, printed
-    last = printed[1 - lost].strip().splitlines()[-1]
-    assert f"(process {lost})" in last
-    assert "has not answered for" in last or "cannot be reached" in last
-    assert "run the same command again on all hosts" in last
+    (named,) = [line for line in printed[1 - lost].splitlines() if f"(process {lost})" in line]
+    assert "has not answered for" in named or "cannot be reached" in named
+    assert "run the same command again on all hosts" in named
 
 
 def test_an_error_on_one_host_ends_all_with_its_message(shapes_dir, tmp_path):

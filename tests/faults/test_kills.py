@@ -71,30 +71,33 @@ def undisturbed(shapes_dir, tmp_path_factory):
 
 
 def writing_checkpoint(run, _):
-    return any("tmp" in p.name for p in (run.workdir / FOLDER).glob("*"))
+    return {p for p in (run.workdir / FOLDER).glob("*") if "tmp" in p.name}
 
 
-def evaluating(run, steps):
-    return any(p.name > "" for p in run.workdir.glob("eval/*/.*")) or run.steps() >= steps + 2
+def evaluating(run, before):
+    later = {"two lines"} if run.steps() >= before + 2 else set()
+    return set(run.workdir.glob("eval/*/.*")) | later
 
 
-def logging(run, steps):
-    return run.steps() > steps
+def logging(run, before):
+    return {"a line"} if run.steps() > before else set()
 
 
 MOMENT_KINDS = (logging, writing_checkpoint, evaluating)
+"""What can be seen while it happens, given the number of lines in the log at the start."""
 
 
 def kill_at(run, kind, delay, victim):
     """Kills when ``kind`` happens, and ``delay`` seconds later; False if the run ended first."""
     steps = run.steps()
-    while not kind(run, steps):
+    left_by_the_last = kind(run, steps)
+    while not kind(run, steps) - left_by_the_last:
         if any(p.poll() is not None for p in run.processes):
             return False
         time.sleep(0.002)
     time.sleep(delay)
-    run.processes[victim].send_signal(signal.SIGKILL)
-    return True
+    run.processes[victim].kill()
+    return run.processes[victim].wait() == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -194,8 +197,10 @@ def test_a_run_that_is_stuck_says_where_and_ends(shapes_dir, tmp_path):
     with Run(tmp_path, shapes_dir, 1, 1, **fields) as run:
         run.wait_until(lambda: run.steps() >= 1)
         (main,) = run.processes
-        threads = Path(f"/proc/{main.pid}/task").iterdir()
-        children = [int(pid) for t in threads for pid in (t / "children").read_text().split()]
+        children = []
+        for thread in Path(f"/proc/{main.pid}/task").iterdir():
+            with contextlib.suppress(OSError):  # it has ended since
+                children += map(int, (thread / "children").read_text().split())
         assert children
         for child in children:  # the loader's worker no longer answers, but lives
             os.kill(child, signal.SIGSTOP)
@@ -243,8 +248,8 @@ def test_a_workdir_in_use_is_refused_and_free_again_after_a_kill(tmp_path):
 
 def test_the_lease_of_another_host_is_taken_over_once_it_is_stale(tmp_path, monkeypatch):
     monkeypatch.setattr(lease, "STALE_AFTER", 2.0)
-    (tmp_path / lease.FILE).write_text('{"host": "elsewhere", "pid": 1, "token": "x"}')
     started = time.monotonic()
+    (tmp_path / lease.FILE).write_text('{"host": "elsewhere", "pid": 1, "token": "x"}')
     with Lease(tmp_path, Reporter()):
         assert 1.5 < time.monotonic() - started < 30
 
@@ -252,10 +257,13 @@ def test_the_lease_of_another_host_is_taken_over_once_it_is_stale(tmp_path, monk
 def test_the_lease_of_another_host_that_is_renewed_is_refused(tmp_path):
     path = tmp_path / lease.FILE
     path.write_text('{"host": "elsewhere", "pid": 1, "token": "x"}')
-    renewing = subprocess.Popen(["sh", "-c", f"sleep 2; touch '{path}'"])
-    with pytest.raises(UserError, match="in use by process 1 on host elsewhere"):
-        Lease(tmp_path, Reporter()).__enter__()
-    renewing.wait()
+    renewing = subprocess.Popen(["sh", "-c", f"while sleep 1; do touch '{path}'; done"])
+    try:
+        with pytest.raises(UserError, match="in use by process 1 on host elsewhere"):
+            Lease(tmp_path, Reporter()).__enter__()
+    finally:
+        renewing.kill()
+        renewing.wait()
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": "x"}'])

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from support import assert_same_results
 
 from retina_jax.config import default_config
 from retina_jax.data.images import PictureError
@@ -99,11 +100,7 @@ def test_the_numbers_are_those_of_evaluation(finished_run, sources, tmp_path, ca
     for result in json.loads((out / "detections.json").read_text()):
         found[name_of[result["image_id"]]].append(result)
     for name, results in expected.items():
-        assert len(found[name]) == len(results)
-        for ours, theirs in zip(found[name], results, strict=True):
-            assert ours["category_id"] == theirs["category_id"]
-            assert ours["score"] == pytest.approx(theirs["score"], abs=1.5e-6)  # rounded to 1e-6
-            np.testing.assert_allclose(ours["bbox"], theirs["bbox"], atol=0.01)
+        assert_same_results(found[name], results)
     assert sorted(p.name for p in (out / "drawn").iterdir()) == sorted(expected)
 
 

@@ -143,7 +143,7 @@ def test_a_killed_write_is_no_data_set_and_goes_on(tmp_path, small_shards):
     )
     child = subprocess.Popen([sys.executable, "-c", code])
     notes = []
-    for _ in range(600):
+    for _ in range(3000):
         notes = list(Path(tmp_path).glob("drawn/incomplete*/[!.]*.note"))
         if len(notes) == 2 or child.poll() is not None:
             break

@@ -29,7 +29,7 @@ class NumberedEngine:
 
     def __init__(self, seconds=0.0):
         self.seconds, self.batches = seconds, []
-        self.entered = 0  # batches that have begun
+        self.entered = self.taken = 0  # batches that have begun, and their images
         self.go = threading.Event()
         self.go.set()
         self.fails = lambda numbers: False
@@ -50,6 +50,7 @@ class NumberedEngine:
 
     def run(self, bucket, images):
         self.entered += 1
+        self.taken += len(images)
         assert self.go.wait(30)
         time.sleep(self.seconds)
         numbers = [number for _, number in images]

@@ -162,7 +162,7 @@ def test_requests_that_arrive_together_share_batches_and_none_is_lost():
         sending = Sending(site.port)
         for number in range(40):
             sending.send(number, number % 2)
-        wait_until(lambda: len(site.service.open) == 40 and site.service.waiting >= 36)
+        wait_until(lambda: engine.taken and engine.taken + site.service.waiting == 40)
         engine.go.set()
         outcomes = sending.wait()
         for number, (status, _, content) in outcomes.items():
@@ -173,7 +173,7 @@ def test_requests_that_arrive_together_share_batches_and_none_is_lost():
     ran = [number for _, numbers in engine.batches for number in numbers]
     assert sorted(ran) == sorted(outcomes) == list(range(40))
     assert all({n % 2 for n in numbers} == {bucket} for bucket, numbers in engine.batches)
-    assert len(engine.batches) <= 12  # 40 in fours, besides the first and the last of a bucket
+    assert len(engine.batches) <= 11  # the first, and five each of what is left in two buckets
 
 
 def test_many_clients_on_connections_that_stay_open():
@@ -270,7 +270,7 @@ def test_a_fault_of_the_detector_is_500_for_its_requests_alone(caplog):
 
 def test_a_request_that_takes_too_long_is_504_and_gives_up_its_place():
     engine = NumberedEngine()
-    with serving(engine, seconds=0.5) as site:
+    with serving(engine, seconds=2) as site:
         engine.go.clear()
         sending = Sending(site.port)
         sending.send(0)
@@ -278,7 +278,7 @@ def test_a_request_that_takes_too_long_is_504_and_gives_up_its_place():
         sending.send(1)
         outcomes = sending.wait()
         assert [outcomes[k][0] for k in (0, 1)] == [504, 504]
-        assert "no detections within 0.5 s" in outcomes[1][2]["error"]
+        assert "no detections within 2 s" in outcomes[1][2]["error"]
         engine.go.set()
         assert detect(site.port, numbered(2))[0] == 200
     assert [numbers for _, numbers in engine.batches] == [[0], [2]]
