@@ -10,7 +10,6 @@ JobSet and counts towards ``maxRestarts``. Rules on messages need JobSet 0.10.
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import json
 import re
 import time
@@ -21,6 +20,7 @@ from retina_jax.errors import DONE, CommandError, RunError, UserError
 from retina_jax.launch import accelerators, codes, mounts, tools
 from retina_jax.launch.command import check_workdir, digest, kubernetes_arguments
 from retina_jax.launch.jobset_status import LAUNCH, Pods, State, exit_code
+from retina_jax.launch.log_lines import LogLines
 from retina_jax.wording import counted
 
 if TYPE_CHECKING:
@@ -280,7 +280,7 @@ class Job:
         return json.loads(tools.run(self._kubectl(*arguments)))["items"]
 
     def _follow(self, report: Reporter, poll: float) -> int:
-        logs, since, shown, restarts = None, None, "", 0
+        logs, lines, shown, restarts = None, LogLines(), "", 0
         try:
             while True:
                 state = State.of(tools.patiently(self._get, poll))
@@ -294,17 +294,17 @@ class Job:
                 if state.ended:
                     break
                 if logs and logs.code() is not None:
-                    logs, since = None, _now()
+                    logs = None
                 if logs is None:
                     pods = Pods(tools.patiently(lambda: self._parts("pods"), poll))
                     if (line := pods.describe(self.hosts)) != shown:
                         shown = line
                         report.say(f"JobSet {self.name}: {line}")
                     if pods.started:
-                        logs = tools.Followed(self._logs("--follow", since))
+                        logs = tools.Followed(self._logs("--follow"), lines.new)
                 time.sleep(poll)
-            if logs is None:  # it ended between two looks
-                logs = tools.Followed(self._logs("--tail=-1", since))
+            if logs is None or logs.code():  # it ended, or the connection did, between two looks
+                logs = tools.Followed(self._logs(), lines.new)
             logs.finish(30)
         finally:
             if logs:
@@ -316,15 +316,17 @@ class Job:
         report.note(f"JobSet {self.name} failed: {state.message} (exit code {code})", "stopped")
         return code
 
-    def _logs(self, how: str, since: str | None) -> list[str]:
-        which = [f"--since-time={since}"] if since else ["--tail=-1"]
+    def _logs(self, *how: str) -> list[str]:
+        """All lines, each time: `LogLines` leaves out those that were there before."""
         return self._kubectl(
             "logs",
             f"--selector={_OF_JOBSET}={self.name}",
             f"--container={CONTAINER}",
             "--prefix",
+            "--timestamps",
+            "--tail=-1",
             f"--max-log-requests={self.hosts}",
-            *dict.fromkeys([how, *which]),
+            *how,
         )
 
 
@@ -335,10 +337,6 @@ def _refuse(job: Job, flag: str, of: str) -> None:
         raise UserError(
             f"--{spelt}={value} is for {of}, not for --accelerator={job.accelerator}; remove it"
         )
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _pod_failure_rules() -> list[dict]:

@@ -244,9 +244,10 @@ class Job:
         """
         found: list[int] = []
 
-        def read(line: str) -> None:
+        def read(line: str) -> str:
             if match := _EXIT.search(line):
                 found.append(int(match[1]))
+            return line
 
         runs = [tools.Followed(self.start_command(node, attempt), read) for node in self.nodes]
         try:

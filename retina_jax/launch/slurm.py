@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import re
 import shlex
@@ -184,6 +185,8 @@ class Tail:
 
     def __init__(self, path: Path):
         self._path, self._read = path, 0
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        """Keeps the first bytes of a character whose others are not written yet."""
 
     def print_new(self) -> None:
         try:
@@ -194,4 +197,4 @@ class Tail:
             return
         self._read += len(new)
         if new:
-            print(new.decode(errors="replace"), end="", flush=True)
+            print(self._decoder.decode(new), end="", flush=True)

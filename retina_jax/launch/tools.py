@@ -163,14 +163,12 @@ def _installed(tool: str) -> Iterator[None]:
 
 
 class Followed:
-    """A tool in the background: its output is printed, and each line is passed to ``on_line``."""
+    """A tool in the background: prints what ``shown`` makes of each line of its output."""
 
-    def __init__(
-        self, arguments: Sequence[str], on_line: Callable[[str], object] = lambda line: None
-    ):
+    def __init__(self, arguments: Sequence[str], shown: Callable[[str], str] = lambda line: line):
         self.arguments = tuple(arguments)
         self.last_lines: collections.deque[str] = collections.deque(maxlen=20)
-        self._on_line = on_line
+        self._shown, self._is_printing = shown, False
         with _installed(arguments[0]):
             self._process = subprocess.Popen(
                 arguments,
@@ -187,14 +185,17 @@ class Followed:
     def _read(self) -> None:
         for line in self._process.stdout:
             self.last_lines.append(line)
-            self._on_line(line)
+            self._is_printing = True
             with contextlib.suppress(BrokenPipeError):  # nobody reads; the job goes on
-                print(line, end="", flush=True)
+                print(self._shown(line), end="", flush=True)
+            self._is_printing = False
 
     def code(self) -> int | None:
         """The exit code; None while the tool runs."""
         if self._process.poll() is not None:
             self._reader.join(timeout=10)  # the last lines
+            while self._is_printing and self._reader.is_alive():  # whoever reads ours is slow
+                self._reader.join(timeout=1)
         return self._process.returncode
 
     def finish(self, seconds: float) -> None:

@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from retina_jax.launch.slurm import Tail
+
 FLAGS = ("--kind=slurm", "--nodes=2", "--gpus-per-node=8", "--name=run")
 COMMAND = ["--", "train", "--config=experiments/coco.py", "--workdir=runs/r50"]
 ODD = ["train", "--workdir=my run", "--a='b' \"c\" $HOME $(HOME) $$ \\ *", "", "--x=ä\ny"]
@@ -277,3 +279,14 @@ def test_ctrl_c_cancels_and_says_so(keep, tools):
     assert bool(tools.called("scancel")) == (not keep)
     assert ("kept job 12; cancel it with scancel 12" if keep else "cancelled job 12") in said
     assert "Traceback" not in said
+
+
+def test_a_character_that_is_written_in_two_parts_is_printed_whole(tmp_path, capsys):
+    log, content = tmp_path / "log", "AP 0.5 ± 0.1 – 3 µm\n".encode()
+    tail = Tail(log)
+    tail.print_new()
+    for byte in content:
+        with log.open("ab") as file:
+            file.write(bytes([byte]))
+        tail.print_new()
+    assert capsys.readouterr().out == content.decode()
