@@ -43,8 +43,9 @@ class Lease:
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
 
     def __enter__(self) -> Lease:
-        while not self._take():
-            self._wait_for_holder()
+        doubt = 0.0
+        while not (self._take() and self._is_own_after(doubt)):
+            doubt = self._wait_for_holder()
         self._thread.start()
         parallel.group.before_leaving.append(self._release)
         return self
@@ -59,15 +60,28 @@ class Lease:
         """Creates the lease; False if there is one."""
         return files.create(self._path, json.dumps(self._own))
 
-    def _wait_for_holder(self) -> None:
-        """Removes the lease once it is stale; `UserError` if it is renewed."""
+    def _is_own_after(self, seconds: float) -> bool:
+        """Whether the lease is still this program's.
+
+        Another program that waited for the same lease may have removed this one in its place.
+        """
+        if not seconds:
+            return True
+        time.sleep(seconds)
+        return self._read().get("token") == self._own["token"]
+
+    def _wait_for_holder(self) -> float:
+        """Removes the lease once it is stale; `UserError` if it is renewed.
+
+        Returns how many seconds others may take to remove the same lease.
+        """
         first = self._renewed()
         if first is None:
-            return
+            return 0.0
         holder = self._read()
         if has_ended(holder):
             self._remove(holder)
-            return
+            return 0.1
         who = f"process {holder.get('pid', '?')} on host {holder.get('host', '?')}"
         age = self._now() - first
         if runs_here(holder) and age < RENEWED_EVERY:
@@ -82,10 +96,11 @@ class Lease:
             time.sleep(min(left, 1.0))
             renewed = self._renewed()
             if renewed is None:
-                return
+                return 1.0
             if renewed != first:
                 raise self._refused(who)
         self._remove(holder)
+        return 1.0
 
     def _refused(self, who: str) -> UserError:
         return UserError(

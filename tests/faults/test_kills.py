@@ -272,3 +272,18 @@ def test_a_lease_that_cannot_be_read_becomes_stale_too(tmp_path, monkeypatch, co
     (tmp_path / lease.FILE).write_text(content)
     with Lease(tmp_path, Reporter()):
         pass
+
+
+def test_of_two_programs_that_take_over_a_stale_lease_one_goes_on(tmp_path, monkeypatch):
+    """The other removes the new lease in place of the stale one, and writes its own."""
+    monkeypatch.setattr(lease, "STALE_AFTER", 0.0)
+    path = tmp_path / lease.FILE
+    path.write_text('{"host": "elsewhere", "pid": 1, "token": "x"}')
+
+    def meanwhile(seconds):
+        path.write_text(json.dumps({**lease.identity(), "token": "of the other"}))
+
+    monkeypatch.setattr(lease.time, "sleep", meanwhile)
+    with pytest.raises(UserError, match=f"in use by process {os.getpid()} on host"):
+        Lease(tmp_path, Reporter()).__enter__()
+    assert json.loads(path.read_text())["token"] == "of the other"
