@@ -61,6 +61,8 @@ class Run:
         flags = [f"--config.{name}={value}" for name, value in flags.items() if value is not None]
         self.workdir = Path(workdir)
         environment = on_one_device() | dict(environment)
+        for name in [name for name in environment if name.lower().endswith("_proxy")]:
+            del environment[name]  # JAX prints a warning
         environment |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices // count)}
         environment["PYTHONPATH"] = str(REPOSITORY)
         # a program that was killed can leave half an entry in the cache that all tests share
