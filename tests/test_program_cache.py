@@ -113,6 +113,7 @@ def test_a_program_is_one_file_that_jax_reads_again(own_cache):
 
 
 def test_a_cache_of_limited_size_is_left_to_jax(tmp_path):
+    pytest.importorskip("filelock")  # JAX needs it for this alone
     cache = lru_cache.LRUCache(str(tmp_path), max_size=100)
     keep_compiled_programs()
     cache.put("a", b"x" * 60)
