@@ -65,7 +65,7 @@ class Run:
             del environment[name]  # JAX prints a warning
         environment |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices // count)}
         environment["PYTHONPATH"] = str(REPOSITORY)
-        # a program that was killed can leave half an entry in the cache that all tests share
+        # the tests' own process writes to the shared cache in place, as JAX does
         environment["PYTHONWARNINGS"] = "ignore:Error reading persistent compilation cache"
         place = []
         if count > 1:
